@@ -1,0 +1,43 @@
+/* What the kernel files share: the thread pool, scratch, bf16 conversion, a fast exp, and the serial matrix product. */
+#ifndef LYCEUM_INTERNAL_H
+#define LYCEUM_INTERNAL_H
+#include "lyceum.h"
+#include <math.h>
+#include <string.h>
+
+/* engine.c: runs body(ctx, i, thread) for i in 0..n-1 over the pool; returns when all are done. The order of i over
+ * threads is not fixed, so a body must only write what belongs to its i. Not to be nested. */
+typedef void (*ly_body)(void *ctx, int64_t i, int thread);
+void ly_parallel(int64_t n, ly_body body, void *ctx);
+/* A buffer of at least `bytes`, 64-byte aligned, kept for this (thread, slot); contents undefined. thread is the
+ * body's argument; slots 0-15 are for kernels, 16-31 for the matrix product. thread -1: the caller, outside a body. */
+void *ly_scratch(int thread, int slot, size_t bytes);
+
+/* matmul.c: one product on the calling thread (inside a body), strides free: element (i,k) of A is A[i*ars + k*acs],
+ * (k,j) of B is B[k*brs + j*bcs]; dtA == dtB; C fp32 row-major with ldc; accumulate != 0 adds to C. */
+void ly_gemm_serial(int thread, int64_t M, int64_t N, int64_t K, float alpha, const void *A, int64_t ars, int64_t acs,
+                    const void *B, int64_t brs, int64_t bcs, int dt, float *C, int64_t ldc, int accumulate);
+
+typedef uint16_t bf16;
+static inline float bf16_to_f32(bf16 x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
+static inline bf16 f32_to_bf16(float f) { /* round to nearest even; NaN stays NaN */
+  uint32_t u; memcpy(&u, &f, 4);
+  uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return (bf16)(((u & 0x7fffffffu) > 0x7f800000u) ? ((u >> 16) | 0x40u) : r);
+}
+/* exp to about 1 ulp of fp32 in a form that compilers vectorise; exp(-inf) = 0, large x gives inf, NaN stays NaN. */
+static inline float fast_expf(float x) {
+  float xc = x < -104.0f ? -104.0f : (x > 89.0f ? 89.0f : x);
+  float t = xc * 1.44269504088896341f;
+  float n = __builtin_rintf(t);
+  float r = __builtin_fmaf(n, -0.693359375f, xc);
+  r = __builtin_fmaf(n, 2.12194440e-4f, r);
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f; p = p * r + 8.3334519073e-3f; p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f; p = p * r + 5.0000001201e-1f; p = p * r * r + r + 1.0f;
+  int32_t e = (int32_t)n, e1 = e >> 1, e2 = e - e1; /* two steps, so that subnormals and overflow come out right */
+  int32_t b1 = (e1 + 127) << 23, b2 = (e2 + 127) << 23; float s1, s2;
+  memcpy(&s1, &b1, 4); memcpy(&s2, &b2, 4);
+  return x == x ? p * s1 * s2 : x;
+}
+#endif

@@ -1,0 +1,138 @@
+/* Lyceum's CPU engine: every kernel the program can call, in one list.
+ *
+ * Contract of this seam
+ *  - Plain C ABI, called from TypeScript by FFI. A kernel takes pointers, shapes and strides; it owns no memory and
+ *    keeps no state between calls (scratch comes from per-thread buffers that grow and are kept).
+ *  - Tensors are row-major and contiguous unless a leading dimension (ld*, in elements) is given. Shapes stand in
+ *    comments as [rows, cols]. N is the number of tokens of the step, all sequences laid end to end.
+ *  - `dt` is the storage type of the activations and parameters of that call (LY_F32 or LY_BF16); reductions,
+ *    softmax, statistics and losses are computed and stored in fp32 whatever `dt` is.
+ *  - Pointers may be anything 2-byte aligned for bf16 and 4-byte aligned for fp32 / i32; buffers from ly_alloc are
+ *    64-byte aligned. Where a name says "accumulate", the kernel adds to what is there.
+ *  - Results do not depend on the number of threads: work is cut the same way and reductions are summed in a fixed
+ *    order, so a run repeated on the same processor gives the same bytes.
+ */
+#ifndef LYCEUM_H
+#define LYCEUM_H
+#include <stddef.h>
+#include <stdint.h>
+
+enum { LY_F32 = 0, LY_BF16 = 1 };
+
+/* ---- engine.c: processor, threads, memory ------------------------------------------------------------------- */
+
+/* The same sources are compiled once per instruction set into native/build/lyceum-ISA.so (portable, avx2, avx512,
+ * avx512bf16, amx; portable, neon on arm64). The loader opens portable, asks ly_isa_list, and opens the best one: so
+ * no kernel needs a dispatch table, and every kernel, not only the products, is compiled for the processor at hand. */
+const char *ly_isa(void);        /* the one this library was compiled for */
+const char *ly_isa_list(void);   /* comma-separated: all that this processor and kernel offer, best first */
+/* Starts the thread pool. threads <= 0: all cores this process may use. 0, or -1 when this processor (or the kernel, for
+ * AMX state) does not offer the library's instruction set. May be called again with another number. */
+int ly_init(int threads);
+const char *ly_cpu_name(void);
+int ly_threads(void);
+
+void *ly_alloc(size_t bytes);    /* anonymous pages, zero, 64-byte aligned, touched pages count only; NULL: no memory */
+void ly_free(void *p, size_t bytes);
+void *ly_map_file(const char *path, size_t *bytes); /* read-only mapping; NULL when it cannot be opened or is empty */
+void ly_unmap_file(void *p, size_t bytes);
+
+/* ---- matmul.c ------------------------------------------------------------------------------------------------ */
+
+/* C[M,N] = alpha * op(A)[M,K] op(B)[K,N] + beta * C (+ R[M,N], same type and ld as C, when R is not NULL).
+ * transA: A is stored [K,M]; transB: B is stored [N,K]. beta is 0 or 1; with 0, C is never read.
+ * `batch` products, sA/sB/sC elements apart (0: shared). Inputs bf16 or fp32, accumulated in fp32, rounded once.
+ * fp32 inputs are multiplied in fp32 always. */
+void ly_matmul(int transA, int transB, int64_t M, int64_t N, int64_t K, float alpha,
+               const void *A, int dtA, int64_t lda, const void *B, int dtB, int64_t ldb, float beta,
+               void *C, int dtC, int64_t ldc, const void *R, int64_t batch, int64_t sA, int64_t sB, int64_t sC);
+
+/* ---- embedding.c --------------------------------------------------------------------------------------------- */
+
+void ly_embedding_forward(const int32_t *ids, const void *table /*[V,D]*/, void *out /*[N,D]*/, int64_t N, int64_t D, int dt);
+/* dtable accumulates; rows that occur several times are summed in fp32, in order of position. */
+void ly_embedding_backward(const int32_t *ids, const void *dout /*[N,D]*/, void *dtable /*[V,D]*/, int64_t N, int64_t D, int64_t V, int dt);
+
+/* ---- norm.c -------------------------------------------------------------------------------------------------- */
+
+/* h = x + residual (residual and h may be NULL: then h is x); y = h * rsqrt(mean(h^2) + eps) * weight. rstd[N] fp32. */
+void ly_rmsnorm_forward(const void *x, const void *residual, const void *weight /*[D]*/, void *h, void *y, float *rstd,
+                        int64_t N, int64_t D, float eps, int dt);
+/* dx = d(loss)/dh (+ dh_extra when not NULL: the gradient that reaches h by the residual path). dweight accumulates. */
+void ly_rmsnorm_backward(const void *dy, const void *h, const void *weight, const float *rstd, const void *dh_extra,
+                         void *dx, void *dweight, int64_t N, int64_t D, int dt);
+
+/* ---- rope.c -------------------------------------------------------------------------------------------------- */
+
+/* In place on the first `heads` heads of each row of x (rows ldx elements apart, heads D wide, halves rotated as in
+ * Hugging Face Llama: x[i], x[i + D/2]). cos/sin [maxpos, D/2] fp32, pos[N]. inverse != 0 rotates back (backward). */
+void ly_rope(void *x, int64_t ldx, const int32_t *pos, const float *cos, const float *sin, int64_t N, int heads, int D, int inverse, int dt);
+
+/* ---- attention.c: causal, packed, grouped-query; the T x T matrix never exists -------------------------------- */
+
+/* qkv[N, (H + 2 KV) D]: queries, keys, values of one token side by side. Sequence s is rows cu[s] .. cu[s+1]-1 and
+ * sees itself only. out[N, H D]; lse[H, N] fp32 = log sum exp of the scaled scores. H is a multiple of KV. */
+void ly_attention_forward(const void *qkv, void *out, float *lse, const int32_t *cu, int nseq, int64_t N,
+                          int H, int KV, int D, float scale, int dt);
+void ly_attention_backward(const void *dout, const void *qkv, const void *out, const float *lse, void *dqkv,
+                           const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt);
+/* With a KV cache. For sequence b the T new rows of q (q[B*T, ldq], first H*D of a row) sit at positions
+ * past[b] .. past[b]+T-1 and see cache rows 0 .. own position. kcache/vcache[B, maxT, KV, D] hold the new rows already. */
+void ly_attention_cached(const void *q, int64_t ldq, const void *kcache, const void *vcache, void *out /*[B*T, H D]*/,
+                         const int32_t *past, int64_t B, int64_t T, int64_t maxT, int H, int KV, int D, float scale, int dt);
+/* Copies the K and V parts of qkv[B*T, (H+2KV)D] to cache rows past[b]..past[b]+T-1. */
+void ly_cache_append(const void *qkv, void *kcache, void *vcache, const int32_t *past, int64_t B, int64_t T, int64_t maxT,
+                     int H, int KV, int D, int dt);
+
+/* ---- swiglu.c ------------------------------------------------------------------------------------------------ */
+
+/* gu[N, 2F] = gate and up side by side; y[N,F] = silu(gate) * up. */
+void ly_swiglu_forward(const void *gu, void *y, int64_t N, int64_t F, int dt);
+void ly_swiglu_backward(const void *dy, const void *gu, void *dgu, int64_t N, int64_t F, int dt);
+
+/* ---- logprob.c: hidden states x output matrix -> log p(token), in chunks of rows; full logits never exist ------ */
+
+/* logp[i] = log softmax(hidden[i] . W^T * inv_temperature)[target[i]]; target < 0: row is skipped, logp 0.
+ * lse[N] fp32 is kept for the backward pass. entropy[N] (may be NULL) = entropy of the row's distribution. */
+void ly_logprob_forward(const void *hidden /*[N,D]*/, const void *W /*[V,D]*/, const int32_t *target, float *logp, float *lse,
+                        float *entropy, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt);
+/* g[N] = d(loss)/d(logp). dhidden is written (rows skipped: 0), dW accumulates. Either may be NULL. */
+void ly_logprob_backward(const void *hidden, const void *W, const int32_t *target, const float *lse, const float *g,
+                         void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt);
+/* Both in one pass, for losses of the form sum_i g[i] * logp[i] with g known beforehand (cross entropy: g = -w). */
+void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_t *target, const float *g, float *logp,
+                                 void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt);
+
+/* ---- adamw.c: optimizer and its norms -------------------------------------------------------------------------- */
+
+/* Decoupled weight decay (Loshchilov & Hutter 2019), PyTorch's order. g = grad * gscale. c1 = 1 - b1^t, c2 = 1 - b2^t.
+ * master, m, v fp32 [n]. param[n] (dt) receives the rounded master (may equal master when dt is fp32); grad[n] (dt). */
+void ly_adamw(int64_t n, float *master, float *m, float *v, const void *grad, void *param, int dt, float lr, float b1, float b2,
+              float eps, float weight_decay, float c1, float c2, float gscale);
+double ly_sum_squares(const void *x, int64_t n, int dt); /* fixed order, fp64 across blocks; NaN or Inf come through */
+
+/* ---- elementwise.c ------------------------------------------------------------------------------------------- */
+
+void ly_fill(void *x, float value, int64_t n, int dt);
+void ly_add(const void *a, const void *b, void *out, int64_t n, int dt);              /* out may be a or b */
+void ly_axpy(float alpha, const void *x, void *y, int64_t n, int dt);                 /* y += alpha x */
+void ly_mul(const void *a, const void *b, void *out, int64_t n, int dt);
+void ly_scale(const void *x, float alpha, void *out, int64_t n, int dt);
+void ly_cast(const void *src, int dts, void *dst, int dtd, int64_t n);                /* bf16 by round to nearest even */
+void ly_copy_rows(const void *src, const int32_t *rows, void *dst, int64_t n, int64_t D, int dt);      /* dst[i] = src[rows[i]] */
+void ly_add_rows(const void *src, const int32_t *rows, void *dst, int64_t n, int64_t D, int dt);       /* dst[rows[i]] += src[i] */
+
+/* ---- random.c: Philox 4x32-10 (Salmon et al. 2011); draw i is a function of (seed, stream, i) ------------------ */
+
+void ly_random_normal(void *out, int64_t n, uint64_t seed, uint64_t stream, float mean, float std, int dt);
+void ly_random_uniform(float *out, int64_t n, uint64_t seed, uint64_t stream); /* [0, 1) */
+
+/* ---- sample.c ------------------------------------------------------------------------------------------------ */
+
+/* For each of B rows of logits[B,V] (fp32, changed in place): repetition penalty (CTRL; history[B, maxhist] i32, the
+ * first nhist[b] valid), temperature, top-k (0: off), top-p (1: off), min-p (0: off), then one draw with u[b] in [0,1).
+ * temperature 0: argmax, lowest id of equals. logp[b] (may be NULL) = log probability of the id under
+ * softmax(logits / temperature) before any cut. */
+void ly_sample(float *logits, int64_t B, int64_t V, const int32_t *history, const int32_t *nhist, int64_t maxhist, float repetition_penalty,
+               float temperature, int32_t top_k, float top_p, float min_p, const float *u, int32_t *ids, float *logp);
+#endif
