@@ -1,0 +1,93 @@
+/**
+ * The CPU engine: native/*.c, compiled once per instruction set, opened by FFI.
+ *
+ * The prototypes are read from native/lyceum.h itself, so the header is the one list of kernels: a prototype
+ * `void ly_rmsnorm_forward(const void *x, ...)` becomes the method `rmsnormForward`, pointers become addresses.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import koffi from "koffi";
+import type { Device, Ptr } from "./device.js";
+
+const nativeDir = fileURLToPath(new URL("../../native/", import.meta.url));
+
+export class EngineError extends Error {}
+
+export interface CpuOptions {
+  /** Threads of the engine's pool; default: all cores this process may use. */
+  threads?: number;
+  /** portable, avx2, avx512, avx512bf16, amx, neon; default: LYCEUM_ISA, else the best this processor offers. */
+  isa?: string;
+}
+
+type Kernel = (...args: unknown[]) => unknown;
+
+/** `name -> C prototype` of every function in the header, with pointer arguments turned into plain addresses. */
+function prototypes(): Map<string, string> {
+  const header = readFileSync(`${nativeDir}lyceum.h`, "utf8").replace(/\/\*[\s\S]*?\*\//g, "");
+  const found = new Map<string, string>();
+  for (const [, result, star, name, args] of header.matchAll(/^((?:const )?\w+) (\*?)(ly_\w+)\(([^)]*)\);/gm)) {
+    const returns = star === "*" ? (result.includes("char") ? "const char*" : "uintptr_t") : result;
+    const params = args.split(",").map((a) => {
+      const arg = a.trim().replace(/\s+/g, " ");
+      if (arg === "void" || arg === "") return "";
+      if (arg.includes("char")) return arg;
+      if (arg === "size_t *bytes") return "_Out_ size_t *bytes";
+      return arg.includes("*") ? `uintptr_t ${arg.slice(arg.lastIndexOf("*") + 1)}` : arg;
+    });
+    found.set(name, `${returns} ${name}(${params.join(", ")})`);
+  }
+  return found;
+}
+
+const libraryPath = (isa: string): string => `${nativeDir}build/lyceum-${isa}.so`;
+
+function open(isa: string): ReturnType<typeof koffi.load> {
+  const path = libraryPath(isa);
+  if (!existsSync(path))
+    throw new EngineError(
+      `The CPU engine is not built (${path} is missing). Run "npm run build"; it needs a C compiler: install the package gcc (Debian, Ubuntu: apt-get install gcc; Fedora: dnf install gcc; macOS: xcode-select --install).`,
+    );
+  return koffi.load(path);
+}
+
+/** Opens the engine. Throws EngineError when it is not built or `isa` is not offered by this processor. */
+export function openCpu(options: CpuOptions = {}): Device {
+  const protos = prototypes();
+  const isaList = open("portable").func(protos.get("ly_isa_list")!)() as string;
+  const offered = isaList.split(",");
+  const wanted = options.isa ?? process.env.LYCEUM_ISA ?? "";
+  const isa = wanted || offered.find((i) => existsSync(libraryPath(i))) || "portable";
+  if (!offered.includes(isa))
+    throw new EngineError(`Instruction set "${isa}" is not offered by this processor. It offers: ${offered.join(", ")}.`);
+  const lib = open(isa);
+  const device: Record<string, unknown> = {};
+  for (const [name, proto] of protos)
+    device[name.slice(3).replace(/_(\w)/g, (_, c: string) => c.toUpperCase())] = lib.func(proto);
+  const native = device as Record<string, Kernel>;
+  if (native.init(options.threads ?? 0) !== 0)
+    throw new EngineError(`The ${isa} engine could not start: the operating system does not offer its registers. Set LYCEUM_ISA to one of: ${offered.join(", ")}.`);
+
+  const { alloc, mapFile } = native;
+  const view = (p: Ptr, bytes: number): ArrayBuffer => koffi.view(p, bytes);
+  return Object.assign(device, {
+    isa,
+    cpuName: native.cpuName() as string,
+    threads: native.threads() as number,
+    alloc(bytes: number): Ptr {
+      const p = alloc(bytes) as Ptr;
+      if (p === 0) throw new EngineError(`Out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB could not be allocated. Use a smaller batch, context or model.`);
+      return p;
+    },
+    mapFile(path: string) {
+      const size = [0];
+      const ptr = mapFile(path, size) as Ptr;
+      if (ptr === 0) throw new EngineError(`${path} cannot be opened, or is empty.`);
+      return { ptr, bytes: Number(size[0]) };
+    },
+    bytes: (p: Ptr, length: number) => new Uint8Array(view(p, length)),
+    f32: (p: Ptr, length: number) => new Float32Array(view(p, length * 4)),
+    i32: (p: Ptr, length: number) => new Int32Array(view(p, length * 4)),
+    u16: (p: Ptr, length: number) => new Uint16Array(view(p, length * 2)),
+  }) as unknown as Device;
+}
