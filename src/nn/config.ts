@@ -1,0 +1,146 @@
+/**
+ * The shape of a Llama model, read from and written as a Hugging Face `config.json`.
+ * Both spellings of the rotary settings are read: `rope_theta` + `rope_scaling` (Transformers 4) and
+ * `rope_parameters` (Transformers 5); both are written, so that either version loads the folder.
+ */
+import { readFileSync } from "node:fs";
+import { UserError } from "../run/errors.js";
+
+export type RopeScaling =
+  | { type: "linear"; factor: number }
+  | { type: "dynamic"; factor: number; original: number }
+  | { type: "llama3"; factor: number; lowFreqFactor: number; highFreqFactor: number; original: number };
+
+export interface LlamaConfig {
+  vocabSize: number;
+  hiddenSize: number;
+  intermediateSize: number;
+  numLayers: number;
+  numHeads: number;
+  numKvHeads: number;
+  headDim: number;
+  maxPositionEmbeddings: number;
+  rmsNormEps: number;
+  ropeTheta: number;
+  ropeScaling: RopeScaling | undefined;
+  tieWordEmbeddings: boolean;
+  initializerRange: number;
+  bosTokenId: number | undefined;
+  eosTokenId: number | number[] | undefined;
+  padTokenId: number | undefined;
+}
+
+type Json = Record<string, unknown>;
+
+export function readLlamaConfig(dir: string): LlamaConfig {
+  const path = `${dir}/config.json`;
+  let json: Json;
+  try {
+    json = JSON.parse(readFileSync(path, "utf8")) as Json;
+  } catch (error) {
+    const why = (error as NodeJS.ErrnoException).code === "ENOENT" ? "there is no config.json in it" : (error as Error).message;
+    throw new UserError(`${dir} is not a model folder: ${why}. A model folder holds config.json, model.safetensors and tokenizer.json.`);
+  }
+  return parseLlamaConfig(json, path);
+}
+
+export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
+  const type = json.model_type ?? "llama";
+  if (type !== "llama")
+    throw new UserError(`${path}: model_type is "${type}"; Lyceum runs "llama" models.`);
+  if (json.hidden_act !== undefined && json.hidden_act !== "silu")
+    throw new UserError(`${path}: hidden_act is "${json.hidden_act}"; only "silu" (SwiGLU) is implemented.`);
+  for (const key of ["attention_bias", "mlp_bias"])
+    if (json[key]) throw new UserError(`${path}: ${key} is true; biases are not implemented.`);
+  const int = (key: string, fallback?: number): number => {
+    const value = json[key] ?? fallback;
+    if (typeof value !== "number" || !Number.isInteger(value) || value <= 0)
+      throw new UserError(`${path}: ${key} must be a positive whole number, not ${JSON.stringify(json[key])}.`);
+    return value;
+  };
+  const real = (value: unknown, fallback: number): number => (typeof value === "number" ? value : fallback);
+  const hiddenSize = int("hidden_size");
+  const numHeads = int("num_attention_heads");
+  const numKvHeads = int("num_key_value_heads", numHeads);
+  const headDim = int("head_dim", Math.floor(hiddenSize / numHeads));
+  const maxPositionEmbeddings = int("max_position_embeddings", 2048);
+  if (numHeads % numKvHeads !== 0)
+    throw new UserError(`${path}: num_attention_heads (${numHeads}) must be a multiple of num_key_value_heads (${numKvHeads}).`);
+  if (headDim % 2 !== 0) throw new UserError(`${path}: the head size (${headDim}) must be even for rotary embeddings.`);
+  const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
+  const token = (key: string): number | undefined => (typeof json[key] === "number" ? (json[key] as number) : undefined);
+  return {
+    vocabSize: int("vocab_size"),
+    hiddenSize,
+    intermediateSize: int("intermediate_size"),
+    numLayers: int("num_hidden_layers"),
+    numHeads,
+    numKvHeads,
+    headDim,
+    maxPositionEmbeddings,
+    rmsNormEps: real(json.rms_norm_eps, 1e-6),
+    ropeTheta: real(rope.rope_theta ?? json.rope_theta, 10000),
+    ropeScaling: parseRopeScaling(rope, maxPositionEmbeddings, path),
+    tieWordEmbeddings: json.tie_word_embeddings === true,
+    initializerRange: real(json.initializer_range, 0.02),
+    bosTokenId: token("bos_token_id"),
+    eosTokenId: Array.isArray(json.eos_token_id) ? (json.eos_token_id as number[]) : token("eos_token_id"),
+    padTokenId: token("pad_token_id"),
+  };
+}
+
+function parseRopeScaling(rope: Json, maxPositions: number, path: string): RopeScaling | undefined {
+  const type = (rope.rope_type ?? rope.type ?? "default") as string;
+  if (type === "default") return undefined;
+  const number = (key: string, fallback?: number): number => {
+    const value = rope[key] ?? fallback;
+    if (typeof value !== "number") throw new UserError(`${path}: rotary scaling "${type}" needs the number ${key}.`);
+    return value;
+  };
+  const factor = number("factor");
+  if (type === "linear") return { type, factor };
+  const original = number("original_max_position_embeddings", maxPositions);
+  if (type === "dynamic") return { type, factor, original };
+  if (type === "llama3")
+    return { type, factor, lowFreqFactor: number("low_freq_factor"), highFreqFactor: number("high_freq_factor"), original };
+  throw new UserError(`${path}: rotary scaling "${type}" is not implemented; known are linear, dynamic and llama3.`);
+}
+
+export function llamaConfigJson(c: LlamaConfig, dtype: "bfloat16" | "float32"): Json {
+  const s = c.ropeScaling;
+  const scaling: Json | null = !s
+    ? null
+    : {
+        rope_type: s.type,
+        factor: s.factor,
+        ...(s.type === "llama3" && { low_freq_factor: s.lowFreqFactor, high_freq_factor: s.highFreqFactor }),
+        ...(s.type !== "linear" && { original_max_position_embeddings: s.original }),
+      };
+  return {
+    architectures: ["LlamaForCausalLM"],
+    model_type: "llama",
+    vocab_size: c.vocabSize,
+    hidden_size: c.hiddenSize,
+    intermediate_size: c.intermediateSize,
+    num_hidden_layers: c.numLayers,
+    num_attention_heads: c.numHeads,
+    num_key_value_heads: c.numKvHeads,
+    head_dim: c.headDim,
+    max_position_embeddings: c.maxPositionEmbeddings,
+    rms_norm_eps: c.rmsNormEps,
+    rope_theta: c.ropeTheta,
+    rope_scaling: scaling,
+    rope_parameters: { rope_theta: c.ropeTheta, ...(scaling ?? { rope_type: "default" }) },
+    tie_word_embeddings: c.tieWordEmbeddings,
+    hidden_act: "silu",
+    attention_bias: false,
+    mlp_bias: false,
+    attention_dropout: 0,
+    initializer_range: c.initializerRange,
+    use_cache: true,
+    torch_dtype: dtype,
+    bos_token_id: c.bosTokenId ?? null,
+    eos_token_id: c.eosTokenId ?? null,
+    pad_token_id: c.padTokenId ?? null,
+  };
+}

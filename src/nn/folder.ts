@@ -1,0 +1,81 @@
+/**
+ * Models as Hugging Face folders: config.json + model.safetensors (sharded past 4 GB). What Transformers wrote loads
+ * here and the other way round, with the same logits.
+ */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { BF16, type Device, dtypeBytes, F32 } from "../device/device.js";
+import { UserError } from "../run/errors.js";
+import { openSafetensors, writeSafetensors } from "../run/safetensors.js";
+import { dtypeOf } from "../tensor/tensor.js";
+import { llamaConfigJson, readLlamaConfig } from "./config.js";
+import { Llama, type Precision } from "./llama.js";
+
+/** Loads a folder in the given precision, whatever type its file has (F32, BF16, F16). */
+export function loadLlama(device: Device, dir: string, precision: Precision, options: { trainable?: boolean } = {}): Llama {
+  const config = readLlamaConfig(dir);
+  const file = openSafetensors(dir);
+  try {
+    const names = new Set(file.names());
+    // Some tied models are saved with the output matrix, some without; some files say "tied" in their missing tensor only.
+    if (!names.has("lm_head.weight") && !config.tieWordEmbeddings) config.tieWordEmbeddings = true;
+    const model = new Llama(device, config, precision, options);
+    const target = dtypeOf(precision);
+    for (const t of model.parameters.named()) {
+      if (!names.has(t.name)) throw new UserError(`${dir}: the tensor ${t.name} is missing from the model's file. The file is incomplete, or config.json belongs to another model.`);
+      const info = file.info(t.name);
+      if (info.shape.length !== t.shape.length || info.shape.some((n, i) => n !== t.shape[i]))
+        throw new UserError(`${dir}: the tensor ${t.name} has shape [${info.shape}], but config.json asks for [${t.shape}].`);
+      const source = info.dtype === "F32" ? F32 : BF16;
+      if (info.dtype !== "F16" && dtypeBytes(source) === dtypeBytes(target) && source === target) {
+        file.readInto(t.name, device.bytes(t.ptr, t.size * dtypeBytes(target)));
+        continue;
+      }
+      if (!["F32", "BF16", "F16"].includes(info.dtype))
+        throw new UserError(`${dir}: the tensor ${t.name} is of type ${info.dtype}; F32, BF16 and F16 can be read.`);
+      const raw = new Uint8Array(info.bytes);
+      file.readInto(t.name, raw);
+      const data = info.dtype === "F16" ? new Uint8Array(halfToFloat(raw).buffer) : raw;
+      const scratch = device.alloc(data.length);
+      device.bytes(scratch, data.length).set(data);
+      device.cast(scratch, info.dtype === "BF16" ? BF16 : F32, t.ptr, target, t.size);
+      device.free(scratch, data.length);
+    }
+    return model;
+  } finally {
+    file.close();
+  }
+}
+
+/** Writes config.json, generation_config.json and the weights in the model's own precision. */
+export function saveLlama(model: Llama, dir: string): void {
+  mkdirSync(dir, { recursive: true });
+  const bf16 = model.precision === "bf16";
+  const json = (name: string, value: unknown): void => writeFileSync(`${dir}/${name}`, `${JSON.stringify(value, null, 2)}\n`);
+  json("config.json", llamaConfigJson(model.config, bf16 ? "bfloat16" : "float32"));
+  const { bosTokenId, eosTokenId, padTokenId } = model.config;
+  json("generation_config.json", {
+    ...(bosTokenId !== undefined && { bos_token_id: bosTokenId }),
+    ...(eosTokenId !== undefined && { eos_token_id: eosTokenId }),
+    ...(padTokenId !== undefined && { pad_token_id: padTokenId }),
+  });
+  const entries = function* () {
+    for (const t of model.parameters.named()) {
+      const data = model.device.bytes(t.ptr, t.size * (bf16 ? 2 : 4));
+      yield { name: t.name, dtype: bf16 ? "BF16" : "F32", shape: t.shape, data } as const;
+    }
+  };
+  writeSafetensors(`${dir}/model.safetensors`, entries(), { format: "pt" });
+}
+
+/** IEEE half precision to fp32. */
+function halfToFloat(raw: Uint8Array): Float32Array {
+  const half = new Uint16Array(raw.buffer, raw.byteOffset, raw.length / 2);
+  return Float32Array.from(half, (h) => {
+    const sign = h & 0x8000 ? -1 : 1;
+    const exponent = (h >> 10) & 31;
+    const fraction = h & 1023;
+    if (exponent === 0) return sign * 2 ** -24 * fraction;
+    if (exponent === 31) return fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY;
+    return sign * 2 ** (exponent - 15) * (1 + fraction / 1024);
+  });
+}

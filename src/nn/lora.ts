@@ -1,0 +1,69 @@
+/**
+ * LoRA (Hu et al. 2021): y = x W^T + (alpha / rank) (x A^T) B^T with W frozen, A[rank, in] normal, B[out, rank] zero.
+ * An adapter sits on a whole stored matrix: on "qkv" it adapts queries, keys and values together.
+ */
+import type { Device } from "../device/device.js";
+import { linear } from "../tensor/ops.js";
+import { type Parameter, type Tape, type Tensor, dtypeOf } from "../tensor/tensor.js";
+import type { Llama } from "./llama.js";
+import { ParameterSet, type ParameterSpec } from "./parameters.js";
+
+export const LORA_TARGETS = ["qkv", "o_proj", "gate_up", "down_proj"] as const;
+export type LoraTarget = (typeof LORA_TARGETS)[number];
+export interface LoraConfig {
+  rank: number;
+  alpha: number;
+  targets: readonly LoraTarget[];
+}
+
+export interface LoraAdapter {
+  readonly scale: number;
+  readonly parameters: ParameterSet;
+  /** The frozen matrix -> its two factors. */
+  readonly factors: Map<Parameter, { A: Parameter; B: Parameter }>;
+}
+
+const PATTERNS: Record<LoraTarget, RegExp> = {
+  qkv: /q_proj/,
+  o_proj: /o_proj/,
+  gate_up: /gate_proj/,
+  down_proj: /down_proj/,
+};
+
+/** Puts adapters beside the chosen matrices and freezes the model. */
+export function attachLora(model: Llama, config: LoraConfig, seed: number): void {
+  const chosen = model.parameters.parameters.filter(
+    (p) => p.shape.length === 2 && config.targets.some((t) => PATTERNS[t].test(p.name)),
+  );
+  const specs: ParameterSpec[] = chosen.flatMap((p): ParameterSpec[] => [
+    { shape: [config.rank, p.shape[1]], parts: [{ name: `${p.name}.lora_A`, rows: config.rank }], init: "normal" },
+    { shape: [p.shape[0], config.rank], parts: [{ name: `${p.name}.lora_B`, rows: p.shape[0] }], init: "zeros" },
+  ]);
+  const parameters = new ParameterSet(model.device as Device, dtypeOf(model.precision), specs);
+  parameters.initialize(seed, 1 / Math.sqrt(model.config.hiddenSize));
+  for (const p of model.parameters.parameters) p.requiresGrad = false;
+  const factors = new Map(chosen.map((p, i) => [p, { A: parameters.parameters[2 * i], B: parameters.parameters[2 * i + 1] }]));
+  model.lora = { scale: config.alpha / config.rank, parameters, factors };
+}
+
+/** A projection of the model, with its adapter when it has one. */
+export function loraLinear(tape: Tape, x: Tensor, W: Parameter, lora: LoraAdapter | undefined, residual?: Tensor): Tensor {
+  const y = linear(tape, x, W, residual);
+  const factors = lora?.factors.get(W);
+  return factors ? linear(tape, linear(tape, x, factors.A), factors.B, y, lora!.scale) : y;
+}
+
+/** Adds every adapter into its matrix (W += scale B A) and removes the adapters: the export is a plain model. */
+export function mergeLora(model: Llama): void {
+  const { lora, device } = model;
+  if (!lora) return;
+  for (const [W, { A, B }] of lora.factors) {
+    const [out, inner] = W.shape;
+    const rank = A.shape[0];
+    // biome-ignore format: one product
+    device.matmul(0, 0, out, inner, rank, lora.scale, B.ptr, B.dtype, rank, A.ptr, A.dtype, inner, 1, W.ptr, W.dtype, inner, 0, 1, 0, 0, 0);
+  }
+  lora.parameters.close();
+  model.lora = undefined;
+  for (const p of model.parameters.parameters) p.requiresGrad = p.gradPtr !== 0;
+}

@@ -1,0 +1,155 @@
+/**
+ * The differentiable operations, at the grain of a transformer. Each runs one or two kernels of the Device and tells
+ * the tape how its gradient goes back. N is the number of tokens of the step, all sequences end to end.
+ */
+import { F32, type Ptr } from "../device/device.js";
+import type { Parameter, Tape, Tensor } from "./tensor.js";
+
+/** Rows of `table`[V, D] for ids[N] (i32): [N, D]. */
+export function embedding(tape: Tape, table: Parameter, ids: Ptr, N: number): Tensor {
+  const [V, D] = table.shape;
+  const y = tape.tensor(table.dtype, [N, D], table.requiresGrad);
+  tape.device.embeddingForward(ids, table.ptr, y.ptr, N, D, table.dtype);
+  return tape.record(y, (dy) => {
+    if (table.requiresGrad)
+      tape.device.embeddingBackward(ids, dy.ptr, table.gradForAccumulation(), N, D, V, table.dtype);
+  });
+}
+
+/** alpha * x W^T (+ residual): x[N, in], W[out, in], residual[N, out] added before the one rounding. */
+export function linear(tape: Tape, x: Tensor, W: Parameter, residual?: Tensor, alpha = 1): Tensor {
+  const { device } = tape;
+  const [N, K] = x.shape;
+  const [M] = W.shape;
+  const dt = x.dtype;
+  const y = tape.tensor(dt, [N, M], x.requiresGrad || W.requiresGrad || (residual?.requiresGrad ?? false));
+  device.matmul(0, 1, N, M, K, alpha, x.ptr, dt, K, W.ptr, dt, K, 0, y.ptr, dt, M, residual?.ptr ?? 0, 1, 0, 0, 0);
+  return tape.record(y, (dy) => {
+    if (W.requiresGrad)
+      // biome-ignore format: one product
+      device.matmul(1, 0, M, K, N, alpha, dy.ptr, dt, M, x.ptr, dt, K, W.gradBeta(), W.gradPtr, dt, K, 0, 1, 0, 0, 0);
+    if (x.requiresGrad) {
+      const dx = tape.tensor(dt, [N, K]);
+      device.matmul(0, 0, N, K, M, alpha, dy.ptr, dt, M, W.ptr, dt, K, 0, dx.ptr, dt, K, 0, 1, 0, 0, 0);
+      tape.accumulate(x, dx);
+    }
+    if (residual?.requiresGrad) tape.accumulate(residual, tape.share(dy));
+  });
+}
+
+/** RMSNorm (Zhang & Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight, per row of x[N, D]. */
+export function rmsNorm(tape: Tape, x: Tensor, weight: Parameter, eps: number): Tensor {
+  const { device } = tape;
+  const [N, D] = x.shape;
+  const dt = x.dtype;
+  const y = tape.tensor(dt, x.shape, x.requiresGrad || weight.requiresGrad);
+  const rstd = tape.tensor(F32, [N]);
+  device.rmsnormForward(x.ptr, 0, weight.ptr, 0, y.ptr, rstd.ptr, N, D, eps, dt);
+  const backward = (dy: Tensor): void => {
+    const dx = tape.tensor(dt, x.shape);
+    const extra = x.grad; // what reached x by the residual path is added in the same pass
+    const dweight = weight.requiresGrad ? weight.gradForAccumulation() : 0;
+    device.rmsnormBackward(dy.ptr, x.ptr, weight.ptr, rstd.ptr, extra?.ptr ?? 0, dx.ptr, dweight, N, D, dt);
+    extra?.storage.release();
+    x.grad = undefined;
+    tape.accumulate(x, dx);
+  };
+  return tape.record(y, backward, [rstd]);
+}
+
+/** Where each sequence of the step begins and ends, and which rotary angle each token has. On the device. */
+export interface Layout {
+  /** cu[nseq + 1] i32: sequence s is rows cu[s] .. cu[s+1]-1. */
+  cu: Ptr;
+  nseq: number;
+  /** positions[N] i32 within their sequence. */
+  positions: Ptr;
+}
+
+export interface AttentionShape {
+  numHeads: number;
+  numKvHeads: number;
+  headDim: number;
+  /** cos, sin tables [maxPositions, headDim / 2] fp32. */
+  cos: Ptr;
+  sin: Ptr;
+}
+
+/** Rotates the queries and keys of qkv[N, (H + 2 KV) D] in place (RoFormer, Su et al. 2021, as Hugging Face pairs them). */
+function rotate(tape: Tape, qkv: Tensor, layout: Layout, a: AttentionShape, inverse: 0 | 1): void {
+  const heads = a.numHeads + a.numKvHeads;
+  tape.device.rope(qkv.ptr, qkv.shape[1], layout.positions, a.cos, a.sin, qkv.shape[0], heads, a.headDim, inverse, qkv.dtype);
+}
+
+/** Rotary embedding, then causal grouped-query attention within each sequence: qkv[N, (H + 2 KV) D] -> [N, H D]. */
+export function attention(tape: Tape, qkv: Tensor, layout: Layout, a: AttentionShape): Tensor {
+  const { device } = tape;
+  const { numHeads: H, numKvHeads: KV, headDim: D } = a;
+  const { cu, nseq } = layout;
+  const N = qkv.shape[0];
+  const dt = qkv.dtype;
+  const scale = 1 / Math.sqrt(D);
+  // In place: the product that made qkv does not need its own result to go backward.
+  rotate(tape, qkv, layout, a, 0);
+  const y = tape.tensor(dt, [N, H * D], qkv.requiresGrad);
+  const lse = tape.tensor(F32, [H, N]);
+  device.attentionForward(qkv.ptr, y.ptr, lse.ptr, cu, nseq, N, H, KV, D, scale, dt);
+  const backward = (dy: Tensor): void => {
+    const dqkv = tape.tensor(dt, qkv.shape);
+    device.attentionBackward(dy.ptr, qkv.ptr, y.ptr, lse.ptr, dqkv.ptr, cu, nseq, N, H, KV, D, scale, dt);
+    rotate(tape, dqkv, layout, a, 1);
+    tape.accumulate(qkv, dqkv);
+  };
+  return tape.record(y, backward, [lse]);
+}
+
+/** SwiGLU (Shazeer 2020): gu[N, 2F] holds gate and up side by side; silu(gate) * up: [N, F]. */
+export function swiglu(tape: Tape, gu: Tensor): Tensor {
+  const [N, F2] = gu.shape;
+  const y = tape.tensor(gu.dtype, [N, F2 / 2], gu.requiresGrad);
+  tape.device.swigluForward(gu.ptr, y.ptr, N, F2 / 2, gu.dtype);
+  return tape.record(y, (dy) => {
+    const dgu = tape.tensor(gu.dtype, gu.shape);
+    tape.device.swigluBackward(dy.ptr, gu.ptr, dgu.ptr, N, F2 / 2, gu.dtype);
+    tape.accumulate(gu, dgu);
+  });
+}
+
+/** log p(target[i] | hidden[i]): [N] fp32; a target below 0 gives 0 and no gradient. The full logits never exist. */
+export function tokenLogProb(tape: Tape, hidden: Tensor, W: Parameter, targets: Ptr, invTemperature = 1): Tensor {
+  const { device } = tape;
+  const [N, D] = hidden.shape;
+  const V = W.shape[0];
+  const dt = hidden.dtype;
+  const logp = tape.tensor(F32, [N], hidden.requiresGrad || W.requiresGrad);
+  const lse = tape.tensor(F32, [N]);
+  device.logprobForward(hidden.ptr, W.ptr, targets, logp.ptr, lse.ptr, 0, N, D, V, invTemperature, dt);
+  const backward = (g: Tensor): void => {
+    const dh = hidden.requiresGrad ? tape.tensor(dt, hidden.shape) : undefined;
+    const dW = W.requiresGrad ? W.gradForAccumulation() : 0;
+    // biome-ignore format: one call
+    device.logprobBackward(hidden.ptr, W.ptr, targets, lse.ptr, g.ptr, dh?.ptr ?? 0, dW, N, D, V, invTemperature, dt);
+    if (dh) tape.accumulate(hidden, dh);
+  };
+  return tape.record(logp, backward, [lse]);
+}
+
+/**
+ * Weighted cross entropy: loss = - sum_i weights[i] log p(target[i] | hidden[i]). Because the weights are known before
+ * the forward pass, gradients are computed in the same pass over the chunks of logits, which are made only once.
+ * Returns log p per token ([N] fp32, for the metrics); `backward` on it takes no seed.
+ */
+export function crossEntropy(tape: Tape, hidden: Tensor, W: Parameter, targets: Ptr, weights: Float32Array): Tensor {
+  if (!tape.recording) return tokenLogProb(tape, hidden, W, targets);
+  const [N, D] = hidden.shape;
+  const dt = hidden.dtype;
+  const logp = tape.tensor(F32, [N], true);
+  const dh = hidden.requiresGrad ? tape.tensor(dt, hidden.shape) : undefined;
+  const g = tape.upload(weights.map((w) => -w));
+  const dW = W.requiresGrad ? W.gradForAccumulation() : 0;
+  // biome-ignore format: one call
+  tape.device.logprobForwardBackward(hidden.ptr, W.ptr, targets, g, logp.ptr, dh?.ptr ?? 0, dW, N, D, W.shape[0], 1, dt);
+  return tape.record(logp, () => {
+    if (dh) tape.accumulate(hidden, dh);
+  });
+}

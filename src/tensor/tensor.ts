@@ -1,0 +1,199 @@
+/**
+ * Tensor and Tape: reverse-mode automatic differentiation over the kernels of a Device.
+ *
+ * A tensor is contiguous and row-major. An operation (ops.ts) runs its kernel at once and, while the tape records,
+ * leaves a closure that turns the gradient of its result into gradients of its inputs. `backward` runs the closures
+ * in reverse; after each one the memory of its result and of that result's gradient goes back to the arena, so
+ * activations shrink while the backward pass goes down the model.
+ */
+import { BF16, type Device, type DType, dtypeBytes, F32, type Ptr } from "../device/device.js";
+import { Arena } from "./arena.js";
+
+/** Memory shared by tensors; counted, so that a gradient can flow to two places without a copy. */
+class Storage {
+  refs = 1;
+  constructor(
+    readonly ptr: Ptr,
+    readonly bytes: number,
+    private readonly arena: Arena | undefined,
+  ) {}
+  retain(): this {
+    this.refs++;
+    return this;
+  }
+  release(): void {
+    if (--this.refs === 0) this.arena?.release(this.ptr, this.bytes);
+  }
+}
+
+export class Tensor {
+  grad: Tensor | undefined;
+  constructor(
+    readonly device: Device,
+    readonly storage: Storage,
+    readonly dtype: DType,
+    readonly shape: readonly number[],
+    /** False: no gradient is asked for, and operations skip computing it. */
+    public requiresGrad = false,
+  ) {}
+
+  get ptr(): Ptr {
+    return this.storage.ptr;
+  }
+  get size(): number {
+    return this.shape.reduce((a, b) => a * b, 1);
+  }
+
+  /** A copy of the values as fp32, whatever the storage type. */
+  toArray(): Float32Array {
+    const n = this.size;
+    if (this.dtype === F32) return this.device.f32(this.ptr, n).slice();
+    const words = this.device.u16(this.ptr, n);
+    const bits = new Uint32Array(n);
+    for (let i = 0; i < n; i++) bits[i] = words[i] << 16;
+    return new Float32Array(bits.buffer);
+  }
+}
+
+/**
+ * A trained matrix or vector: lives as long as its model. Its gradient buffer is not zeroed between steps; the first
+ * write of a step overwrites it (`beginGrad` tells), later ones accumulate.
+ */
+export class Parameter extends Tensor {
+  /** Whether this step has put anything into the gradient yet. */
+  gradWritten = false;
+
+  constructor(
+    device: Device,
+    readonly name: string,
+    ptr: Ptr,
+    dtype: DType,
+    shape: readonly number[],
+    readonly gradPtr: Ptr,
+  ) {
+    super(device, new Storage(ptr, 0, undefined), dtype, shape, gradPtr !== 0);
+  }
+
+  /** For kernels that can overwrite: beta for this write (0 the first time in a step, then 1). */
+  gradBeta(): 0 | 1 {
+    const beta = this.gradWritten ? 1 : 0;
+    this.gradWritten = true;
+    return beta;
+  }
+  /** For kernels that only accumulate: clears the buffer before the first write of a step. */
+  gradForAccumulation(): Ptr {
+    if (this.gradBeta() === 0) this.device.fill(this.gradPtr, 0, this.size, this.dtype);
+    return this.gradPtr;
+  }
+  gradArray(): Float32Array {
+    if (!this.gradWritten) return new Float32Array(this.size);
+    return new Tensor(this.device, new Storage(this.gradPtr, 0, undefined), this.dtype, this.shape).toArray();
+  }
+}
+
+type Backward = (outputGrad: Tensor) => void;
+
+export class Tape {
+  readonly arena: Arena;
+  private readonly nodes: { output: Tensor; backward: Backward; release: Tensor[] }[] = [];
+  private scopeTensors: Tensor[] | undefined;
+
+  constructor(
+    readonly device: Device,
+    /** False: nothing is recorded; for evaluation and generation. */
+    public recording = true,
+    arena?: Arena,
+  ) {
+    this.arena = arena ?? new Arena(device);
+  }
+
+  tensor(dtype: DType, shape: readonly number[], requiresGrad = false): Tensor {
+    const bytes = shape.reduce((a, b) => a * b, 1) * dtypeBytes(dtype);
+    const storage = new Storage(this.arena.alloc(bytes), bytes, this.arena);
+    const t = new Tensor(this.device, storage, dtype, shape, requiresGrad && this.recording);
+    this.scopeTensors?.push(t);
+    return t;
+  }
+
+  /** Copies 32-bit data into the arena for this step. */
+  upload(data: Int32Array | Float32Array): Ptr {
+    const ptr = this.arena.alloc(data.byteLength);
+    this.device.bytes(ptr, data.byteLength).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    return ptr;
+  }
+
+  /** Notes how `output` was made. `release`: tensors that only this operation's backward still needs. */
+  record(output: Tensor, backward: Backward, release: Tensor[] = []): Tensor {
+    if (this.recording && output.requiresGrad) this.nodes.push({ output, backward, release });
+    return output;
+  }
+
+  /** Adds `g` to the gradient of `x`; takes over the caller's reference to `g`. */
+  accumulate(x: Tensor, g: Tensor): void {
+    if (!x.requiresGrad) return g.storage.release();
+    if (!x.grad) {
+      x.grad = g;
+      return;
+    }
+    const sum = x.grad.storage.refs === 1 ? x.grad : this.tensor(x.dtype, x.shape);
+    this.device.add(x.grad.ptr, g.ptr, sum.ptr, x.size, x.dtype);
+    if (sum !== x.grad) x.grad.storage.release();
+    g.storage.release();
+    x.grad = sum;
+  }
+
+  /** The same gradient for one more tensor, without a copy. */
+  share(g: Tensor): Tensor {
+    return new Tensor(this.device, g.storage.retain(), g.dtype, g.shape);
+  }
+
+  /**
+   * Runs all closures in reverse. `seed` is d(loss)/d(output) of the last recorded operation; operations that know
+   * their own gradient (cross entropy) take none.
+   */
+  backward(output: Tensor, seed?: Tensor): void {
+    output.grad = seed ?? this.ones(output);
+    for (let i = this.nodes.length - 1; i >= 0; i--) {
+      const { output: y, backward, release } = this.nodes[i];
+      if (y.grad) {
+        const grad = y.grad;
+        y.grad = undefined;
+        backward(grad);
+        grad.storage.release();
+      }
+      y.storage.release();
+      for (const t of release) t.storage.release();
+    }
+    this.nodes.length = 0;
+  }
+
+  private ones(like: Tensor): Tensor {
+    const t = this.tensor(like.dtype, like.shape);
+    this.device.fill(t.ptr, 1, like.size, like.dtype);
+    return t;
+  }
+
+  /** While not recording: frees every tensor made inside but the result. (While recording, backward frees them.) */
+  scope(body: () => Tensor): Tensor {
+    if (this.recording) return body();
+    const outer = this.scopeTensors;
+    const inner: Tensor[] = [];
+    this.scopeTensors = inner;
+    try {
+      const result = body();
+      for (const t of inner) if (t.storage !== result.storage) t.storage.release();
+      outer?.push(result);
+      return result;
+    } finally {
+      this.scopeTensors = outer;
+    }
+  }
+
+  /** Ends the step. */
+  reset(): void {
+    this.nodes.length = 0;
+    this.arena.reset();
+  }
+}
+
+export const dtypeOf = (precision: "bf16" | "fp32"): DType => (precision === "bf16" ? BF16 : F32);
