@@ -116,7 +116,9 @@ export class Llama {
     const eps = this.config.rmsNormEps;
     const project = (x: Tensor, W: Parameter, residual?: Tensor): Tensor => loraLinear(tape, x, W, this.lora, residual);
     const a = tape.scope(() => project(mix(project(rmsNorm(tape, h, inputNorm, eps), qkv)), output, h));
-    return tape.scope(() => project(swiglu(tape, project(rmsNorm(tape, a, mlpNorm, eps), gateUp)), down, a));
+    const y = tape.scope(() => project(swiglu(tape, project(rmsNorm(tape, a, mlpNorm, eps), gateUp)), down, a));
+    if (!tape.recording) a.storage.release();
+    return y;
   }
 
   /** Hidden states after the final norm: [N, d]. */

@@ -1,0 +1,183 @@
+/**
+ * Token shards: a corpus as the trainer reads it. A folder with
+ *   tokens.bin      all documents end to end, uint16 (vocabulary up to 65,536) or uint32, each closed by the eos token
+ *   documents.bin   uint32 length of each document, in tokens
+ *   manifest.json   counts, the UTF-8 bytes they stand for (for bits per byte), and the tokenizer's fingerprint
+ * and the packed rows a training step takes from it.
+ */
+import { createHash } from "node:crypto";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import type { Device } from "../device/device.js";
+import type { TokenBatch } from "../nn/llama.js";
+import { UserError } from "../run/errors.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
+import type { Document } from "./read.js";
+
+export interface Manifest {
+  tokens: number;
+  documents: number;
+  bytes: number;
+  dtype: "uint16" | "uint32";
+  vocabSize: number;
+  tokenizer: string;
+}
+
+/** Share of the documents that goes to validation, by hash of the id: the same document falls on the same side in any corpus. */
+export function isValidation(id: string, share: number): boolean {
+  if (share <= 0) return false;
+  return createHash("sha256").update(id).digest().readUInt32LE(0) < share * 2 ** 32;
+}
+
+/** Tokenizes documents into `dir`, which appears whole or not at all. */
+export async function writeShards(documents: AsyncIterable<Document> | Iterable<Document>, tokenizer: Tokenizer, dir: string): Promise<Manifest> {
+  const partial = `${dir}.partial`;
+  rmSync(partial, { recursive: true, force: true });
+  mkdirSync(partial, { recursive: true });
+  const wide = tokenizer.vocabSize > 65536;
+  const tokensFile = openSync(`${partial}/tokens.bin`, "w");
+  const lengthsFile = openSync(`${partial}/documents.bin`, "w");
+  const manifest: Manifest = {
+    tokens: 0,
+    documents: 0,
+    bytes: 0,
+    dtype: wide ? "uint32" : "uint16",
+    vocabSize: tokenizer.vocabSize,
+    tokenizer: tokenizer.fingerprint,
+  };
+  const flush = (texts: string[]): void => {
+    for (const [i, encoded] of tokenizer.encodeBatch(texts, { allowSpecial: false }).entries()) {
+      const n = encoded.length + (tokenizer.eosId === undefined ? 0 : 1);
+      const ids = wide ? new Uint32Array(n) : new Uint16Array(n);
+      ids.set(encoded);
+      if (tokenizer.eosId !== undefined) ids[n - 1] = tokenizer.eosId;
+      writeSync(tokensFile, ids);
+      writeSync(lengthsFile, Uint32Array.of(n));
+      manifest.tokens += n;
+      manifest.documents++;
+      manifest.bytes += Buffer.byteLength(texts[i]);
+    }
+  };
+  let pending: string[] = [];
+  let pendingSize = 0;
+  for await (const { text } of documents) {
+    pending.push(text);
+    pendingSize += text.length;
+    if (pendingSize > 4e6) {
+      flush(pending);
+      pending = [];
+      pendingSize = 0;
+    }
+  }
+  flush(pending);
+  for (const file of [tokensFile, lengthsFile]) {
+    fsyncSync(file);
+    closeSync(file);
+  }
+  writeFileSync(`${partial}/manifest.json`, `${JSON.stringify(manifest, null, 2)}\n`);
+  rmSync(dir, { recursive: true, force: true });
+  renameSync(partial, dir);
+  return manifest;
+}
+
+/** A batch of rows of `contextLength` tokens, with the token that each one should predict (-1: none). */
+export interface PretrainBatch extends TokenBatch {
+  targets: Int32Array;
+}
+
+export class Shards {
+  readonly manifest: Manifest;
+  private readonly tokens: Uint16Array | Uint32Array;
+  /** First token of each document, and the end. */
+  private readonly starts: Float64Array;
+  private readonly mapping: { ptr: number; bytes: number };
+
+  constructor(
+    private readonly device: Device,
+    readonly dir: string,
+    tokenizer?: Tokenizer,
+  ) {
+    if (!existsSync(`${dir}/manifest.json`)) throw new UserError(`${dir} is not a folder of token shards: there is no manifest.json in it.`);
+    this.manifest = JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8")) as Manifest;
+    const m = this.manifest;
+    if (tokenizer && m.tokenizer !== tokenizer.fingerprint)
+      throw new UserError(`${dir} was made with another tokenizer (${m.tokenizer.slice(0, 12)}) than this run's (${tokenizer.fingerprint.slice(0, 12)}). Tokenize the corpus again.`);
+    if (m.tokens === 0) throw new UserError(`${dir} holds no tokens.`);
+    this.mapping = device.mapFile(`${dir}/tokens.bin`);
+    const width = m.dtype === "uint16" ? 2 : 4;
+    if (this.mapping.bytes !== m.tokens * width) throw new UserError(`${dir}/tokens.bin has ${this.mapping.bytes} bytes, but its manifest promises ${m.tokens * width}: the file is damaged.`);
+    const bytes = device.bytes(this.mapping.ptr, this.mapping.bytes);
+    this.tokens = width === 2 ? new Uint16Array(bytes.buffer, bytes.byteOffset, m.tokens) : new Uint32Array(bytes.buffer, bytes.byteOffset, m.tokens);
+    const lengths = readFileSync(`${dir}/documents.bin`);
+    this.starts = new Float64Array(lengths.length / 4 + 1);
+    for (let i = 0; i < lengths.length / 4; i++) this.starts[i + 1] = this.starts[i] + lengths.readUInt32LE(i * 4);
+    if (this.starts[m.documents] !== m.tokens) throw new UserError(`${dir}/documents.bin does not fit tokens.bin: the shards are damaged.`);
+  }
+
+  /** Whole rows of `contextLength` tokens; a corpus shorter than one row is one short row. */
+  rows(contextLength: number): number {
+    return Math.max(1, Math.floor(this.manifest.tokens / contextLength));
+  }
+
+  /** The rows with the given numbers as one batch. Documents that meet in a row do not see each other. */
+  batch(rows: readonly number[], contextLength: number): PretrainBatch {
+    const length = Math.min(contextLength, this.manifest.tokens);
+    const ids = new Int32Array(rows.length * length);
+    const targets = new Int32Array(ids.length).fill(-1);
+    const positions = new Int32Array(ids.length);
+    const cu = [0];
+    let at = 0;
+    for (const row of rows) {
+      let token = row * length;
+      const rowEnd = token + length;
+      let document = this.documentOf(token);
+      while (token < rowEnd) {
+        const documentEnd = this.starts[document + 1];
+        const end = Math.min(rowEnd, documentEnd);
+        for (let position = 0; token < end; token++, at++, position++) {
+          ids[at] = this.tokens[token];
+          positions[at] = position;
+          if (token + 1 < documentEnd) targets[at] = this.tokens[token + 1];
+        }
+        cu.push(at);
+        document++;
+      }
+    }
+    return { ids, targets, positions, cuSeqlens: Int32Array.from(cu) };
+  }
+
+  private documentOf(token: number): number {
+    let low = 0;
+    let high = this.starts.length - 2;
+    while (low < high) {
+      const mid = (low + high + 1) >> 1;
+      if (this.starts[mid] <= token) low = mid;
+      else high = mid - 1;
+    }
+    return low;
+  }
+
+  close(): void {
+    this.device.unmapFile(this.mapping.ptr, this.mapping.bytes);
+  }
+}
+
+/**
+ * Element `index` of a shuffle of 0 .. n-1 that is a function of (seed, epoch): a four-round Feistel network over the
+ * next power of four, walked until it falls inside. Nothing is stored, so a resumed run goes on where it was.
+ */
+export function shuffled(index: number, n: number, seed: number, epoch: number): number {
+  const bits = Math.max(1, Math.ceil(Math.log2(Math.max(2, n)) / 2));
+  const mask = 2 ** bits - 1;
+  let x = index;
+  do {
+    let left = Math.floor(x / 2 ** bits) & mask;
+    let right = x & mask;
+    for (let round = 0; round < 4; round++) {
+      let h = Math.imul(right ^ Math.imul(seed + 1, 0x9e3779b1), 0x85ebca6b) ^ Math.imul(epoch * 4 + round + 1, 0xc2b2ae35);
+      h = Math.imul(h ^ (h >>> 15), 0x27d4eb2f);
+      [left, right] = [right, left ^ ((h ^ (h >>> 13)) & mask)];
+    }
+    x = left * 2 ** bits + right;
+  } while (x >= n);
+  return x;
+}

@@ -1,0 +1,128 @@
+/** The whole Llama against Transformers' LlamaForCausalLM: logits, log probabilities, loss, gradients, packing, config. */
+import { cpSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import { openCpu } from "../../src/device/cpu.js";
+import { parseLlamaConfig, readLlamaConfig } from "../../src/nn/config.js";
+import { loadLlama, saveLlama } from "../../src/nn/folder.js";
+import { type Llama, type Precision, packSequences } from "../../src/nn/llama.js";
+import { Tape } from "../../src/tensor/tensor.js";
+import * as gold from "./golden.js";
+
+const device = openCpu();
+const models = new Map<string, Llama>();
+const tape = new Tape(device);
+afterAll(() => {
+  for (const model of models.values()) model.close();
+  tape.arena.close();
+});
+
+function load(variant: string, precision: Precision): Llama {
+  const key = `${variant} ${precision}`;
+  const model = models.get(key) ?? loadLlama(device, gold.folder(variant), precision);
+  models.set(key, model);
+  return model;
+}
+
+/** Logits of every token, row after row. */
+function allLogits(model: Llama, sequences: number[][]): Float32Array[] {
+  const evaluation = new Tape(device, false, tape.arena);
+  const batch = packSequences(sequences);
+  const V = model.config.vocabSize;
+  const rows = Int32Array.from(batch.ids.keys());
+  const logits = model.logits(evaluation, model.forward(evaluation, batch), rows).toArray();
+  evaluation.reset();
+  return Array.from(rows, (i) => logits.slice(i * V, (i + 1) * V));
+}
+
+for (const variant of gold.VARIANTS) {
+  const golden = gold.golden(variant);
+
+  describe(variant, () => {
+    it("reads the same config in the spellings of Transformers 4 and 5", () => {
+      const path = `${gold.folder(variant)}/config.v4.json`;
+      const version4 = parseLlamaConfig(gold.readJson(path) as Record<string, unknown>, path);
+      expect(version4).toEqual(readLlamaConfig(gold.folder(variant)));
+    });
+
+    for (const precision of gold.PRECISIONS)
+      for (const name of gold.CASES) {
+        const wanted = golden.cases[name];
+        const tolerance = gold.TOLERANCE[precision];
+
+        it(`${name}, ${precision}: logits and log probabilities`, () => {
+          const model = load(variant, precision);
+          const logits = allLogits(model, wanted.inputs);
+          const ends = packSequences(wanted.inputs).cuSeqlens;
+          wanted.lastLogits.forEach((row, s) => {
+            gold.expectNear(logits[ends[s + 1] - 1], row, tolerance, `logits at the end of sequence ${s}`);
+          });
+          const size = Math.hypot(...logits.map(gold.norm));
+          gold.expectNear(logits.map(gold.dot), wanted.logitDots, tolerance, "logits of all tokens", size);
+
+          const { batch, targets } = gold.weighted(wanted.inputs, wanted.targets);
+          const evaluation = new Tape(device, false, tape.arena);
+          const logProbs = model.logProbs(evaluation, batch, targets).toArray();
+          evaluation.reset();
+          gold.expectNear(logProbs, wanted.logProbs, tolerance, "log probabilities");
+        });
+
+        it(`${name}, ${precision}: loss and gradients`, () => {
+          const model = load(variant, precision);
+          const { batch, targets, weights } = gold.weighted(wanted.inputs, wanted.targets);
+          model.parameters.clearGrads();
+          const { logp, loss } = model.loss(tape, batch, targets, weights);
+          expect(Math.abs(loss - wanted.loss) / wanted.loss).toBeLessThanOrEqual(tolerance);
+          tape.backward(logp);
+          tape.reset();
+          const grads = gold.gradients(model);
+          expect([...grads.keys()].sort()).toEqual(Object.keys(wanted.grads).sort());
+          const largest = Math.max(...Object.values(wanted.grads).map((g) => g.norm));
+          for (const [parameter, grad] of grads)
+            gold.expectSummary(grad, wanted.grads[parameter], tolerance, `gradient of ${parameter}`, largest);
+        });
+      }
+
+    it("packed documents do not see each other: each as alone", () => {
+      const model = load(variant, "fp32");
+      const { inputs } = golden.cases.packed;
+      const packed = allLogits(model, inputs);
+      const alone = inputs.flatMap((s) => allLogits(model, [s]));
+      packed.forEach((row, i) => {
+        gold.expectNear(row, alone[i], 1e-6, `logits of token ${i}`);
+      });
+    });
+
+    it("saved and loaded again, gives the same bytes of logits", () => {
+      const dir = mkdtempSync(join(tmpdir(), "lyceum-golden-"));
+      try {
+        const model = load(variant, "bf16");
+        saveLlama(model, dir);
+        const again = loadLlama(device, dir, "bf16");
+        const { inputs } = golden.cases.pair;
+        expect(again.config).toEqual(model.config);
+        expect(allLogits(again, inputs)).toEqual(allLogits(model, inputs));
+        again.close();
+      } finally {
+        rmSync(dir, { recursive: true });
+      }
+    });
+  });
+}
+
+it("the tolerances notice a wrong rotary base", () => {
+  const dir = mkdtempSync(join(tmpdir(), "lyceum-golden-"));
+  try {
+    cpSync(gold.folder("mha-untied"), dir, { recursive: true });
+    const config = gold.readJson(`${dir}/config.v4.json`) as Record<string, unknown>;
+    writeFileSync(`${dir}/config.json`, JSON.stringify({ ...config, rope_theta: 5000 }));
+    const wrong = loadLlama(device, dir, "fp32");
+    const wanted = gold.golden("mha-untied").cases.long;
+    const dots = allLogits(wrong, wanted.inputs).map(gold.dot);
+    wrong.close();
+    expect(() => gold.expectNear(dots, wanted.logitDots, gold.TOLERANCE.fp32, "logits")).toThrow(/away from/);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+});
