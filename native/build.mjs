@@ -1,0 +1,70 @@
+// Builds the CPU engine: every native/*.c, once per instruction set, into native/build/lyceum-ISA.so.
+// Run by `npm install`, so it uses nothing but Node. LYCEUM_ISA_BUILD=portable,avx2 builds only some.
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, readdirSync, renameSync, statSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+const here = fileURLToPath(new URL(".", import.meta.url));
+const V3 = ["-march=x86-64-v3"];
+const V4 = ["-march=x86-64-v4", "-mprefer-vector-width=512"];
+const TARGETS = {
+  x64: {
+    portable: [],
+    avx2: V3,
+    avx512: V4,
+    avx512bf16: [...V4, "-mavx512bf16"],
+    amx: [...V4, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+  },
+  arm64: { portable: [], neon: ["-O3"] },
+}[process.arch] ?? { portable: [] };
+
+const cc = [process.env.CC, "cc", "gcc", "clang"].find((c) => c && spawnSync(c, ["--version"]).status === 0);
+if (!cc) {
+  console.error(
+    "Lyceum's CPU engine needs a C compiler and none was found: install the package gcc (Debian, Ubuntu: apt-get install gcc libc6-dev; Fedora: dnf install gcc; macOS: xcode-select --install), then run npm install again.",
+  );
+  process.exit(1);
+}
+
+const sources = readdirSync(here).filter((f) => f.endsWith(".c")).sort();
+const inputs = readdirSync(here).filter((f) => /\.(c|h|mjs)$/.test(f));
+const newest = Math.max(...inputs.map((f) => statSync(here + f).mtimeMs));
+const FLAGS = [
+  ..."-O3 -std=gnu11 -fPIC -shared -Wall -Wextra -fno-math-errno -fno-trapping-math -ffp-contract=fast".split(" "),
+  // Reductions may be reordered (that is what vectorises them); NaN and infinity keep their meaning.
+  ..."-fassociative-math -fno-signed-zeros -freciprocal-math".split(" "),
+];
+mkdirSync(`${here}build`, { recursive: true });
+
+function build(isa, flags) {
+  const out = `${here}build/lyceum-${isa}.so`;
+  if (existsSync(out) && statSync(out).mtimeMs > newest) return Promise.resolve(true);
+  const partial = `${out}.${process.pid}`;
+  const define = [`-DLY_ISA_NAME="${isa}"`, `-DLY_ISA_${isa.toUpperCase()}=1`];
+  const args = [...FLAGS, ...flags, ...define, ...sources.map((s) => here + s), "-o", partial, "-lm", "-lpthread"];
+  return new Promise((done) => {
+    let said = "";
+    const child = spawn(cc, args);
+    child.stderr.on("data", (d) => {
+      said += d;
+    });
+    child.on("close", (code) => {
+      if (code === 0) renameSync(partial, out);
+      if (said) console.error(said.trim());
+      done(code === 0);
+    });
+  });
+}
+
+const only = process.env.LYCEUM_ISA_BUILD?.split(",");
+const queue = Object.entries(TARGETS).filter(([isa]) => !only || only.includes(isa));
+const failed = [];
+const worker = async () => {
+  for (let job = queue.shift(); job; job = queue.shift()) if (!(await build(...job))) failed.push(job[0]);
+};
+await Promise.all([worker(), worker()]);
+if (failed.includes("portable")) {
+  console.error(`${cc} could not build the CPU engine; its messages stand above.`);
+  process.exit(1);
+}
+if (failed.length) console.error(`Left out (${cc} does not offer it): ${failed.join(", ")}.`);

@@ -1,0 +1,197 @@
+/* The engine itself: which processor this is, memory, and the thread pool. */
+#define _GNU_SOURCE
+#include "internal.h"
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#define RELAX() _mm_pause()
+#else
+#define RELAX() ((void)0)
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
+
+/* ---- processor ---- */
+
+#if defined(__x86_64__)
+static uint64_t xcr0(void) { uint32_t a, d; __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0)); return ((uint64_t)d << 32) | a; }
+/* Linux hands out the 8 KiB of tile registers only to a process that asks (arch_prctl ARCH_REQ_XCOMP_PERM). */
+static int amx_permission(void) {
+#ifdef __linux__
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return 0;
+#endif
+}
+static int has_amx(void) {
+  uint32_t a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+  int tile = (d >> 24) & 1, bf16_tiles = (d >> 22) & 1;
+  return tile && bf16_tiles && (xcr0() & 0x60000) == 0x60000 && amx_permission();
+}
+#endif
+
+const char *ly_isa(void) { return LY_ISA_NAME; }
+const char *ly_isa_list(void) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  int v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  int v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  int b16 = v4 && __builtin_cpu_supports("avx512bf16");
+  if (b16 && has_amx()) return "amx,avx512bf16,avx512,avx2,portable";
+  return b16 ? "avx512bf16,avx512,avx2,portable" : v4 ? "avx512,avx2,portable" : v3 ? "avx2,portable" : "portable";
+#elif defined(__aarch64__)
+  return "neon,portable";
+#else
+  return "portable";
+#endif
+}
+
+const char *ly_cpu_name(void) {
+  static char name[128];
+  if (name[0]) return name;
+  snprintf(name, sizeof name, "unknown processor");
+  FILE *f = fopen("/proc/cpuinfo", "r");
+  for (char line[512]; f && fgets(line, sizeof line, f);) {
+    if (strncmp(line, "model name", 10)) continue;
+    char *colon = strchr(line, ':');
+    if (colon) snprintf(name, sizeof name, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
+    break;
+  }
+  if (f) fclose(f);
+  return name;
+}
+
+/* ---- memory ---- */
+
+void *ly_alloc(size_t bytes) {
+  if (!bytes) bytes = 1;
+  void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) return NULL;
+#ifdef MADV_HUGEPAGE
+  if (bytes >= (4u << 20)) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+  return p;
+}
+void ly_free(void *p, size_t bytes) { if (p) munmap(p, bytes ? bytes : 1); }
+
+void *ly_map_file(const char *path, size_t *bytes) {
+  int fd = open(path, O_RDONLY);
+  struct stat st;
+  if (fd < 0) return NULL;
+  void *p = MAP_FAILED;
+  if (fstat(fd, &st) == 0 && st.st_size > 0) p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+  close(fd);
+  if (p == MAP_FAILED) return NULL;
+  *bytes = (size_t)st.st_size;
+  return p;
+}
+void ly_unmap_file(void *p, size_t bytes) { munmap(p, bytes); }
+
+/* ---- threads: the caller is thread 0, the others spin briefly for the next kernel, then sleep ---- */
+
+enum { MAX_THREADS = 256, SLOTS = 32, SPINS = 4000 };
+static int threads = 1, workers;
+static pthread_t handles[MAX_THREADS];
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+static atomic_long generation;
+static atomic_int sleeping, running, stop;
+static _Atomic int64_t next_item;
+static struct { ly_body body; void *ctx; int64_t n; } job;
+
+static void work(int thread) {
+  for (int64_t i; (i = atomic_fetch_add(&next_item, 1)) < job.n;) job.body(job.ctx, i, thread);
+}
+
+static void *worker(void *arg) {
+  int thread = (int)(intptr_t)arg;
+  long seen = 0;
+  for (;;) {
+    for (int s = 0; s < SPINS && atomic_load(&generation) == seen; s++) RELAX();
+    if (atomic_load(&generation) == seen) {
+      pthread_mutex_lock(&lock);
+      atomic_fetch_add(&sleeping, 1);
+      while (atomic_load(&generation) == seen) pthread_cond_wait(&wake, &lock);
+      atomic_fetch_sub(&sleeping, 1);
+      pthread_mutex_unlock(&lock);
+    }
+    seen++;
+    if (atomic_load(&stop)) return NULL;
+    work(thread);
+    atomic_fetch_sub(&running, 1);
+  }
+}
+
+static void start_round(void) {
+  pthread_mutex_lock(&lock);
+  atomic_fetch_add(&generation, 1);
+  if (atomic_load(&sleeping)) pthread_cond_broadcast(&wake);
+  pthread_mutex_unlock(&lock);
+}
+
+void ly_parallel(int64_t n, ly_body body, void *ctx) {
+  if (n <= 1 || workers == 0) {
+    for (int64_t i = 0; i < n; i++) body(ctx, i, 0);
+    return;
+  }
+  job.body = body; job.ctx = ctx; job.n = n;
+  atomic_store(&next_item, 0);
+  atomic_store(&running, workers);
+  start_round();
+  work(0);
+  for (int s = 0; atomic_load(&running); s++) { if (s < 100000) RELAX(); else sched_yield(); }
+}
+
+int ly_threads(void) { return threads; }
+
+int ly_init(int wanted) {
+#ifdef LY_ISA_AMX
+  if (!has_amx()) return -1;
+#endif
+  if (!strstr(ly_isa_list(), LY_ISA_NAME)) return -1;
+  if (wanted <= 0) {
+#ifdef __linux__
+    cpu_set_t set;
+    wanted = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+#else
+    wanted = (int)sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+  }
+  if (wanted > MAX_THREADS) wanted = MAX_THREADS;
+  if (workers) {
+    atomic_store(&stop, 1);
+    start_round();
+    for (int i = 0; i < workers; i++) pthread_join(handles[i], NULL);
+    atomic_store(&stop, 0);
+    atomic_store(&generation, 0);
+  }
+  threads = wanted;
+  for (workers = 0; workers < wanted - 1; workers++)
+    if (pthread_create(&handles[workers], NULL, worker, (void *)(intptr_t)(workers + 1))) { threads = workers + 1; break; }
+  return 0;
+}
+
+/* ---- scratch: per thread and slot, grown to the largest request and kept ---- */
+
+static struct { void *p; size_t bytes; } scratch[MAX_THREADS + 1][SLOTS];
+void *ly_scratch(int thread, int slot, size_t bytes) {
+  typeof(scratch[0][0]) *s = &scratch[thread + 1][slot];
+  if (s->bytes < bytes) {
+    ly_free(s->p, s->bytes);
+    s->bytes = (bytes + bytes / 4 + 4095) & ~(size_t)4095;
+    s->p = ly_alloc(s->bytes);
+    if (!s->p) { fprintf(stderr, "lyceum: out of memory: %zu MiB of scratch could not be allocated\n", bytes >> 20); abort(); }
+  }
+  return s->p;
+}

@@ -1,0 +1,44 @@
+/* The AMX micro-kernel: 32 x 32 results from four accumulator tiles, two tiles of A and two of B (Intel SDM, ch. "AMX").
+ * A tile of A is 16 rows x 32 bf16 of k; a tile of B is 16 pairs along k x 16 columns; both are 16 rows of 64 bytes.
+ * Compiled against software tiles (AMX_EMULATED) for the test on processors without them. */
+#ifndef AMX_EMULATED
+#include <immintrin.h>
+#endif
+enum { AMX_MR = 32 };
+
+static void amx_configure(void) {
+  static __thread int done;
+  if (done) return;
+  struct { uint8_t palette, start_row, reserved[14]; uint16_t colsb[16]; uint8_t rows[16]; } __attribute__((packed)) config = {.palette = 1};
+  for (int t = 0; t < 8; t++) { config.colsb[t] = 64; config.rows[t] = 16; }
+  _tile_loadconfig(&config);
+  done = 1;
+}
+
+/* out[32][32] = A panel [K/32][32][32] x B panel [K/2][32][2]; K is a multiple of 32. */
+static void kernel_amx(int64_t K, const void *pa, const void *pb, float *out) {
+  const char *a = pa, *b = pb;
+  amx_configure();
+  _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+  for (int64_t k = 0; k < K; k += 32, a += 2048, b += 2048) {
+    _tile_loadd(4, a, 64); _tile_loadd(5, a + 1024, 64);
+    _tile_loadd(6, b, 128); _tile_loadd(7, b + 64, 128);
+    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, out, 128); _tile_stored(1, out + 16, 128);
+  _tile_stored(2, out + 512, 128); _tile_stored(3, out + 528, 128);
+}
+
+/* Rows of A as [K/32][32 rows][32 of k], zero where the panel is larger than the matrix. */
+static void pack_amx(void *out, int64_t rows, int64_t K, int64_t Kp, const void *A, int64_t ars, int64_t acs) {
+  const bf16 *x = A;
+  bf16 *o = out;
+  if (rows < AMX_MR || K < Kp) memset(o, 0, 2 * (size_t)(AMX_MR * Kp));
+  for (int64_t k0 = 0; k0 < K; k0 += 32) {
+    int64_t n = K - k0 < 32 ? K - k0 : 32;
+    bf16 *block = o + k0 * AMX_MR;
+    if (acs == 1) for (int64_t i = 0; i < rows; i++) memcpy(block + i * 32, x + i * ars + k0, 2 * (size_t)n);
+    else for (int64_t k = 0; k < n; k++) for (int64_t i = 0; i < rows; i++) block[i * 32 + k] = x[i * ars + (k0 + k) * acs];
+  }
+}
