@@ -62,7 +62,7 @@ static void kernel_bf16(int64_t K, const void *pa, const void *pb, float *out) {
 #define HAS_BF16 0
 enum { MR16 = MR32, NR16 = NR32, KSTEP = 1 };
 #endif
-enum { MAX_MR = MR32 > MR16 ? MR32 : MR16, MAX_NR = NR32 > NR16 ? NR32 : NR16 };
+enum { MAX_MR = (int)MR32 > (int)MR16 ? (int)MR32 : (int)MR16, MAX_NR = (int)NR32 > (int)NR16 ? (int)NR32 : (int)NR16 };
 
 /* How one product is carried out: in which element type its panels are, and their sizes. */
 typedef struct { int half; int64_t mr, nr, K, Kp; size_t size; } Plan;

@@ -1,0 +1,21 @@
+/* Row kernels compute in fp32 whatever the storage type: a row is widened into a buffer, worked on, and rounded back. */
+#ifndef LYCEUM_ROWS_H
+#define LYCEUM_ROWS_H
+#include "internal.h"
+static inline void load_row(float *restrict out, const void *x, int64_t at, int64_t n, int dt) {
+  if (dt == LY_F32) memcpy(out, (const float *)x + at, (size_t)n * 4);
+  else { const bf16 *s = (const bf16 *)x + at; for (int64_t i = 0; i < n; i++) out[i] = bf16_to_f32(s[i]); }
+}
+static inline void store_row(void *y, int64_t at, const float *restrict x, int64_t n, int dt) {
+  if (dt == LY_F32) memcpy((float *)y + at, x, (size_t)n * 4);
+  else { bf16 *d = (bf16 *)y + at; for (int64_t i = 0; i < n; i++) d[i] = f32_to_bf16(x[i]); }
+}
+static inline void add_to_row(void *y, int64_t at, const float *restrict x, int64_t n, int dt) {
+  if (dt == LY_F32) { float *d = (float *)y + at; for (int64_t i = 0; i < n; i++) d[i] += x[i]; }
+  else { bf16 *d = (bf16 *)y + at; for (int64_t i = 0; i < n; i++) d[i] = f32_to_bf16(bf16_to_f32(d[i]) + x[i]); }
+}
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+/* The cut of n rows into blocks is the same for any number of threads. */
+#define ROW_BLOCK 32
+static inline int64_t blocks_of(int64_t n) { return (n + ROW_BLOCK - 1) / ROW_BLOCK; }
+#endif
