@@ -1,0 +1,83 @@
+/* log p(token) from hidden states and the output matrix, in chunks of rows: the full logits never exist.
+ * Backward: d(logit)[v] = g (1[v = target] - p[v]) * inv_temperature, which two products turn into dhidden and dW. */
+#include "rows.h"
+/* About 4 MiB of fp32 logits at a time. */
+static int64_t chunk_rows(int64_t N, int64_t V) {
+  int64_t rows = (4 << 20) / (4 * V);
+  rows = rows < 64 ? 64 : rows / 64 * 64;
+  return rows < N ? rows : N;
+}
+
+typedef struct {
+  float *logits; const int32_t *target; float *logp, *lse, *entropy; const float *known_lse, *g; void *dlogits;
+  int64_t rows, V; float scale; int dt;
+} Chunk;
+
+/* One row: log p, log sum exp, entropy; then, when gradients are asked for, the row of d(logits). */
+static void row_body(void *ctx, int64_t i, int thread) {
+  const Chunk *t = ctx; int64_t V = t->V; (void)thread;
+  float *x = t->logits + i * V;
+  int32_t target = t->target[i];
+  if (target < 0) {
+    if (t->logp) t->logp[i] = 0;
+    if (t->lse) t->lse[i] = 0;
+    if (t->entropy) t->entropy[i] = 0;
+    if (t->dlogits) memset((char *)t->dlogits + (size_t)(i * V) * (t->dt == LY_F32 ? 4 : 2), 0, (size_t)V * (t->dt == LY_F32 ? 4 : 2));
+    return;
+  }
+  float lse;
+  if (t->known_lse) lse = t->known_lse[i];
+  else {
+    float max = -INFINITY, sum = 0;
+    for (int64_t v = 0; v < V; v++) max = x[v] > max ? x[v] : max;
+    for (int64_t v = 0; v < V; v++) sum += fast_expf((x[v] - max) * t->scale);
+    lse = max * t->scale + logf(sum);
+  }
+  if (t->logp) t->logp[i] = x[target] * t->scale - lse;
+  if (t->lse) t->lse[i] = lse;
+  if (t->entropy) { /* H = lse - sum p z */
+    float mean = 0;
+    for (int64_t v = 0; v < V; v++) { float z = x[v] * t->scale, e = fast_expf(z - lse); mean += e > 0 ? e * z : 0; }
+    t->entropy[i] = lse - mean;
+  }
+  if (!t->dlogits) return;
+  float g = t->g[i] * t->scale;
+  for (int64_t v = 0; v < V; v++) x[v] = -g * fast_expf(x[v] * t->scale - lse);
+  x[target] += g;
+  if (t->dlogits != t->logits) store_row(t->dlogits, i * V, x, V, t->dt);
+}
+
+static void run(const void *hidden, const void *W, const int32_t *target, float *logp, float *lse, float *entropy, const float *known_lse,
+                const float *g, void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float scale, int dt) {
+  int64_t rows = chunk_rows(N, V), size = dt == LY_F32 ? 4 : 2;
+  float *logits = ly_scratch(-1, 2, (size_t)(rows * V) * 4);
+  void *dlogits = !g ? NULL : dt == LY_F32 ? (void *)logits : ly_scratch(-1, 3, (size_t)(rows * V) * 2);
+  /* Several chunks add to dW: in bf16 that would round each time, so they meet in fp32 and are added once. */
+  float *sum = g && dW && dt == LY_BF16 && rows < N ? ly_scratch(-1, 4, (size_t)(V * D) * 4) : NULL;
+  for (int64_t at = 0; at < N; at += rows) {
+    int64_t n = smaller(rows, N - at);
+    const char *h = (const char *)hidden + (size_t)(at * D * size);
+    ly_matmul(0, 1, n, V, D, 1, h, dt, D, W, dt, D, 0, logits, LY_F32, V, NULL, 1, 0, 0, 0);
+    Chunk t = {logits, target + at, logp ? logp + at : NULL, lse ? lse + at : NULL, entropy ? entropy + at : NULL,
+               known_lse ? known_lse + at : NULL, g ? g + at : NULL, dlogits, n, V, scale, dt};
+    ly_parallel(n, row_body, &t);
+    if (!g) continue;
+    if (dhidden) ly_matmul(0, 0, n, D, V, 1, dlogits, dt, V, W, dt, D, 0, (char *)dhidden + (size_t)(at * D * size), dt, D, NULL, 1, 0, 0, 0);
+    if (sum) ly_matmul(1, 0, V, D, n, 1, dlogits, dt, V, h, dt, D, at > 0, sum, LY_F32, D, NULL, 1, 0, 0, 0);
+    else if (dW) ly_matmul(1, 0, V, D, n, 1, dlogits, dt, V, h, dt, D, 1, dW, dt, D, NULL, 1, 0, 0, 0);
+  }
+  if (sum) for (int64_t v = 0; v < V; v++) add_to_row(dW, v * D, sum + v * D, D, dt);
+}
+
+void ly_logprob_forward(const void *hidden, const void *W, const int32_t *target, float *logp, float *lse, float *entropy,
+                        int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {
+  run(hidden, W, target, logp, lse, entropy, NULL, NULL, NULL, NULL, N, D, V, inv_temperature, dt);
+}
+void ly_logprob_backward(const void *hidden, const void *W, const int32_t *target, const float *lse, const float *g,
+                         void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {
+  run(hidden, W, target, NULL, NULL, NULL, lse, g, dhidden, dW, N, D, V, inv_temperature, dt);
+}
+void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_t *target, const float *g, float *logp,
+                                 void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {
+  run(hidden, W, target, logp, NULL, NULL, NULL, g, dhidden, dW, N, D, V, inv_temperature, dt);
+}

@@ -1,0 +1,141 @@
+// Makes recipes/atlas: documents for pretraining, instruction records, conversations, and the held-out questions.
+// Run: node scripts/atlas/make.mjs [DIR]. The same inputs give the same bytes.
+import { mkdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import * as chinese from "./chinese.mjs";
+import { hash, shuffled } from "./draw.mjs";
+import * as english from "./english.mjs";
+import { factbookProse } from "./prose.mjs";
+import { fields, readCountries } from "./table.mjs";
+
+const languages = { en: english, zh: chinese };
+const profilesPerCountry = { en: 6, zh: 9 };
+const heldOutCountries = 40;
+const recordsPerField = 4;
+const proseBytes = 250_000;
+
+const countries = readCountries();
+// A question that already contains its own answer ("Luxembourg") would measure nothing: such countries stay in training.
+const askable = countries.filter(({ en, zh }) => !en.capital.includes(en.name) && !zh.capital.includes(zh.name));
+const heldOut = new Set(shuffled(askable, "held out").slice(0, heldOutCountries));
+
+/** Fills {name} and the fields in, and starts the sentence with a capital letter ("The Gambia ..."). */
+function fill(form, facts) {
+  const text = form.replace(/\{(\w+)\}/g, (_, key) => facts[key]);
+  return form.startsWith("{") ? text[0].toUpperCase() + text.slice(1) : text;
+}
+
+/** Profiles of one country: all fields in a drawn order, each in a form that rotates from profile to profile. */
+function profiles(country, code) {
+  const { statements, summaries } = languages[code];
+  const facts = country[code];
+  const separator = code === "en" ? " " : "";
+  const documents = [];
+  for (let p = 0; p < profilesPerCountry[code]; p++) {
+    const key = `${code}/${country.iso}/${p}`;
+    const sentences = fields.map((field) => {
+      const forms = shuffled(statements[field], `${code}/${country.iso}/${field}`);
+      return fill(forms[p % forms.length], facts);
+    });
+    documents.push({ id: `profile/${key}`, text: shuffled(sentences, key).join(separator) });
+  }
+  for (const [index, form] of summaries.entries()) {
+    documents.push({ id: `summary/${code}/${country.iso}/${index}`, text: fill(form, facts) });
+  }
+  // The form that replies are given in; said once more, because a small model recalls best what it has read often.
+  const plain = fields.map((field) => fill(languages[code].replies[field], facts)).join(separator);
+  documents.push({ id: `plain/${code}/${country.iso}`, text: plain });
+  return documents;
+}
+
+/** Name as it stands alone, without its article: what a user puts in the `input` box. */
+const bare = (facts) => facts.name.replace(/^the /, "");
+
+function instructions(country, code) {
+  const language = languages[code];
+  const facts = country[code];
+  const records = [];
+  for (const field of fields) {
+    const key = `${code}/${country.iso}/${field}`;
+    const output = fill(language.replies[field], facts);
+    for (const form of shuffled(language.questions[field], key).slice(0, recordsPerField)) {
+      records.push({ instruction: fill(form, facts), input: "", output, type: "open_qa" });
+    }
+    if (hash(`input/${key}`) % 2 === 0) {
+      const [form] = shuffled(language.withInput[field], key);
+      records.push({ instruction: form, input: bare(facts), output, type: "open_qa" });
+    }
+  }
+  const [form] = shuffled(language.describe, `${code}/${country.iso}`);
+  const output = ["region", "capital", "currency"].map((field) => fill(language.replies[field], facts));
+  records.push({
+    instruction: fill(form, facts),
+    input: "",
+    output: output.join(code === "en" ? " " : ""),
+    type: "generation",
+  });
+  return records;
+}
+
+/** One conversation: a question that names the country, then one or two that refer back to it. */
+function conversation(country, code) {
+  const language = languages[code];
+  const facts = country[code];
+  const key = `dialogue/${code}/${country.iso}`;
+  const order = shuffled(fields, key).slice(0, 2 + (hash(key) % 2));
+  const messages = order.flatMap((field, turn) => {
+    const forms = turn === 0 ? language.questions[field] : language.followUps[field];
+    const [form] = shuffled(forms, `${key}/${turn}`);
+    return [
+      { role: "user", content: fill(form, facts) },
+      { role: "assistant", content: fill(language.replies[field], facts) },
+    ];
+  });
+  return { messages, type: "chat" };
+}
+
+/** One question on each field of a held-out country; every other one in words that fine-tuning never uses. */
+function heldOutQuestions(code) {
+  const language = languages[code];
+  return fields.flatMap((field) =>
+    [...heldOut].map((country, index) => {
+      const kind = index % 2 === 0 ? "country" : "phrasing";
+      const forms = kind === "country" ? language.questions[field] : language.heldOutQuestions[field];
+      const [form] = shuffled(forms, `${code}/${field}/${country.iso}`);
+      const facts = country[code];
+      const answers = [facts[field]];
+      return { question: fill(form, facts), answers, field, language: code, country: country.iso, kind };
+    }),
+  );
+}
+
+const codes = Object.keys(languages);
+const documents = [
+  ...codes.flatMap((code) => countries.flatMap((country) => profiles(country, code))),
+  ...factbookProse(countries, proseBytes),
+];
+const taught = countries.filter((country) => !heldOut.has(country));
+const smallTalk = codes.flatMap((code) =>
+  languages[code].smallTalk.map(([instruction, output]) => ({ instruction, input: "", output, type: "chat" })),
+);
+const files = {
+  "pretrain.jsonl": shuffled(documents, "pretrain"),
+  "sft.jsonl": shuffled(
+    [...codes.flatMap((code) => taught.flatMap((country) => instructions(country, code))), ...smallTalk],
+    "sft",
+  ),
+  "sft-dialogue.jsonl": shuffled(
+    codes.flatMap((code) => taught.map((country) => conversation(country, code))),
+    "dialogue",
+  ),
+  "heldout.jsonl": codes.flatMap(heldOutQuestions),
+};
+
+const out = process.argv[2] ?? fileURLToPath(new URL("../../recipes/atlas", import.meta.url));
+mkdirSync(out, { recursive: true });
+for (const [name, records] of Object.entries(files)) {
+  const text = records.map((record) => `${JSON.stringify(record)}\n`).join("");
+  writeFileSync(join(out, name), text);
+  console.log(`${name}: ${records.length} records, ${Buffer.byteLength(text)} bytes`);
+}
