@@ -9,10 +9,10 @@ export function hash(key) {
   return (h ^ (h >>> 16)) >>> 0;
 }
 
-/** The items in an order drawn from `key`. Ties cannot depend on the input order: the index is part of the hash. */
-export function shuffled(items, key) {
+/** The items in an order drawn from `key`; `nameOf` gives the text by which an item is known. */
+export function shuffled(items, key, nameOf = JSON.stringify) {
   return items
-    .map((item, index) => ({ item, index, rank: hash(`${key}/${index}`) }))
+    .map((item, index) => ({ item, index, rank: hash(`${key}/${nameOf(item)}`) }))
     .sort((a, b) => a.rank - b.rank || a.index - b.index)
     .map((entry) => entry.item);
 }

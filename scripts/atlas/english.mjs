@@ -88,7 +88,11 @@ export const withInput = {
   currency: ["Name the currency of this country.", "What is the currency of the country below?"],
 };
 
-export const describe = ["Tell me about {name}.", "What do you know about {name}?", "Describe {name} in a few sentences."];
+export const describe = [
+  "Tell me about {name}.",
+  "What do you know about {name}?",
+  "Describe {name} in a few sentences.",
+];
 
 /** Second and third turns of a conversation. */
 export const followUps = {

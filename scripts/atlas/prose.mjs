@@ -45,7 +45,8 @@ export function factbookProse(countries, bytes) {
       const found = profile[section]?.[key]?.text;
       const room = share - text.length;
       if (!found || room < 60) continue;
-      const label = key === "Background" ? `${name}.` : `${key.replace("Geography - note", "Note")} of ${country.en.name}:`;
+      const label =
+        key === "Background" ? `${name}.` : `${key.replace("Geography - note", "Note")} of ${country.en.name}:`;
       text += `${text && "\n"}${label} ${opening(clean(found), room)}`;
     }
     return { id: `factbook/${country.factbook}`, text };

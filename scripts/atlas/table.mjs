@@ -23,7 +23,9 @@ export function readCountries(url = new URL("countries.tsv", import.meta.url)) {
   return lines.map((line, index) => {
     const cells = line.split("\t");
     if (cells.length !== keys.length || cells.includes("")) {
-      throw new Error(`countries.tsv:${index + 2}: expected ${keys.length} filled cells, found ${cells.length}: ${line}`);
+      throw new Error(
+        `countries.tsv:${index + 2}: expected ${keys.length} filled cells, found ${cells.length}: ${line}`,
+      );
     }
     const row = Object.fromEntries(keys.map((key, i) => [key, cells[i]]));
     if (!(row.region in regionZh)) throw new Error(`countries.tsv:${index + 2}: unknown region "${row.region}"`);
