@@ -26,7 +26,9 @@ if (!cc) {
   process.exit(1);
 }
 
-const sources = readdirSync(here).filter((f) => f.endsWith(".c")).sort();
+const sources = readdirSync(here)
+  .filter((f) => f.endsWith(".c"))
+  .sort();
 const inputs = readdirSync(here).filter((f) => /\.(c|h|mjs)$/.test(f));
 const newest = Math.max(...inputs.map((f) => statSync(here + f).mtimeMs));
 const FLAGS = [

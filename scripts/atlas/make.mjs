@@ -16,7 +16,8 @@ const recordsPerField = 3;
 const proseBytes = 250_000;
 
 const countries = readCountries();
-// A question that already contains its own answer ("Luxembourg", "the Central African Republic") would measure nothing: such countries stay in training.
+// A question that already contains its own answer ("Luxembourg", "the Central African Republic") would measure nothing:
+// such countries stay in training.
 const overlap = (facts) =>
   facts.capital.includes(facts.name) || fields.some((field) => facts.name.includes(facts[field]));
 const askable = countries.filter(({ en, zh }) => !overlap(en) && !overlap(zh));

@@ -19,14 +19,20 @@ export interface Rejected {
 
 export async function* readDocuments(files: readonly string[], rejected: Rejected[]): AsyncGenerator<Document> {
   for (const file of files) {
-    if (!existsSync(file)) throw new UserError(`${file} does not exist. It is named under data.train or data.validation.`, 2);
+    if (!existsSync(file))
+      throw new UserError(`${file} does not exist. It is named under data.train or data.validation.`, 2);
     if (statSync(file).size === 0) {
       rejected.push({ file, line: 0, reason: "the file is empty" });
       continue;
     }
     if (/\.jsonl(\.gz)?$/.test(file)) yield* readJsonl(file, rejected);
-    else if (/\.(txt|md|text)(\.gz)?$/.test(file)) yield { id: file, text: await readText(file), source: { file, line: 1 } };
-    else throw new UserError(`${file}: cannot tell its format by its name. Known are .jsonl, .jsonl.gz, .txt, .txt.gz and .md.`, 2);
+    else if (/\.(txt|md|text)(\.gz)?$/.test(file))
+      yield { id: file, text: await readText(file), source: { file, line: 1 } };
+    else
+      throw new UserError(
+        `${file}: cannot tell its format by its name. Known are .jsonl, .jsonl.gz, .txt, .txt.gz and .md.`,
+        2,
+      );
   }
 }
 
@@ -66,5 +72,7 @@ async function* readJsonl(file: string, rejected: Rejected[]): AsyncGenerator<Do
 async function readText(file: string): Promise<string> {
   const pieces: Buffer[] = [];
   for await (const piece of open(file)) pieces.push(piece as unknown as Buffer);
-  return Buffer.concat(pieces).toString("utf8").replace(/^\uFEFF/, "");
+  return Buffer.concat(pieces)
+    .toString("utf8")
+    .replace(/^\uFEFF/, "");
 }

@@ -6,7 +6,18 @@
  * and the packed rows a training step takes from it.
  */
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import type { Device } from "../device/device.js";
 import type { TokenBatch } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
@@ -29,7 +40,11 @@ export function isValidation(id: string, share: number): boolean {
 }
 
 /** Tokenizes documents into `dir`, which appears whole or not at all. */
-export async function writeShards(documents: AsyncIterable<Document> | Iterable<Document>, tokenizer: Tokenizer, dir: string): Promise<Manifest> {
+export async function writeShards(
+  documents: AsyncIterable<Document> | Iterable<Document>,
+  tokenizer: Tokenizer,
+  dir: string,
+): Promise<Manifest> {
   const partial = `${dir}.partial`;
   rmSync(partial, { recursive: true, force: true });
   mkdirSync(partial, { recursive: true });
@@ -96,21 +111,31 @@ export class Shards {
     readonly dir: string,
     tokenizer?: Tokenizer,
   ) {
-    if (!existsSync(`${dir}/manifest.json`)) throw new UserError(`${dir} is not a folder of token shards: there is no manifest.json in it.`);
+    if (!existsSync(`${dir}/manifest.json`))
+      throw new UserError(`${dir} is not a folder of token shards: there is no manifest.json in it.`);
     this.manifest = JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8")) as Manifest;
     const m = this.manifest;
     if (tokenizer && m.tokenizer !== tokenizer.fingerprint)
-      throw new UserError(`${dir} was made with another tokenizer (${m.tokenizer.slice(0, 12)}) than this run's (${tokenizer.fingerprint.slice(0, 12)}). Tokenize the corpus again.`);
+      throw new UserError(
+        `${dir} was made with another tokenizer (${m.tokenizer.slice(0, 12)}) than this run's (${tokenizer.fingerprint.slice(0, 12)}). Tokenize the corpus again.`,
+      );
     if (m.tokens === 0) throw new UserError(`${dir} holds no tokens.`);
     this.mapping = device.mapFile(`${dir}/tokens.bin`);
     const width = m.dtype === "uint16" ? 2 : 4;
-    if (this.mapping.bytes !== m.tokens * width) throw new UserError(`${dir}/tokens.bin has ${this.mapping.bytes} bytes, but its manifest promises ${m.tokens * width}: the file is damaged.`);
+    if (this.mapping.bytes !== m.tokens * width)
+      throw new UserError(
+        `${dir}/tokens.bin has ${this.mapping.bytes} bytes, but its manifest promises ${m.tokens * width}: the file is damaged.`,
+      );
     const bytes = device.bytes(this.mapping.ptr, this.mapping.bytes);
-    this.tokens = width === 2 ? new Uint16Array(bytes.buffer, bytes.byteOffset, m.tokens) : new Uint32Array(bytes.buffer, bytes.byteOffset, m.tokens);
+    this.tokens =
+      width === 2
+        ? new Uint16Array(bytes.buffer, bytes.byteOffset, m.tokens)
+        : new Uint32Array(bytes.buffer, bytes.byteOffset, m.tokens);
     const lengths = readFileSync(`${dir}/documents.bin`);
     this.starts = new Float64Array(lengths.length / 4 + 1);
     for (let i = 0; i < lengths.length / 4; i++) this.starts[i + 1] = this.starts[i] + lengths.readUInt32LE(i * 4);
-    if (this.starts[m.documents] !== m.tokens) throw new UserError(`${dir}/documents.bin does not fit tokens.bin: the shards are damaged.`);
+    if (this.starts[m.documents] !== m.tokens)
+      throw new UserError(`${dir}/documents.bin does not fit tokens.bin: the shards are damaged.`);
   }
 
   /** Whole rows of `contextLength` tokens; a corpus shorter than one row is one short row. */
@@ -173,7 +198,8 @@ export function shuffled(index: number, n: number, seed: number, epoch: number):
     let left = Math.floor(x / 2 ** bits) & mask;
     let right = x & mask;
     for (let round = 0; round < 4; round++) {
-      let h = Math.imul(right ^ Math.imul(seed + 1, 0x9e3779b1), 0x85ebca6b) ^ Math.imul(epoch * 4 + round + 1, 0xc2b2ae35);
+      let h =
+        Math.imul(right ^ Math.imul(seed + 1, 0x9e3779b1), 0x85ebca6b) ^ Math.imul(epoch * 4 + round + 1, 0xc2b2ae35);
       h = Math.imul(h ^ (h >>> 15), 0x27d4eb2f);
       [left, right] = [right, left ^ ((h ^ (h >>> 13)) & mask)];
     }

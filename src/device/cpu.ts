@@ -59,14 +59,18 @@ export function openCpu(options: CpuOptions = {}): Device {
   const wanted = options.isa ?? process.env.LYCEUM_ISA ?? "";
   const isa = wanted || offered.find((i) => existsSync(libraryPath(i))) || "portable";
   if (!offered.includes(isa))
-    throw new EngineError(`Instruction set "${isa}" is not offered by this processor. It offers: ${offered.join(", ")}.`);
+    throw new EngineError(
+      `Instruction set "${isa}" is not offered by this processor. It offers: ${offered.join(", ")}.`,
+    );
   const lib = open(isa);
   const device: Record<string, unknown> = {};
   for (const [name, proto] of protos)
     device[name.slice(3).replace(/_(\w)/g, (_, c: string) => c.toUpperCase())] = lib.func(proto);
   const native = device as Record<string, Kernel>;
   if (native.init(options.threads ?? 0) !== 0)
-    throw new EngineError(`The ${isa} engine could not start: the operating system does not offer its registers. Set LYCEUM_ISA to one of: ${offered.join(", ")}.`);
+    throw new EngineError(
+      `The ${isa} engine could not start: the operating system does not offer its registers. Set LYCEUM_ISA to one of: ${offered.join(", ")}.`,
+    );
 
   const { alloc, mapFile } = native;
   const view = (p: Ptr, bytes: number): ArrayBuffer => koffi.view(p, bytes);
@@ -76,7 +80,10 @@ export function openCpu(options: CpuOptions = {}): Device {
     threads: native.threads() as number,
     alloc(bytes: number): Ptr {
       const p = alloc(bytes) as Ptr;
-      if (p === 0) throw new EngineError(`Out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB could not be allocated. Use a smaller batch, context or model.`);
+      if (p === 0)
+        throw new EngineError(
+          `Out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB could not be allocated. Use a smaller batch, context or model.`,
+        );
       return p;
     },
     mapFile(path: string) {

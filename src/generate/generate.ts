@@ -43,10 +43,14 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
   prompts.forEach((p, i) => {
     if (p.length === 0) throw new UserError(`Prompt ${i + 1} is empty: give at least one token to continue from.`);
     if (p.length >= context)
-      throw new UserError(`Prompt ${i + 1} has ${p.length} tokens; the model's context of ${context} leaves no room for a reply.`);
+      throw new UserError(
+        `Prompt ${i + 1} has ${p.length} tokens; the model's context of ${context} leaves no room for a reply.`,
+      );
     for (let t = 0; t < p.length; t++)
       if (p[t] >= config.vocabSize || p[t] < 0)
-        throw new UserError(`Prompt ${i + 1} holds token ${p[t]}, but the model's vocabulary has ${config.vocabSize}: is this the model's own tokenizer?`);
+        throw new UserError(
+          `Prompt ${i + 1} holds token ${p[t]}, but the model's vocabulary has ${config.vocabSize}: is this the model's own tokenizer?`,
+        );
   });
   const longest = prompts.reduce((n, p) => Math.max(n, p.length), 0);
   const length = Math.min(context, longest + maxTokens);
@@ -67,7 +71,8 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
     rows.forEach((row, b) => {
       u[b] = uniform(seed, row, results[row].ids.length, tape);
     });
-    const histories = repetitionPenalty === 1 ? rows.map(() => []) : rows.map((r) => [...Array.from(prompts[r]), ...results[r].ids]);
+    const histories =
+      repetitionPenalty === 1 ? rows.map(() => []) : rows.map((r) => [...Array.from(prompts[r]), ...results[r].ids]);
     const width = Math.max(1, ...histories.map((h) => h.length));
     const history = new Int32Array(B * width);
     histories.forEach((h, b) => {
@@ -114,7 +119,14 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
       const B = active.length;
       const state = model.decode(tape, current.slice(0, B), past.slice(0, B), cache);
       for (let b = 0; b < B; b++) past[b]++;
-      sample(model.logits(tape, state, Int32Array.from({ length: B }, (_, b) => b)).ptr, active);
+      sample(
+        model.logits(
+          tape,
+          state,
+          Int32Array.from({ length: B }, (_, b) => b),
+        ).ptr,
+        active,
+      );
       tape.reset();
     }
   } finally {
@@ -130,7 +142,13 @@ function uniform(seed: number, row: number, position: number, tape: Tape): numbe
   return tape.device.f32(at, 1)[0];
 }
 
-function moveCacheRow(model: Llama, cache: { maxLength: number; keys: Ptr[]; values: Ptr[] }, from: number, to: number, tokens: number): void {
+function moveCacheRow(
+  model: Llama,
+  cache: { maxLength: number; keys: Ptr[]; values: Ptr[] },
+  from: number,
+  to: number,
+  tokens: number,
+): void {
   const { numKvHeads, headDim } = model.config;
   const bytes = numKvHeads * headDim * (model.precision === "bf16" ? 2 : 4);
   const row = cache.maxLength * bytes;

@@ -38,16 +38,18 @@ export function readLlamaConfig(dir: string): LlamaConfig {
   try {
     json = JSON.parse(readFileSync(path, "utf8")) as Json;
   } catch (error) {
-    const why = (error as NodeJS.ErrnoException).code === "ENOENT" ? "there is no config.json in it" : (error as Error).message;
-    throw new UserError(`${dir} is not a model folder: ${why}. A model folder holds config.json, model.safetensors and tokenizer.json.`);
+    const why =
+      (error as NodeJS.ErrnoException).code === "ENOENT" ? "there is no config.json in it" : (error as Error).message;
+    throw new UserError(
+      `${dir} is not a model folder: ${why}. A model folder holds config.json, model.safetensors and tokenizer.json.`,
+    );
   }
   return parseLlamaConfig(json, path);
 }
 
 export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
   const type = json.model_type ?? "llama";
-  if (type !== "llama")
-    throw new UserError(`${path}: model_type is "${type}"; Lyceum runs "llama" models.`);
+  if (type !== "llama") throw new UserError(`${path}: model_type is "${type}"; Lyceum runs "llama" models.`);
   if (json.hidden_act !== undefined && json.hidden_act !== "silu")
     throw new UserError(`${path}: hidden_act is "${json.hidden_act}"; only "silu" (SwiGLU) is implemented.`);
   for (const key of ["attention_bias", "mlp_bias"])
@@ -65,10 +67,13 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
   const headDim = int("head_dim", Math.floor(hiddenSize / numHeads));
   const maxPositionEmbeddings = int("max_position_embeddings", 2048);
   if (numHeads % numKvHeads !== 0)
-    throw new UserError(`${path}: num_attention_heads (${numHeads}) must be a multiple of num_key_value_heads (${numKvHeads}).`);
+    throw new UserError(
+      `${path}: num_attention_heads (${numHeads}) must be a multiple of num_key_value_heads (${numKvHeads}).`,
+    );
   if (headDim % 2 !== 0) throw new UserError(`${path}: the head size (${headDim}) must be even for rotary embeddings.`);
   const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
-  const token = (key: string): number | undefined => (typeof json[key] === "number" ? (json[key] as number) : undefined);
+  const token = (key: string): number | undefined =>
+    typeof json[key] === "number" ? (json[key] as number) : undefined;
   return {
     vocabSize: int("vocab_size"),
     hiddenSize,
@@ -102,7 +107,13 @@ function parseRopeScaling(rope: Json, maxPositions: number, path: string): RopeS
   const original = number("original_max_position_embeddings", maxPositions);
   if (type === "dynamic") return { type, factor, original };
   if (type === "llama3")
-    return { type, factor, lowFreqFactor: number("low_freq_factor"), highFreqFactor: number("high_freq_factor"), original };
+    return {
+      type,
+      factor,
+      lowFreqFactor: number("low_freq_factor"),
+      highFreqFactor: number("high_freq_factor"),
+      original,
+    };
   throw new UserError(`${path}: rotary scaling "${type}" is not implemented; known are linear, dynamic and llama3.`);
 }
 

@@ -11,7 +11,12 @@ import { llamaConfigJson, readLlamaConfig } from "./config.js";
 import { Llama, type Precision } from "./llama.js";
 
 /** Loads a folder in the given precision, whatever type its file has (F32, BF16, F16). */
-export function loadLlama(device: Device, dir: string, precision: Precision, options: { trainable?: boolean } = {}): Llama {
+export function loadLlama(
+  device: Device,
+  dir: string,
+  precision: Precision,
+  options: { trainable?: boolean } = {},
+): Llama {
   const config = readLlamaConfig(dir);
   const file = openSafetensors(dir);
   try {
@@ -21,10 +26,15 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
     const model = new Llama(device, config, precision, options);
     const target = dtypeOf(precision);
     for (const t of model.parameters.named()) {
-      if (!names.has(t.name)) throw new UserError(`${dir}: the tensor ${t.name} is missing from the model's file. The file is incomplete, or config.json belongs to another model.`);
+      if (!names.has(t.name))
+        throw new UserError(
+          `${dir}: the tensor ${t.name} is missing from the model's file. The file is incomplete, or config.json belongs to another model.`,
+        );
       const info = file.info(t.name);
       if (info.shape.length !== t.shape.length || info.shape.some((n, i) => n !== t.shape[i]))
-        throw new UserError(`${dir}: the tensor ${t.name} has shape [${info.shape}], but config.json asks for [${t.shape}].`);
+        throw new UserError(
+          `${dir}: the tensor ${t.name} has shape [${info.shape}], but config.json asks for [${t.shape}].`,
+        );
       const source = info.dtype === "F32" ? F32 : BF16;
       if (info.dtype !== "F16" && dtypeBytes(source) === dtypeBytes(target) && source === target) {
         file.readInto(t.name, device.bytes(t.ptr, t.size * dtypeBytes(target)));
@@ -50,7 +60,8 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
 export function saveLlama(model: Llama, dir: string): void {
   mkdirSync(dir, { recursive: true });
   const bf16 = model.precision === "bf16";
-  const json = (name: string, value: unknown): void => writeFileSync(`${dir}/${name}`, `${JSON.stringify(value, null, 2)}\n`);
+  const json = (name: string, value: unknown): void =>
+    writeFileSync(`${dir}/${name}`, `${JSON.stringify(value, null, 2)}\n`);
   json("config.json", llamaConfigJson(model.config, bf16 ? "bfloat16" : "float32"));
   const { bosTokenId, eosTokenId, padTokenId } = model.config;
   json("generation_config.json", {

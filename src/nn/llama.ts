@@ -8,7 +8,7 @@
  * Query, key and value matrices are the rows of one matrix, gate and up likewise: one product instead of three (two).
  * On disk they carry their Hugging Face names.
  */
-import { type Device, type Ptr, F32 } from "../device/device.js";
+import { type Device, F32, type Ptr } from "../device/device.js";
 import { attention, crossEntropy, embedding, type Layout, rmsNorm, swiglu, tokenLogProb } from "../tensor/ops.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { LlamaConfig } from "./config.js";
@@ -53,7 +53,11 @@ function specs(c: LlamaConfig): ParameterSpec[] {
     parts: parts.map(([name, rows]) => ({ name: `${name}.weight`, rows })),
     init: "normal",
   });
-  const norm = (name: string): ParameterSpec => ({ shape: [d], parts: [{ name: `${name}.weight`, rows: d }], init: "ones" });
+  const norm = (name: string): ParameterSpec => ({
+    shape: [d],
+    parts: [{ name: `${name}.weight`, rows: d }],
+    init: "ones",
+  });
   const list = [matrix([c.vocabSize, d], ["model.embed_tokens", c.vocabSize])];
   for (let i = 0; i < c.numLayers; i++) {
     const at = `model.layers.${i}`;
@@ -94,7 +98,14 @@ export class Llama {
     const next = (): Parameter => p.shift()!;
     this.embeddings = next();
     for (let i = 0; i < config.numLayers; i++)
-      this.layers.push({ inputNorm: next(), qkv: next(), output: next(), mlpNorm: next(), gateUp: next(), down: next() });
+      this.layers.push({
+        inputNorm: next(),
+        qkv: next(),
+        output: next(),
+        mlpNorm: next(),
+        gateUp: next(),
+        down: next(),
+      });
     this.finalNorm = next();
     this.outputMatrix = config.tieWordEmbeddings ? this.embeddings : next();
     this.tables = ropeTables(device, config, config.maxPositionEmbeddings);
@@ -138,7 +149,19 @@ export class Llama {
         const T = batch.cuSeqlens[s + 1] - batch.cuSeqlens[s];
         const from = qkv.ptr + batch.cuSeqlens[s] * qkv.shape[1] * bytes;
         const at = row * cache.maxLength * KV * D * bytes;
-        device.cacheAppend(from, cache.keys[index] + at, cache.values[index] + at, zero, 1, T, cache.maxLength, H, KV, D, qkv.dtype);
+        device.cacheAppend(
+          from,
+          cache.keys[index] + at,
+          cache.values[index] + at,
+          zero,
+          1,
+          T,
+          cache.maxLength,
+          H,
+          KV,
+          D,
+          qkv.dtype,
+        );
       });
       return y;
     });
@@ -158,12 +181,31 @@ export class Llama {
       device.rope(qkv.ptr, width, layout.positions, cos, sin, B, H + KV, D, 0, qkv.dtype);
       device.cacheAppend(qkv.ptr, k, v, pastPtr, B, 1, cache.maxLength, H, KV, D, qkv.dtype);
       const y = tape.tensor(qkv.dtype, [B, H * D]);
-      device.attentionCached(qkv.ptr, width, k, v, y.ptr, pastPtr, B, 1, cache.maxLength, H, KV, D, 1 / Math.sqrt(D), qkv.dtype);
+      device.attentionCached(
+        qkv.ptr,
+        width,
+        k,
+        v,
+        y.ptr,
+        pastPtr,
+        B,
+        1,
+        cache.maxLength,
+        H,
+        KV,
+        D,
+        1 / Math.sqrt(D),
+        qkv.dtype,
+      );
       return y;
     });
   }
 
-  private hiddenStates(tape: Tape, batch: TokenBatch, mixer: (layout: Layout) => (index: number, qkv: Tensor) => Tensor): Tensor {
+  private hiddenStates(
+    tape: Tape,
+    batch: TokenBatch,
+    mixer: (layout: Layout) => (index: number, qkv: Tensor) => Tensor,
+  ): Tensor {
     const N = batch.ids.length;
     const nseq = batch.cuSeqlens.length - 1;
     const layout = { cu: tape.upload(batch.cuSeqlens), nseq, positions: tape.upload(batch.positions) };
@@ -200,7 +242,29 @@ export class Llama {
     const picked = tape.tensor(dt, [rows.length, d]);
     device.copyRows(hidden.ptr, tape.upload(rows), picked.ptr, rows.length, d, dt);
     const y = tape.tensor(F32, [rows.length, V]);
-    device.matmul(0, 1, rows.length, V, d, 1, picked.ptr, dt, d, this.outputMatrix.ptr, dt, d, 0, y.ptr, F32, V, 0, 1, 0, 0, 0);
+    device.matmul(
+      0,
+      1,
+      rows.length,
+      V,
+      d,
+      1,
+      picked.ptr,
+      dt,
+      d,
+      this.outputMatrix.ptr,
+      dt,
+      d,
+      0,
+      y.ptr,
+      F32,
+      V,
+      0,
+      1,
+      0,
+      0,
+      0,
+    );
     picked.storage.release();
     return y;
   }
@@ -211,7 +275,13 @@ export class Llama {
     const make = (): Ptr[] => Array.from({ length: numLayers }, () => this.device.alloc(bytes));
     const keys = make();
     const values = make();
-    return { rows, maxLength, keys, values, close: () => [...keys, ...values].forEach((p) => this.device.free(p, bytes)) };
+    return {
+      rows,
+      maxLength,
+      keys,
+      values,
+      close: () => [...keys, ...values].forEach((p) => this.device.free(p, bytes)),
+    };
   }
 
   /** Floating point operations of one training token, forward and backward: 6 per matrix weight, 12 L d T / 2 for causal attention. */

@@ -4,7 +4,7 @@
  */
 import type { Device } from "../device/device.js";
 import { linear } from "../tensor/ops.js";
-import { type Parameter, type Tape, type Tensor, dtypeOf } from "../tensor/tensor.js";
+import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { Llama } from "./llama.js";
 import { ParameterSet, type ParameterSpec } from "./parameters.js";
 
@@ -42,12 +42,20 @@ export function attachLora(model: Llama, config: LoraConfig, seed: number): void
   const parameters = new ParameterSet(model.device as Device, dtypeOf(model.precision), specs);
   parameters.initialize(seed, 1 / Math.sqrt(model.config.hiddenSize));
   for (const p of model.parameters.parameters) p.requiresGrad = false;
-  const factors = new Map(chosen.map((p, i) => [p, { A: parameters.parameters[2 * i], B: parameters.parameters[2 * i + 1] }]));
+  const factors = new Map(
+    chosen.map((p, i) => [p, { A: parameters.parameters[2 * i], B: parameters.parameters[2 * i + 1] }]),
+  );
   model.lora = { scale: config.alpha / config.rank, parameters, factors };
 }
 
 /** A projection of the model, with its adapter when it has one. */
-export function loraLinear(tape: Tape, x: Tensor, W: Parameter, lora: LoraAdapter | undefined, residual?: Tensor): Tensor {
+export function loraLinear(
+  tape: Tape,
+  x: Tensor,
+  W: Parameter,
+  lora: LoraAdapter | undefined,
+  residual?: Tensor,
+): Tensor {
   const y = linear(tape, x, W, residual);
   const factors = lora?.factors.get(W);
   return factors ? linear(tape, linear(tape, x, factors.A), factors.B, y, lora!.scale) : y;

@@ -56,7 +56,9 @@ export class ParameterSet {
     for (const s of specs) {
       const at = offsets.get(s)!;
       const grad = trainable ? this.gradPtr + at : 0;
-      this.parameters.push(new Parameter(device, s.parts.map((p) => p.name).join("+"), this.ptr + at, dtype, s.shape, grad));
+      this.parameters.push(
+        new Parameter(device, s.parts.map((p) => p.name).join("+"), this.ptr + at, dtype, s.shape, grad),
+      );
     }
   }
 

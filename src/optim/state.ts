@@ -22,7 +22,10 @@ export function loadOptimizer(o: AdamW, path: string, step: number): void {
   try {
     for (const [name, to] of buffers(o)) {
       const info = file.info(name);
-      if (info.shape[0] !== length) throw new UserError(`${path} belongs to a model with ${info.shape[0]} parameters, this one has ${length}. Resume with the configuration that the run began with.`);
+      if (info.shape[0] !== length)
+        throw new UserError(
+          `${path} belongs to a model with ${info.shape[0]} parameters, this one has ${length}. Resume with the configuration that the run began with.`,
+        );
       file.readInto(name, device.bytes(to, length * 4));
     }
     if (dtype === BF16) device.cast(o.master, F32, ptr, BF16, length);

@@ -2,11 +2,36 @@
  * safetensors files: an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the
  * bytes. A file comes from strangers, so every number of its header is checked before it is used.
  */
-import { closeSync, existsSync, fstatSync, fsyncSync, openSync, readFileSync, readSync, renameSync, statSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  readSync,
+  renameSync,
+  statSync,
+  writeSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import { UserError } from "./errors.js";
 
-const SIZES: Record<string, number> = { F64: 8, F32: 4, F16: 2, BF16: 2, I64: 8, I32: 4, I16: 2, I8: 1, U8: 1, BOOL: 1, U16: 2, U32: 4, U64: 8 };
+const SIZES: Record<string, number> = {
+  F64: 8,
+  F32: 4,
+  F16: 2,
+  BF16: 2,
+  I64: 8,
+  I32: 4,
+  I16: 2,
+  I8: 1,
+  U8: 1,
+  BOOL: 1,
+  U16: 2,
+  U32: 4,
+  U64: 8,
+};
 /** As in the reference implementation: a header beyond this is an attack or a damaged file. */
 const MAX_HEADER = 100_000_000;
 
@@ -50,7 +75,8 @@ function readHeader(path: string, fd: number): Map<string, Place> {
   const head = Buffer.alloc(8);
   readFully(fd, head, 0, path);
   const length = head.readBigUInt64LE();
-  if (length > MAX_HEADER || Number(length) + 8 > size) throw damaged(`its header claims ${length} bytes, the file has ${size}`);
+  if (length > MAX_HEADER || Number(length) + 8 > size)
+    throw damaged(`its header claims ${length} bytes, the file has ${size}`);
   const text = Buffer.alloc(Number(length));
   readFully(fd, text, 8, path);
   let json: Record<string, { dtype?: unknown; shape?: unknown; data_offsets?: unknown }>;
@@ -66,11 +92,14 @@ function readHeader(path: string, fd: number): Map<string, Place> {
     if (name === "__metadata__") continue;
     const whole = (x: unknown): x is number => Number.isSafeInteger(x) && (x as number) >= 0;
     const { dtype, shape, data_offsets: span } = t ?? {};
-    if (typeof dtype !== "string" || !(dtype in SIZES)) throw damaged(`tensor ${name} has the unknown type ${JSON.stringify(dtype)}`);
+    if (typeof dtype !== "string" || !(dtype in SIZES))
+      throw damaged(`tensor ${name} has the unknown type ${JSON.stringify(dtype)}`);
     if (!Array.isArray(shape) || !shape.every(whole)) throw damaged(`tensor ${name} has a bad shape`);
-    if (!Array.isArray(span) || span.length !== 2 || !span.every(whole)) throw damaged(`tensor ${name} has bad offsets`);
+    if (!Array.isArray(span) || span.length !== 2 || !span.every(whole))
+      throw damaged(`tensor ${name} has bad offsets`);
     const bytes = shape.reduce((a, b) => a * b, SIZES[dtype]);
-    if (span[1] - span[0] !== bytes) throw damaged(`tensor ${name} takes ${span[1] - span[0]} bytes, its shape and type need ${bytes}`);
+    if (span[1] - span[0] !== bytes)
+      throw damaged(`tensor ${name} takes ${span[1] - span[0]} bytes, its shape and type need ${bytes}`);
     if (start + span[1] > size) throw damaged(`tensor ${name} ends beyond the end of the file`);
     places.set(name, { dtype, shape, bytes, fd, path, offset: start + span[0] });
   }
@@ -112,7 +141,8 @@ export function openSafetensors(path: string): SafetensorsFile {
       info: place,
       readInto(name, target) {
         const p = place(name);
-        if (target.length !== p.bytes) throw new RangeError(`${name} has ${p.bytes} bytes, the target ${target.length}`);
+        if (target.length !== p.bytes)
+          throw new RangeError(`${name} has ${p.bytes} bytes, the target ${target.length}`);
         readFully(p.fd, target, p.offset, p.path);
       },
       close,
@@ -124,7 +154,11 @@ export function openSafetensors(path: string): SafetensorsFile {
 }
 
 /** Writes a file beside its final name, syncs it and renames it: it is there whole or not at all. */
-export function writeSafetensors(path: string, entries: Iterable<TensorEntry>, metadata: Record<string, string> = {}): void {
+export function writeSafetensors(
+  path: string,
+  entries: Iterable<TensorEntry>,
+  metadata: Record<string, string> = {},
+): void {
   const list = [...entries];
   const header: Record<string, unknown> = { __metadata__: metadata };
   let offset = 0;

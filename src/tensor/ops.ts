@@ -78,7 +78,18 @@ export interface AttentionShape {
 /** Rotates the queries and keys of qkv[N, (H + 2 KV) D] in place (RoFormer, Su et al. 2021, as Hugging Face pairs them). */
 function rotate(tape: Tape, qkv: Tensor, layout: Layout, a: AttentionShape, inverse: 0 | 1): void {
   const heads = a.numHeads + a.numKvHeads;
-  tape.device.rope(qkv.ptr, qkv.shape[1], layout.positions, a.cos, a.sin, qkv.shape[0], heads, a.headDim, inverse, qkv.dtype);
+  tape.device.rope(
+    qkv.ptr,
+    qkv.shape[1],
+    layout.positions,
+    a.cos,
+    a.sin,
+    qkv.shape[0],
+    heads,
+    a.headDim,
+    inverse,
+    qkv.dtype,
+  );
 }
 
 /** Rotary embedding, then causal grouped-query attention within each sequence: qkv[N, (H + 2 KV) D] -> [N, H D]. */

@@ -130,7 +130,10 @@ export class Tape {
 
   /** Adds `g` to the gradient of `x`; takes over the caller's reference to `g`. */
   accumulate(x: Tensor, g: Tensor): void {
-    if (!x.requiresGrad) return g.storage.release();
+    if (!x.requiresGrad) {
+      g.storage.release();
+      return;
+    }
     if (!x.grad) {
       x.grad = g;
       return;

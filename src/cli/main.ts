@@ -1,0 +1,44 @@
+#!/usr/bin/env node
+/** The `lyceum` command. Each command's file is imported only when it runs, so that --help answers at once. */
+import { Command } from "commander";
+
+const program = new Command("lyceum")
+  .description("Raises a language model from raw text to a chat model, on one machine, without Python.")
+  .version("0.1.0")
+  .showSuggestionAfterError();
+
+program
+  .command("logprobs")
+  .description("log p of each token of a sequence under a model")
+  .argument("<model>", "model folder (config.json, model.safetensors)")
+  .requiredOption("--ids <list>", "token ids, separated by commas")
+  .option("--precision <precision>", "fp32 or bf16", "fp32")
+  .option("--json", "print a JSON array; the first entry is null")
+  .action(async (model, options) => (await import("./logprobs.js")).logprobs(model, options));
+
+const tokenizer = program.command("tokenizer").description("train a byte-level BPE tokenizer, or use one");
+tokenizer
+  .command("train")
+  .argument("<files...>", "text (.txt, .md) or JSONL with a text field (.jsonl, .jsonl.gz)")
+  .requiredOption("--vocab-size <n>", "number of tokens, special ones included")
+  .requiredOption("--out <dir>", "folder for tokenizer.json")
+  .option("--pretokenizer <kind>", "gpt2, llama3 or qwen", "llama3")
+  .option("--special <tokens...>", "special tokens; the first ends a document", ["<|endoftext|>"])
+  .action(async (files, options) => (await import("./tokenizer.js")).train(files, options));
+tokenizer
+  .command("encode")
+  .argument("<dir>", "folder with tokenizer.json")
+  .option("--json", "print a JSON array")
+  .description("ids of the text on standard input")
+  .action(async (dir, options) => (await import("./tokenizer.js")).encode(dir, options));
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  const known = error instanceof Error && (error.name === "UserError" || error.constructor.name === "EngineError");
+  console.error(
+    known ? `error: ${error.message}` : `error: ${error}\nThis is a bug in Lyceum. LYCEUM_DEBUG=1 prints where.`,
+  );
+  if (!known && process.env.LYCEUM_DEBUG) console.error((error as Error).stack);
+  process.exitCode = (error as { exitCode?: number }).exitCode ?? 1;
+}

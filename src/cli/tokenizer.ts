@@ -1,0 +1,37 @@
+/** `lyceum tokenizer train | encode`. */
+import { readFileSync } from "node:fs";
+import { type Rejected, readDocuments } from "../corpus/read.js";
+import { UserError } from "../run/errors.js";
+import type { Pretokenizer } from "../tokenizer/pretokenize.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { trainBpe } from "../tokenizer/train.js";
+
+interface TrainFlags {
+  vocabSize: string;
+  out: string;
+  pretokenizer: string;
+  special: string[];
+}
+
+export async function train(files: string[], flags: TrainFlags): Promise<void> {
+  if (!["gpt2", "llama3", "qwen"].includes(flags.pretokenizer))
+    throw new UserError(`--pretokenizer is "${flags.pretokenizer}"; it must be gpt2, llama3 or qwen.`, 2);
+  if (!/^\d+$/.test(flags.vocabSize))
+    throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be a whole number.`, 2);
+  const rejected: Rejected[] = [];
+  const texts: string[] = [];
+  for await (const d of readDocuments(files, rejected)) texts.push(d.text);
+  for (const r of rejected) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
+  const tokenizer = trainBpe(texts, {
+    vocabSize: Number(flags.vocabSize),
+    pretokenizer: flags.pretokenizer as Pretokenizer,
+    specialTokens: flags.special,
+  });
+  tokenizer.save(flags.out);
+  console.log(`${flags.out}: ${tokenizer.vocabSize} tokens from ${texts.length} documents`);
+}
+
+export function encode(dir: string, flags: { json?: boolean }): void {
+  const ids = Array.from(Tokenizer.load(dir).encode(readFileSync(0, "utf8")));
+  console.log(flags.json ? JSON.stringify(ids) : ids.join(" "));
+}

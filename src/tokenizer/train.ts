@@ -1,0 +1,131 @@
+/**
+ * Trains a byte-level BPE (Sennrich et al. 2016): count words, then merge the most frequent pair of neighbours again and
+ * again. Counts are kept per pair and updated only where a merge happened; ties go to the lower ids, as in Hugging Face.
+ */
+import { UserError } from "../run/errors.js";
+import { ALPHABET, toByteChars } from "./bytes.js";
+import { PATTERNS, type Pretokenizer, toRegExp } from "./pretokenize.js";
+import { Tokenizer } from "./tokenizer.js";
+
+export interface TrainOptions {
+  vocabSize: number;
+  pretokenizer?: Pretokenizer;
+  specialTokens?: readonly string[];
+  /** Pairs rarer than this are not merged; default 2. */
+  minFrequency?: number;
+}
+
+interface Word {
+  ids: number[];
+  count: number;
+}
+
+export function trainBpe(texts: Iterable<string>, options: TrainOptions): Tokenizer {
+  const { vocabSize, pretokenizer = "llama3", specialTokens = ["<|endoftext|>"], minFrequency = 2 } = options;
+  const vocab = [...specialTokens, ...ALPHABET];
+  if (vocabSize < vocab.length)
+    throw new UserError(
+      `A vocabulary of ${vocabSize} is too small: the 256 bytes and ${specialTokens.length} special tokens alone need ${vocab.length}.`,
+      2,
+    );
+  const counts = new Map<string, number>();
+  const pattern = toRegExp(PATTERNS[pretokenizer]);
+  for (const text of texts) for (const [w] of text.matchAll(pattern)) counts.set(w, (counts.get(w) ?? 0) + 1);
+  if (counts.size === 0) throw new UserError("There is no text to train a tokenizer on.");
+  const idOf = new Map(vocab.map((t, i) => [t, i]));
+  const words: Word[] = [...counts].map(([w, count]) => ({ ids: [...toByteChars(w)].map((c) => idOf.get(c)!), count }));
+
+  // Pair (a, b) is the number a * 2^24 + b.
+  const BASE = 2 ** 24;
+  const pairCounts = new Map<number, number>();
+  const where = new Map<number, Set<number>>();
+  const add = (pair: number, n: number, word: number): void => {
+    pairCounts.set(pair, (pairCounts.get(pair) ?? 0) + n);
+    const at = where.get(pair);
+    if (at) at.add(word);
+    else where.set(pair, new Set([word]));
+  };
+  words.forEach(({ ids, count }, w) => {
+    for (let i = 0; i + 1 < ids.length; i++) add(ids[i] * BASE + ids[i + 1], count, w);
+  });
+  const heap = new PairHeap();
+  for (const [pair, n] of pairCounts) heap.push(n, pair);
+
+  const merges: [string, string][] = [];
+  while (vocab.length < vocabSize) {
+    const top = heap.pop();
+    if (!top || top.count < minFrequency) break;
+    const current = pairCounts.get(top.pair) ?? 0;
+    if (current !== top.count) {
+      // Counts only fall between pushes; put it back at its true place.
+      if (current > 0) heap.push(current, top.pair);
+      continue;
+    }
+    const a = Math.floor(top.pair / BASE);
+    const b = top.pair % BASE;
+    const token = vocab[a] + vocab[b];
+    let merged = idOf.get(token);
+    if (merged === undefined) {
+      merged = vocab.length;
+      vocab.push(token);
+      idOf.set(token, merged);
+    }
+    merges.push([vocab[a], vocab[b]]);
+    const touched = new Set<number>();
+    for (const w of where.get(top.pair) ?? []) {
+      const { ids, count } = words[w];
+      for (let i = 0; i + 1 < ids.length; i++) {
+        if (ids[i] !== a || ids[i + 1] !== b) continue;
+        const drop = (pair: number): void => void pairCounts.set(pair, (pairCounts.get(pair) ?? 0) - count);
+        if (i > 0) {
+          drop(ids[i - 1] * BASE + a);
+          const pair = ids[i - 1] * BASE + merged;
+          add(pair, count, w);
+          touched.add(pair);
+        }
+        if (i + 2 < ids.length) {
+          drop(b * BASE + ids[i + 2]);
+          const pair = merged * BASE + ids[i + 2];
+          add(pair, count, w);
+          touched.add(pair);
+        }
+        ids.splice(i, 2, merged);
+      }
+    }
+    pairCounts.delete(top.pair);
+    where.delete(top.pair);
+    for (const pair of touched) heap.push(pairCounts.get(pair)!, pair);
+  }
+  return Tokenizer.fromParts(vocab, merges, pretokenizer, specialTokens);
+}
+
+/** Highest count first, then the lower pair. Entries may be stale; the trainer checks. */
+class PairHeap {
+  private readonly counts: number[] = [];
+  private readonly pairs: number[] = [];
+  private before(i: number, j: number): boolean {
+    return this.counts[i] > this.counts[j] || (this.counts[i] === this.counts[j] && this.pairs[i] < this.pairs[j]);
+  }
+  private swap(i: number, j: number): void {
+    [this.counts[i], this.counts[j]] = [this.counts[j], this.counts[i]];
+    [this.pairs[i], this.pairs[j]] = [this.pairs[j], this.pairs[i]];
+  }
+  push(count: number, pair: number): void {
+    let i = this.counts.push(count) - 1;
+    this.pairs.push(pair);
+    for (let up = (i - 1) >> 1; i > 0 && this.before(i, up); i = up, up = (i - 1) >> 1) this.swap(i, up);
+  }
+  pop(): { count: number; pair: number } | undefined {
+    if (this.counts.length === 0) return undefined;
+    this.swap(0, this.counts.length - 1);
+    const top = { count: this.counts.pop()!, pair: this.pairs.pop()! };
+    for (let i = 0; ; ) {
+      let best = i;
+      for (const child of [2 * i + 1, 2 * i + 2])
+        if (child < this.counts.length && this.before(child, best)) best = child;
+      if (best === i) return top;
+      this.swap(i, best);
+      i = best;
+    }
+  }
+}
