@@ -280,7 +280,9 @@ export class Llama {
       maxLength,
       keys,
       values,
-      close: () => [...keys, ...values].forEach((p) => this.device.free(p, bytes)),
+      close: () => {
+        for (const p of [...keys, ...values]) this.device.free(p, bytes);
+      },
     };
   }
 
