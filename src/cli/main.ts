@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** The `lyceum` command. Each command's file is imported only when it runs, so that --help answers at once. */
 import { Command } from "commander";
+import type { StageFlags } from "./stage.js";
 
 const program = new Command("lyceum")
   .description("Raises a language model from raw text to a chat model, on one machine, without Python.")
@@ -15,6 +16,23 @@ program
   .option("--precision <precision>", "fp32 or bf16", "fp32")
   .option("--json", "print a JSON array; the first entry is null")
   .action(async (model, options) => (await import("./logprobs.js")).logprobs(model, options));
+
+/** A training stage: its file in cli/ exports command(config, flags). */
+function stage(
+  name: string,
+  description: string,
+  load: () => Promise<{ command: (file: string, flags: StageFlags) => Promise<void> }>,
+) {
+  return program
+    .command(name)
+    .description(description)
+    .argument("<config>", "YAML file")
+    .option("--out <dir>", "run folder (default: runs/ and the name of the YAML file)")
+    .option("--resume", "go on after the last checkpoint of the run folder")
+    .option("--set <key=value...>", "override settings of the YAML file")
+    .action(async (file, flags) => (await load()).command(file, flags));
+}
+stage("pretrain", "raw text to a base model", () => import("./pretrain.js"));
 
 const tokenizer = program.command("tokenizer").description("train a byte-level BPE tokenizer, or use one");
 tokenizer

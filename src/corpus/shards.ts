@@ -94,6 +94,12 @@ export async function writeShards(
   return manifest;
 }
 
+/** The manifest of a folder of shards; undefined when there is none. */
+export function readManifest(dir: string): Manifest | undefined {
+  if (!existsSync(`${dir}/manifest.json`)) return undefined;
+  return JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8")) as Manifest;
+}
+
 /** A batch of rows of `contextLength` tokens, with the token that each one should predict (-1: none). */
 export interface PretrainBatch extends TokenBatch {
   targets: Int32Array;
@@ -111,10 +117,9 @@ export class Shards {
     readonly dir: string,
     tokenizer?: Tokenizer,
   ) {
-    if (!existsSync(`${dir}/manifest.json`))
-      throw new UserError(`${dir} is not a folder of token shards: there is no manifest.json in it.`);
-    this.manifest = JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8")) as Manifest;
-    const m = this.manifest;
+    const m = readManifest(dir);
+    if (!m) throw new UserError(`${dir} is not a folder of token shards: there is no manifest.json in it.`);
+    this.manifest = m;
     if (tokenizer && m.tokenizer !== tokenizer.fingerprint)
       throw new UserError(
         `${dir} was made with another tokenizer (${m.tokenizer.slice(0, 12)}) than this run's (${tokenizer.fingerprint.slice(0, 12)}). Tokenize the corpus again.`,

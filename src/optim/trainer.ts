@@ -1,0 +1,53 @@
+/** One trained set of parameters: gradients in, clipping, the schedule's learning rate, an AdamW update. */
+import type { ParameterSet } from "../nn/parameters.js";
+import { NonFiniteError } from "../run/errors.js";
+import type { OptimizerSettings, ScheduleSettings } from "../run/settings.js";
+import { AdamW } from "./adamw.js";
+import { learningRate, type ScheduleConfig } from "./schedule.js";
+import { loadOptimizer, saveOptimizer } from "./state.js";
+
+export class Trainer {
+  readonly optimizer: AdamW;
+  private readonly schedule: ScheduleConfig;
+  private readonly peak: number;
+
+  constructor(
+    parameters: ParameterSet,
+    optimizer: OptimizerSettings,
+    schedule: ScheduleSettings,
+    private readonly steps: number,
+  ) {
+    this.optimizer = new AdamW(parameters, optimizer);
+    this.peak = optimizer.learningRate;
+    const { warmupSteps, minLearningRate } = schedule;
+    this.schedule = {
+      ...schedule,
+      warmupSteps: warmupSteps < 1 ? Math.round(warmupSteps * steps) : warmupSteps,
+      minLearningRate: minLearningRate ?? this.peak / 10,
+    };
+  }
+
+  /**
+   * One optimizer step: `backward` leaves the gradients, over as many micro-batches as it likes, and returns the loss.
+   * Throws NonFiniteError, before the update, when the loss or the gradient's norm is not finite.
+   */
+  step(step: number, backward: () => number): { loss: number; gradNorm: number; learningRate: number } {
+    const loss = backward();
+    if (!Number.isFinite(loss)) throw new NonFiniteError(`Step ${step}: the loss`);
+    const gradNorm = this.optimizer.gradNorm();
+    if (!Number.isFinite(gradNorm)) throw new NonFiniteError(`Step ${step}: the gradient's norm`);
+    const rate = learningRate(this.peak, step, this.steps, this.schedule);
+    this.optimizer.update(rate, gradNorm);
+    return { loss, gradNorm, learningRate: rate };
+  }
+
+  save(dir: string, name = "optimizer"): void {
+    saveOptimizer(this.optimizer, `${dir}/${name}.safetensors`);
+  }
+  load(dir: string, step: number, name = "optimizer"): void {
+    loadOptimizer(this.optimizer, `${dir}/${name}.safetensors`, step);
+  }
+  close(): void {
+    this.optimizer.close();
+  }
+}

@@ -1,0 +1,191 @@
+/**
+ * Configuration: YAML checked against a zod schema. A mistake is answered with the file, the line, the key, its value,
+ * what is allowed, and for an unknown key the nearest known one. All mistakes are told at once.
+ * Keys are camelCase; the snake_case of the same key (as in Hugging Face's files) is read as well.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { isCollection, LineCounter, parse, parseDocument, stringify } from "yaml";
+import { z } from "zod";
+import { UserError } from "./errors.js";
+
+type Json = Record<string, unknown>;
+
+export interface ConfigSource {
+  /** As the user named it; for messages. */
+  file: string;
+  value: unknown;
+  /** "line:column" of a key path, when the file has it. */
+  place(path: readonly PropertyKey[]): string;
+}
+
+/** Reads a YAML file. Throws UserError (exit code 2) when it is missing or is not YAML. */
+export function readYaml(file: string): ConfigSource {
+  if (!existsSync(file)) throw new UserError(`${file} does not exist.`, 2);
+  const lines = new LineCounter();
+  const document = parseDocument(readFileSync(file, "utf8"), { lineCounter: lines });
+  const broken = document.errors[0];
+  if (broken) throw new UserError(`${file}: not YAML: ${broken.message.split("\n")[0]}`, 2);
+  return {
+    file,
+    value: document.toJS() ?? {},
+    place(path) {
+      for (let n = path.length; n > 0; n--) {
+        const parent = n === 1 ? document.contents : document.getIn(path.slice(0, n - 1), true);
+        if (!isCollection(parent)) continue;
+        const key = path[n - 1];
+        for (const item of parent.items as { key?: { value: unknown; range?: number[] }; range?: number[] }[])
+          if (camelCase(String(item.key?.value)) === key && item.key?.range) {
+            const { line, col } = lines.linePos(item.key.range[0]);
+            return `${line}:${col}`;
+          }
+      }
+      return "";
+    },
+  };
+}
+
+/** `a.b=value` arguments, the value read as YAML, laid over the file's. */
+export function applyOverrides(value: unknown, overrides: readonly string[]): unknown {
+  const root = camelKeys(value) as Json;
+  for (const text of overrides) {
+    const equals = text.indexOf("=");
+    if (equals < 1)
+      throw new UserError(`--set ${text}: write it as key=value, such as --set optimizer.weightDecay=0.`, 2);
+    const path = text.slice(0, equals).split(".").map(camelCase);
+    let at = root;
+    for (const key of path.slice(0, -1)) {
+      if (typeof at[key] !== "object" || at[key] === null) at[key] = {};
+      at = at[key] as Json;
+    }
+    at[path[path.length - 1]] = camelKeys(parse(text.slice(equals + 1)));
+  }
+  return root;
+}
+
+/** The value as the schema sees it, with defaults filled in. Throws one UserError (exit code 2) that lists every mistake. */
+export function check<T extends z.ZodType>(schema: T, source: ConfigSource): z.output<T> {
+  const result = schema.safeParse(camelKeys(source.value));
+  if (result.success) return result.data;
+  const messages = result.error.issues.flatMap((issue) => describe(issue, schema, source));
+  const more = messages.length > 8 ? [`and ${messages.length - 8} more`] : [];
+  throw new UserError([...messages.slice(0, 8), ...more].join("\n       "), 2);
+}
+
+/** Reads, overrides and checks in one. */
+export function loadConfig<T extends z.ZodType>(
+  schema: T,
+  file: string,
+  overrides: readonly string[] = [],
+): z.output<T> {
+  const source = readYaml(file);
+  return check(schema, { ...source, value: applyOverrides(source.value, overrides) });
+}
+
+export const toYaml = (value: unknown): string => stringify(value, { lineWidth: 120 });
+
+function describe(issue: z.core.$ZodIssue, schema: z.ZodType, source: ConfigSource): string[] {
+  const at = (path: readonly PropertyKey[]): string => {
+    const place = source.place(path);
+    return `${source.file}${place && `:${place}`}`;
+  };
+  if (issue.code === "unrecognized_keys") {
+    const known = keysAt(schema, issue.path);
+    return issue.keys.map((key) => {
+      const path = [...issue.path, key];
+      const near = nearest(key, known);
+      const hint = near ? `Did you mean "${near}"?` : `Known here: ${known.join(", ")}.`;
+      return `${at(path)}: there is no key "${path.join(".")}". ${hint}`;
+    });
+  }
+  const value = issue.path.reduce<unknown>((v, k) => (v as Json | undefined)?.[k as string], camelKeys(source.value));
+  const key = issue.path.join(".") || "the file";
+  if (value === undefined) return [`${at(issue.path)}: ${key} is missing; it must be ${allowed(issue)}.`];
+  return [`${at(issue.path)}: ${key} is ${JSON.stringify(value)}; it must be ${allowed(issue)}.`];
+}
+
+function allowed(issue: z.core.$ZodIssue): string {
+  if (issue.code === "invalid_value") return issue.values.map(String).join(" or ");
+  if (issue.code === "too_small")
+    return issue.origin === "array" || issue.origin === "string"
+      ? `given (it is empty)`
+      : `${issue.inclusive ? "at least" : "more than"} ${issue.minimum}`;
+  if (issue.code === "too_big") return `${issue.inclusive ? "at most" : "less than"} ${issue.maximum}`;
+  if (issue.code === "invalid_type") return issue.expected === "int" ? "a whole number" : article(issue.expected);
+  if (issue.code === "invalid_union") {
+    const options = issue.errors.map((list) => list.map(allowed).join(", "));
+    return [...new Set(options)].join(" or ");
+  }
+  return issue.message;
+}
+const article = (noun: string): string =>
+  noun === "object" ? "a group of keys" : `${/^[aeiou]/.test(noun) ? "an" : "a"} ${noun}`;
+
+/** The keys that the schema knows at a path. */
+function keysAt(schema: z.ZodType, path: readonly PropertyKey[]): string[] {
+  let options = [schema];
+  for (const key of path) options = options.flatMap(unwrap).flatMap((s) => child(s, key));
+  return options.flatMap(unwrap).flatMap((s) => (s instanceof z.ZodObject ? Object.keys(s.shape) : []));
+}
+function unwrap(schema: z.ZodType): z.ZodType[] {
+  if (schema instanceof z.ZodOptional || schema instanceof z.ZodDefault || schema instanceof z.ZodPrefault)
+    return unwrap(schema.def.innerType as z.ZodType);
+  if (schema instanceof z.ZodPipe) return unwrap(schema.def.in as z.ZodType);
+  if (schema instanceof z.ZodUnion) return (schema.options as z.ZodType[]).flatMap(unwrap);
+  return [schema];
+}
+function child(schema: z.ZodType, key: PropertyKey): z.ZodType[] {
+  if (schema instanceof z.ZodObject)
+    return schema.shape[key as string] ? [schema.shape[key as string] as z.ZodType] : [];
+  if (schema instanceof z.ZodArray) return [schema.element as z.ZodType];
+  if (schema instanceof z.ZodRecord) return [schema.valueType as z.ZodType];
+  return [];
+}
+
+/** The candidate with the smallest edit distance (Levenshtein 1966), when it is close enough to be meant. */
+export function nearest(word: string, candidates: readonly string[]): string | undefined {
+  let best: string | undefined;
+  let least = Math.max(2, Math.ceil(word.length / 3)) + 1;
+  for (const candidate of candidates) {
+    const distance = editDistance(word.toLowerCase(), candidate.toLowerCase());
+    if (distance < least) [best, least] = [candidate, distance];
+  }
+  return best;
+}
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++)
+      next[j] = Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1));
+    row = next;
+  }
+  return row[b.length];
+}
+
+/** Keys of the files that users bring, by the names Hugging Face and the literature give them. */
+const SYNONYMS: Record<string, string> = {
+  numHiddenLayers: "numLayers",
+  numAttentionHeads: "numHeads",
+  numKeyValueHeads: "numKvHeads",
+  maxSteps: "steps",
+  numTrainEpochs: "epochs",
+  perDeviceTrainBatchSize: "batchSize",
+  gradientAccumulationSteps: "gradientAccumulation",
+  maxGradNorm: "gradClip",
+};
+function camelCase(key: string): string {
+  const camel = key.replace(/_+([a-z0-9])/g, (_, c: string) => c.toUpperCase());
+  return SYNONYMS[camel] ?? camel;
+}
+/** Whether the keys of this group are names that the user chose (instruction types, say) and are left as they are. */
+const NAMED_BY_USER = new Set(["weights"]);
+function camelKeys(value: unknown, keep = false): unknown {
+  if (Array.isArray(value)) return value.map((v) => camelKeys(v));
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(
+    Object.entries(value).map(([k, v]) => {
+      const key = keep ? k : camelCase(k);
+      return [key, camelKeys(v, NAMED_BY_USER.has(key))];
+    }),
+  );
+}

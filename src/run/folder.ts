@@ -1,0 +1,192 @@
+/**
+ * The run folder: everything a run needs to be explained, resumed or repeated.
+ *   config.yaml    resolved, with the version        metrics.jsonl, events.*   what happened
+ *   checkpoints/000500/   whole or not there at all   samples/, model/          what came out
+ * A checkpoint is written under a name that starts with a dot, synced, and renamed when it is whole.
+ */
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
+import { hostname } from "node:os";
+import { toYaml } from "./config.js";
+import { UserError } from "./errors.js";
+import { Metrics } from "./metrics.js";
+
+export const VERSION = "0.1.0";
+const stepName = (step: number): string => String(step).padStart(6, "0");
+
+export class RunFolder {
+  readonly metrics: Metrics;
+  private readonly lock: string;
+
+  private constructor(
+    readonly dir: string,
+    /** Step of the checkpoint that this run goes on from; 0: from the start. */
+    readonly startStep: number,
+    private readonly keep: number,
+  ) {
+    this.lock = `${dir}/run.lock`;
+    this.metrics = new Metrics(dir, startStep);
+  }
+
+  /** Opens `dir` for one run. Throws when it holds a run already and `resume` is not asked for, or when another process writes it. */
+  static open(
+    dir: string,
+    config: unknown,
+    options: { resume?: boolean | undefined; keepCheckpoints: number },
+  ): RunFolder {
+    const configFile = `${dir}/config.yaml`;
+    if (!options.resume && existsSync(dir) && readdirSync(dir).some((f) => f !== "run.lock"))
+      throw new UserError(
+        existsSync(configFile)
+          ? `${dir} already holds a run${latestStep(dir) ? ` (checkpoint at step ${latestStep(dir)})` : ""}. Add --resume to go on with it, or name another folder with --out.`
+          : `${dir} is not empty and is not a run. Name another folder with --out.`,
+        2,
+      );
+    mkdirSync(`${dir}/checkpoints`, { recursive: true });
+    takeLock(dir);
+    for (const name of readdirSync(`${dir}/checkpoints`))
+      if (name.startsWith(".")) rmSync(`${dir}/checkpoints/${name}`, { recursive: true });
+    writeWhole(configFile, `# lyceum ${VERSION}\n${toYaml(config)}`);
+    return new RunFolder(dir, latestStep(dir), options.keepCheckpoints);
+  }
+
+  checkpointDir(step: number): string {
+    return `${this.dir}/checkpoints/${stepName(step)}`;
+  }
+
+  /** Writes a checkpoint with `write(dir)`; it exists when all of it is on disk, and then older ones than `keep` go. */
+  checkpoint(step: number, write: (dir: string) => void): void {
+    const final = this.checkpointDir(step);
+    if (existsSync(final)) return;
+    const partial = `${this.dir}/checkpoints/.${stepName(step)}`;
+    rmSync(partial, { recursive: true, force: true });
+    mkdirSync(partial, { recursive: true });
+    write(partial);
+    publish(partial, final);
+    const steps = checkpointSteps(this.dir);
+    for (const old of steps.slice(0, Math.max(0, steps.length - this.keep)))
+      rmSync(this.checkpointDir(old), { recursive: true });
+  }
+
+  /** Writes a result folder (such as model/) whole or not at all. */
+  result(name: string, write: (dir: string) => void): string {
+    const final = `${this.dir}/${name}`;
+    const partial = `${this.dir}/.${name}`;
+    rmSync(partial, { recursive: true, force: true });
+    mkdirSync(partial, { recursive: true });
+    write(partial);
+    rmSync(final, { recursive: true, force: true });
+    publish(partial, final);
+    return final;
+  }
+
+  /** Writes a text file of the run whole or not at all; `name` may hold folders. */
+  write(name: string, text: string): string {
+    const path = `${this.dir}/${name}`;
+    mkdirSync(path.slice(0, path.lastIndexOf("/")), { recursive: true });
+    writeWhole(path, text);
+    return path;
+  }
+
+  /** Lists records that were set aside; nothing is written when there are none. Returns what to tell the user. */
+  setAside(records: readonly { file: string; line: number; reason: string }[]): string | undefined {
+    if (records.length === 0) return undefined;
+    const path = this.write("rejected.jsonl", `${records.map((r) => JSON.stringify(r)).join("\n")}\n`);
+    const { file, line, reason } = records[0];
+    return `${records.length} records set aside (${path}); the first is ${file}:${line}: ${reason}`;
+  }
+
+  close(): void {
+    this.metrics.close();
+    rmSync(this.lock, { force: true });
+  }
+}
+
+/** Steps of the whole checkpoints, ascending. */
+export function checkpointSteps(dir: string): number[] {
+  if (!existsSync(`${dir}/checkpoints`)) return [];
+  return readdirSync(`${dir}/checkpoints`)
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number)
+    .sort((a, b) => a - b);
+}
+export const latestStep = (dir: string): number => checkpointSteps(dir).at(-1) ?? 0;
+
+function publish(partial: string, final: string): void {
+  for (const name of readdirSync(partial)) if (statSync(`${partial}/${name}`).isFile()) sync(`${partial}/${name}`);
+  sync(partial);
+  renameSync(partial, final);
+  sync(final.slice(0, final.lastIndexOf("/")));
+}
+function sync(path: string): void {
+  const fd = openSync(path, "r");
+  fsyncSync(fd);
+  closeSync(fd);
+}
+function writeWhole(path: string, text: string): void {
+  writeFileSync(`${path}.partial`, text);
+  sync(`${path}.partial`);
+  renameSync(`${path}.partial`, path);
+}
+
+/** One process writes a run. The lock of a process that is gone is taken over. */
+function takeLock(dir: string): void {
+  const path = `${dir}/run.lock`;
+  for (;;) {
+    try {
+      const fd = openSync(path, "wx");
+      writeSync(fd, JSON.stringify({ pid: process.pid, started: startTime(process.pid), host: hostname() }));
+      closeSync(fd);
+      return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      const owner = readLock(path);
+      if (owner && (owner.host !== hostname() || isAlive(owner)))
+        throw new UserError(
+          `${dir} is being written by process ${owner.pid} on ${owner.host}. Wait for it, or name another folder with --out. (If that process is gone, delete ${path}.)`,
+        );
+      rmSync(path, { force: true });
+    }
+  }
+}
+interface LockOwner {
+  pid: number;
+  started: string;
+  host: string;
+}
+function readLock(path: string): LockOwner | undefined {
+  try {
+    return JSON.parse(readFileSync(path, "utf8")) as LockOwner;
+  } catch {
+    return undefined; // killed while it wrote the lock
+  }
+}
+function isAlive({ pid, started }: LockOwner): boolean {
+  try {
+    process.kill(pid, 0);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ESRCH") return false;
+  }
+  return startTime(pid) === started; // the number may have gone to another process
+}
+/** When a process began, in the kernel's ticks; empty where /proc does not exist. */
+function startTime(pid: number): string {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+  } catch {
+    return "";
+  }
+}

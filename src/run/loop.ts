@@ -1,0 +1,139 @@
+/**
+ * The training loop that all stages share: steps, metrics, evaluation, samples, checkpoints, signals, and stopping when
+ * numbers are no longer finite. A stage supplies what a step is.
+ */
+import { setImmediate } from "node:timers/promises";
+import { NonFiniteError, UserError } from "./errors.js";
+import type { RunFolder } from "./folder.js";
+import { duration, mebibytes, openProgress, type Progress, peakMemory } from "./progress.js";
+
+export interface StepResult {
+  /** Tokens trained on, for the speed. */
+  tokens: number;
+  /** Written to metrics.jsonl; `loss` is shown. */
+  metrics: { loss: number } & Record<string, number>;
+}
+
+export interface LoopStage {
+  steps: number;
+  /** Does step 1 .. steps. Throws NonFiniteError before anything is updated with numbers that are not finite. */
+  step(step: number): StepResult | Promise<StepResult>;
+  /** Losses on held-out data and the like; also called after the last step. */
+  evaluate?(step: number): Record<string, number>;
+  /** Text to look at: kept in samples/, and shown. Called with evaluate, and before the first step. */
+  sample?(step: number): string | undefined;
+  /** Writes everything that resuming needs. */
+  save(dir: string): void;
+  /** What the step worked on, for the file that is left behind when its loss is NaN. */
+  batch(): unknown;
+  /** Operations of one training token, and what the processor can do, per second: for the utilisation (MFU). */
+  flopsPerToken?: number;
+  peakFlops?: number;
+}
+
+export interface LoopSettings {
+  logEvery: number;
+  evalEvery: number;
+  saveEvery: number;
+}
+
+/** Runs the steps after run.startStep. Ends with a checkpoint of the last step. */
+export async function runLoop(run: RunFolder, settings: LoopSettings, stage: LoopStage): Promise<void> {
+  const progress = openProgress();
+  const began = performance.now();
+  const due = (every: number, step: number): boolean => step === stage.steps || (every > 0 && step % every === 0);
+  let stopping = false;
+  const onSignal = (): void => {
+    if (stopping) process.exit(130);
+    stopping = true;
+    progress.note(
+      "stopping after this step; once more to stop at once (what came after the last checkpoint is then lost)",
+    );
+  };
+  process.on("SIGINT", onSignal);
+  process.on("SIGTERM", onSignal);
+  let trained = 0;
+  let tokens = 0;
+  let loss = Number.NaN;
+  try {
+    if (run.startStep > 0) progress.note(`going on after step ${run.startStep} of ${stage.steps}`);
+    else showSample(run, stage, 0, progress);
+    for (let step = run.startStep + 1; step <= stage.steps; step++) {
+      const start = performance.now();
+      const result = await stage.step(step);
+      const seconds = (performance.now() - start) / 1000;
+      trained += seconds;
+      tokens += result.tokens;
+      loss = result.metrics.loss;
+      const speed = result.tokens / seconds;
+      const mfu = (speed * (stage.flopsPerToken ?? 0)) / (stage.peakFlops ?? 1);
+      const timing = {
+        tokensPerSecond: Math.round(speed),
+        seconds: Number(seconds.toFixed(4)),
+        ...(mfu > 0 && { mfu: Number(mfu.toFixed(3)) }),
+        peakMemoryMiB: Math.round(peakMemory() / 2 ** 20),
+      };
+      const evaluated = stage.evaluate && due(settings.evalEvery, step) ? stage.evaluate(step) : undefined;
+      run.metrics.write(step, { ...result.metrics, ...evaluated, ...timing });
+      const left = ((stage.steps - step) * trained) / (step - run.startStep);
+      const shown = { ...result.metrics, ...evaluated };
+      const utilisation = mfu > 0 ? `  MFU ${Math.round(mfu * 100)}%` : "";
+      const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(tokens / trained)} tokens/s${utilisation}  ${duration(left)} left`;
+      progress.status(line, due(settings.logEvery, step) || evaluated !== undefined);
+      if (evaluated) showSample(run, stage, step, progress);
+      if (due(settings.saveEvery, step) || stopping) run.checkpoint(step, (dir) => stage.save(dir));
+      await setImmediate(); // lets a signal in
+      if (stopping && step < stage.steps)
+        throw new UserError(
+          `Stopped and saved at step ${step} of ${stage.steps}. The same command with --resume goes on from here.`,
+          130,
+        );
+    }
+    const took = duration((performance.now() - began) / 1000);
+    if (run.startStep < stage.steps)
+      progress.note(
+        `done: ${stage.steps} steps, loss ${loss.toFixed(4)}, ${Math.round(tokens / trained)} tokens/s, peak memory ${mebibytes(peakMemory())}, ${took}`,
+      );
+  } catch (error) {
+    if (error instanceof NonFiniteError) throw explain(error, run, stage);
+    throw error;
+  } finally {
+    progress.end();
+    process.off("SIGINT", onSignal);
+    process.off("SIGTERM", onSignal);
+  }
+}
+
+function showSample(run: RunFolder, stage: LoopStage, step: number, progress: Progress): void {
+  const text = stage.sample?.(step);
+  if (text === undefined) return;
+  run.write(`samples/${String(step).padStart(6, "0")}.txt`, `${text}\n`);
+  progress.note(text.replace(/^/gm, "    "));
+}
+
+function explain(error: NonFiniteError, run: RunFolder, stage: LoopStage): UserError {
+  const path = run.write("not-finite.json", `${JSON.stringify(stage.batch())}\n`);
+  const saved = run.dir;
+  return new UserError(
+    `${error.what} is not finite, so training stopped before it could reach the model. The batch of that step is in ${path}. ` +
+      `Usual causes are a learning rate that is too high, or a warm-up that is too short. The checkpoints in ${saved}/checkpoints are unharmed: ` +
+      "--resume goes on from the last one, for example with --set optimizer.learningRate=LOWER.",
+  );
+}
+
+const NAMES: Record<string, string> = {
+  learningRate: "lr",
+  gradNorm: "grad",
+  validationLoss: "val",
+  perplexity: "ppl",
+};
+/** The numbers of a line; small ones (a learning rate) in scientific form. */
+function format(values: Record<string, number>): string {
+  return Object.entries(values)
+    .filter(([key]) => !key.endsWith("Tokens"))
+    .map(
+      ([key, v]) =>
+        `${NAMES[key] ?? key} ${Math.abs(v) >= 0.01 || v === 0 ? Number(v.toFixed(3)) : v.toExponential(1)}`,
+    )
+    .join("  ");
+}

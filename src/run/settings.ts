@@ -1,0 +1,68 @@
+/** The settings that every training stage shares: how it is repeated, batched, optimized, watched and saved. */
+import { z } from "zod";
+
+const natural = z.int().min(1);
+const count = z.int().min(0);
+
+export const optimizerSchema = z.strictObject({
+  learningRate: z.number().positive().default(1e-3),
+  betas: z.tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)]).default([0.9, 0.95]),
+  eps: z.number().positive().default(1e-8),
+  weightDecay: z.number().min(0).default(0.1),
+  /** Global gradient norm above which gradients are scaled down; 0: off. */
+  gradClip: z.number().min(0).default(1),
+});
+
+export const scheduleSchema = z.strictObject({
+  kind: z.enum(["cosine", "wsd", "linear", "constant"]).default("cosine"),
+  /** Steps, or a share of all steps when below 1. */
+  warmupSteps: z.number().min(0).default(0.05),
+  /** Where the decay ends; as a share of the peak when not given. */
+  minLearningRate: z.number().min(0).optional(),
+  decayShare: z.number().min(0).max(1).default(0.2),
+});
+
+export const loraSchema = z.strictObject({
+  rank: natural.default(8),
+  alpha: z.number().positive().default(16),
+  targets: z
+    .array(z.enum(["qkv", "o_proj", "gate_up", "down_proj"]))
+    .min(1)
+    .default(["qkv", "o_proj", "gate_up", "down_proj"]),
+});
+
+/** Spread into the schema of a stage. */
+export const trainingSettings = {
+  seed: count.default(1),
+  precision: z.enum(["bf16", "fp32"]).default("bf16"),
+  /** 0: all cores. */
+  threads: count.default(0),
+  steps: natural.optional(),
+  epochs: z.number().positive().optional(),
+  gradientAccumulation: natural.default(1),
+  optimizer: optimizerSchema.prefault({}),
+  schedule: scheduleSchema.prefault({}),
+  logEvery: natural.default(10),
+  /** 0: only at the end. */
+  evalEvery: count.default(100),
+  /** 0: only at the end. */
+  saveEvery: count.default(500),
+  keepCheckpoints: natural.default(2),
+};
+
+export type OptimizerSettings = z.output<typeof optimizerSchema>;
+export type ScheduleSettings = z.output<typeof scheduleSchema>;
+export interface TrainingSettings {
+  seed: number;
+  precision: "bf16" | "fp32";
+  threads: number;
+  steps?: number | undefined;
+  epochs?: number | undefined;
+  gradientAccumulation: number;
+  optimizer: OptimizerSettings;
+  schedule: ScheduleSettings;
+  logEvery: number;
+  evalEvery: number;
+  saveEvery: number;
+  keepCheckpoints: number;
+}

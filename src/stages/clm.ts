@@ -1,0 +1,67 @@
+/**
+ * Causal language modelling, the task of pretraining and of supervised fine-tuning alike: predict the next token.
+ * The two differ in which tokens have a target.
+ */
+import type { TokenBatch } from "../nn/llama.js";
+import { type Llama, packSequences } from "../nn/llama.js";
+import { Tape } from "../tensor/tensor.js";
+
+/** Sequences end to end, and for each token the one that should follow; -1: not trained. */
+export interface TargetBatch extends TokenBatch {
+  targets: Int32Array;
+}
+
+const trained = (batch: TargetBatch): number => batch.targets.reduce((n, t) => n + (t >= 0 ? 1 : 0), 0);
+
+/**
+ * Leaves the gradient of the mean loss over every target of every batch: k micro-batches give what one large batch
+ * would. Returns that loss, and the number of targets.
+ */
+export function backwardMeanLoss(
+  model: Llama,
+  tape: Tape,
+  batches: readonly TargetBatch[],
+): { loss: number; targets: number } {
+  const targets = batches.reduce((n, b) => n + trained(b), 0);
+  let loss = 0;
+  for (const batch of batches) {
+    const weights = new Float32Array(batch.ids.length).fill(1 / Math.max(1, targets));
+    const result = model.loss(
+      tape,
+      batch,
+      batch.targets,
+      weights.map((w, i) => (batch.targets[i] >= 0 ? w : 0)),
+    );
+    loss += result.loss;
+    tape.backward(result.logp);
+    tape.reset();
+  }
+  return { loss, targets };
+}
+
+/** Mean negative log-likelihood (nats) over every target. */
+export function meanLoss(model: Llama, batches: Iterable<TargetBatch>): { loss: number; targets: number } {
+  const tape = new Tape(model.device, false);
+  let sum = 0;
+  let targets = 0;
+  try {
+    for (const batch of batches) {
+      const logp = model.logProbs(tape, batch, batch.targets).toArray();
+      for (const [i, target] of batch.targets.entries()) if (target >= 0) sum -= logp[i];
+      targets += trained(batch);
+      tape.reset();
+    }
+  } finally {
+    tape.arena.close();
+  }
+  return { loss: sum / Math.max(1, targets), targets };
+}
+
+/** Sequences as a batch in which every token is a target but the first of each. */
+export function allTargets(sequences: readonly ArrayLike<number>[]): TargetBatch {
+  const batch = packSequences(sequences);
+  const targets = new Int32Array(batch.ids.length).fill(-1);
+  for (let s = 0; s < sequences.length; s++)
+    for (let i = batch.cuSeqlens[s]; i + 1 < batch.cuSeqlens[s + 1]; i++) targets[i] = batch.ids[i + 1];
+  return { ...batch, targets };
+}

@@ -1,0 +1,260 @@
+/**
+ * Pretraining (notes 4.2.1): raw text -> tokenizer -> token shards -> causal language modelling from random weights.
+ *
+ * Documents lie end to end, each closed by the end-of-text token, and are cut into rows of `contextLength` tokens.
+ * A document does not see its neighbours in a row. Rows are visited in a shuffled order that is a function of
+ * (seed, epoch), so a resumed run sees the rows that were left.
+ */
+import { z } from "zod";
+import { type Rejected, readDocuments } from "../corpus/read.js";
+import { isValidation, type PretrainBatch, readManifest, Shards, shuffled, writeShards } from "../corpus/shards.js";
+import { openCpu } from "../device/cpu.js";
+import type { Device } from "../device/device.js";
+import { peakFlops } from "../device/peak.js";
+import { generate } from "../generate/generate.js";
+import { type LlamaConfig, parseLlamaConfig } from "../nn/config.js";
+import { loadLlama, saveLlama } from "../nn/folder.js";
+import { Llama } from "../nn/llama.js";
+import { Trainer } from "../optim/trainer.js";
+import { UserError } from "../run/errors.js";
+import type { RunFolder } from "../run/folder.js";
+import { runLoop } from "../run/loop.js";
+import { trainingSettings } from "../run/settings.js";
+import { Tape } from "../tensor/tensor.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { trainBpe } from "../tokenizer/train.js";
+import { backwardMeanLoss, meanLoss } from "./clm.js";
+
+const natural = z.int().min(1);
+
+export const modelSchema = z.strictObject({
+  hiddenSize: natural,
+  intermediateSize: natural,
+  numLayers: natural,
+  numHeads: natural,
+  numKvHeads: natural.optional(),
+  headDim: natural.optional(),
+  maxPositionEmbeddings: natural.optional(),
+  ropeTheta: z.number().positive().default(10000),
+  rmsNormEps: z.number().positive().default(1e-5),
+  tieWordEmbeddings: z.boolean().default(true),
+  initializerRange: z.number().positive().default(0.02),
+});
+
+export const tokenizerSchema = z.union([
+  z.string().min(1),
+  z.strictObject({
+    vocabSize: natural,
+    pretokenizer: z.enum(["gpt2", "llama3", "qwen"]).default("llama3"),
+    specialTokens: z.array(z.string().min(1)).min(1).default(["<|endoftext|>"]),
+  }),
+]);
+
+export const pretrainSchema = z.strictObject({
+  stage: z.literal("pretrain").optional(),
+  ...trainingSettings,
+  /** The shape of a new model; not needed with `from`. */
+  model: modelSchema.optional(),
+  /** A Hugging Face folder to go on training from. */
+  from: z.string().optional(),
+  tokenizer: tokenizerSchema.optional(),
+  data: z.strictObject({
+    train: z.array(z.string().min(1)).min(1),
+    validation: z.array(z.string().min(1)).optional(),
+    /** Share of the documents kept for validation when no files are named for it. */
+    validationShare: z.number().min(0).lt(1).default(0.02),
+    contextLength: z.int().min(2).default(256),
+  }),
+  /** Rows of a micro-batch. */
+  batchSize: natural.default(16),
+  /** Validation batches at most; 0: all. */
+  evalBatches: z.int().min(0).default(50),
+  samples: z
+    .strictObject({
+      prompts: z.array(z.string()).default([]),
+      maxTokens: natural.default(40),
+      temperature: z.number().min(0).default(0),
+    })
+    .prefault({}),
+});
+export type PretrainConfig = z.output<typeof pretrainSchema>;
+
+/** Trains in `run`, and leaves the model in its folder model/. */
+export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<void> {
+  const device = openCpu({ threads: config.threads });
+  const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
+
+  const tokenizer = await tokenizerOf(config, resumed);
+  const rejected: Rejected[] = [];
+  const { train, validation } = await tokenize(device, config, tokenizer, run, rejected);
+  const aside = run.setAside(rejected);
+  if (aside) console.error(aside);
+
+  const { contextLength } = config.data;
+  const model = resumed
+    ? loadLlama(device, resumed, config.precision)
+    : config.from
+      ? loadLlama(device, config.from, config.precision)
+      : newModel(device, config, tokenizer);
+  if (contextLength > model.config.maxPositionEmbeddings)
+    throw new UserError(
+      `data.contextLength is ${contextLength}, but the model was made for ${model.config.maxPositionEmbeddings} positions.`,
+      2,
+    );
+  const rows = train.rows(contextLength);
+  const rowsPerStep = config.batchSize * config.gradientAccumulation;
+  const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows) / rowsPerStep));
+  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps);
+  if (resumed) trainer.load(resumed, run.startStep);
+  const { tokens, documents } = train.manifest;
+  console.error(
+    `${(model.parameters.count / 1e6).toFixed(2)}M parameters, ${tokens} tokens in ${documents} documents, ` +
+      `${steps} steps of ${rowsPerStep} x ${contextLength} tokens (${((steps * rowsPerStep) / rows).toFixed(1)} epochs), ` +
+      `${device.isa} on ${device.threads} threads`,
+  );
+
+  const tape = new Tape(device);
+  let batches: PretrainBatch[] = [];
+  const rowAt = (index: number): number => shuffled(index % rows, rows, config.seed, Math.floor(index / rows));
+  await runLoop(run, config, {
+    steps,
+    flopsPerToken: model.trainingFlopsPerToken(contextLength),
+    peakFlops: peakFlops(device, config.precision),
+    step(step) {
+      batches = Array.from({ length: config.gradientAccumulation }, (_, micro) => {
+        const first = ((step - 1) * config.gradientAccumulation + micro) * config.batchSize;
+        return train.batch(
+          Array.from({ length: config.batchSize }, (_, i) => rowAt(first + i)),
+          contextLength,
+        );
+      });
+      const metrics = trainer.step(step, () => backwardMeanLoss(model, tape, batches).loss);
+      return { tokens: batches.reduce((n, b) => n + b.ids.length, 0), metrics };
+    },
+    ...(validation && { evaluate: () => evaluate(model, validation, config) }),
+    sample: () => sampleText(model, tokenizer, config),
+    batch: () =>
+      batches.map(({ ids, targets, cuSeqlens }) => ({
+        ids: [...ids],
+        targets: [...targets],
+        cuSeqlens: [...cuSeqlens],
+      })),
+    save(dir) {
+      saveLlama(model, dir);
+      tokenizer.save(dir);
+      trainer.save(dir);
+    },
+  });
+  run.result("model", (dir) => {
+    saveLlama(model, dir);
+    tokenizer.save(dir);
+  });
+  train.close();
+  validation?.close();
+  tape.arena.close();
+  trainer.close();
+  model.close();
+}
+
+async function tokenizerOf(config: PretrainConfig, resumed: string | undefined): Promise<Tokenizer> {
+  const wanted = config.tokenizer ?? config.from;
+  if (resumed) return Tokenizer.load(resumed);
+  if (wanted === undefined)
+    throw new UserError(
+      'tokenizer is missing; name a folder with a tokenizer.json, or give "vocabSize" to train one.',
+      2,
+    );
+  if (typeof wanted === "string") return Tokenizer.load(wanted);
+  const texts: string[] = [];
+  const rejected: Rejected[] = [];
+  for await (const { text } of readDocuments(config.data.train, rejected)) texts.push(text);
+  if (texts.length === 0) throw noDocuments(config.data.train, rejected);
+  return trainBpe(texts, wanted);
+}
+
+/** Token shards in the run's folder data/, made once. Without a held-out document there is no validation. */
+async function tokenize(
+  device: Device,
+  { data }: PretrainConfig,
+  tokenizer: Tokenizer,
+  run: RunFolder,
+  rejected: Rejected[],
+): Promise<{ train: Shards; validation: Shards | undefined }> {
+  const [trainDir, heldDir] = [`${run.dir}/data/train`, `${run.dir}/data/validation`];
+  if (!readManifest(trainDir) || !readManifest(heldDir)) {
+    const share = data.validation ? 0 : data.validationShare;
+    const side = async function* (held: boolean, aside: Rejected[]) {
+      for await (const d of readDocuments(data.train, aside)) if (isValidation(d.id, share) === held) yield d;
+    };
+    await writeShards(side(false, rejected), tokenizer, trainDir);
+    // The second pass over the same files meets the same bad records: they are listed already.
+    await writeShards(data.validation ? readDocuments(data.validation, rejected) : side(true, []), tokenizer, heldDir);
+  }
+  if (readManifest(trainDir)?.tokens === 0) throw noDocuments(data.train, rejected);
+  const open = (dir: string): Shards => new Shards(device, dir, tokenizer);
+  return { train: open(trainDir), validation: readManifest(heldDir)?.tokens ? open(heldDir) : undefined };
+}
+
+function noDocuments(files: readonly string[], rejected: readonly Rejected[]): UserError {
+  const why = rejected.map((r) => ` ${r.file}:${r.line}: ${r.reason}.`)[0] ?? "";
+  return new UserError(`${files.join(", ")}: there is no document to train on.${why}`);
+}
+
+function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer): Llama {
+  const { model: shape, data } = config;
+  if (!shape)
+    throw new UserError("model is missing; give the shape of a new model, or a folder to start from with `from`.", 2);
+  const shared: LlamaConfig = parseLlamaConfig(
+    {
+      vocab_size: tokenizer.vocabSize,
+      hidden_size: shape.hiddenSize,
+      intermediate_size: shape.intermediateSize,
+      num_hidden_layers: shape.numLayers,
+      num_attention_heads: shape.numHeads,
+      num_key_value_heads: shape.numKvHeads,
+      head_dim: shape.headDim,
+      max_position_embeddings: shape.maxPositionEmbeddings ?? Math.max(data.contextLength, 512),
+      rope_theta: shape.ropeTheta,
+      rms_norm_eps: shape.rmsNormEps,
+      tie_word_embeddings: shape.tieWordEmbeddings,
+      initializer_range: shape.initializerRange,
+      bos_token_id: tokenizer.bosId,
+      eos_token_id: tokenizer.eosId,
+      pad_token_id: tokenizer.padId,
+    },
+    "model",
+  );
+  const model = new Llama(device, shared, config.precision);
+  model.parameters.initialize(config.seed, shape.initializerRange);
+  return model;
+}
+
+/** Validation loss (nats a token), perplexity = exp(loss), and bits per byte, which does not depend on the tokenizer. */
+function evaluate(model: Llama, validation: Shards, config: PretrainConfig): Record<string, number> {
+  const { contextLength } = config.data;
+  const rows = validation.rows(contextLength);
+  const batches = function* () {
+    const limit = config.evalBatches === 0 ? rows : Math.min(rows, config.evalBatches * config.batchSize);
+    for (let row = 0; row < limit; row += config.batchSize) {
+      const count = Math.min(config.batchSize, limit - row);
+      yield validation.batch(
+        Array.from({ length: count }, (_, i) => row + i),
+        contextLength,
+      );
+    }
+  };
+  const { loss } = meanLoss(model, batches());
+  const { tokens, bytes } = validation.manifest;
+  return { validationLoss: loss, perplexity: Math.exp(loss), bitsPerByte: (loss / Math.LN2) * (tokens / bytes) };
+}
+
+/** How the model continues the prompts. */
+function sampleText(model: Llama, tokenizer: Tokenizer, config: PretrainConfig): string | undefined {
+  const { prompts, maxTokens, temperature } = config.samples;
+  if (prompts.length === 0) return undefined;
+  const ids = prompts.map((p) => (p === "" ? [tokenizer.eosId ?? 0] : tokenizer.encode(p)));
+  const stop = tokenizer.eosId === undefined ? [] : [tokenizer.eosId];
+  return generate(model, ids, { maxTokens, temperature, seed: config.seed, stop })
+    .map((reply, i) => `${prompts[i]}|${tokenizer.decode(reply.ids, { skipSpecialTokens: true })}`)
+    .join("\n");
+}
