@@ -33,6 +33,9 @@ function stage(
     .action(async (file, flags) => (await load()).command(file, flags));
 }
 stage("pretrain", "raw text to a base model", () => import("./pretrain.js"));
+stage("sft", "a base model to one that follows instructions", () => import("./sft.js"))
+  .option("--from-base <dir>", "the base model's folder, in place of the YAML file's `from`")
+  .option("--show-mask [n]", "print the first records with their trained tokens marked, and do nothing else");
 
 const tokenizer = program.command("tokenizer").description("train a byte-level BPE tokenizer, or use one");
 tokenizer

@@ -3,26 +3,27 @@
  * here and the other way round, with the same logits.
  */
 import { mkdirSync, writeFileSync } from "node:fs";
-import { BF16, type Device, dtypeBytes, F32 } from "../device/device.js";
+import { BF16, type Device, type DType, dtypeBytes, F32, type Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 import { openSafetensors, writeSafetensors } from "../run/safetensors.js";
 import { dtypeOf } from "../tensor/tensor.js";
 import { llamaConfigJson, readLlamaConfig } from "./config.js";
 import { Llama, type Precision } from "./llama.js";
 
+export interface LoadOptions {
+  trainable?: boolean;
+  /** At least this many tokens: rows are added to a smaller vocabulary, each the mean of the rows that are there. */
+  vocabSize?: number;
+}
+
 /** Loads a folder in the given precision, whatever type its file has (F32, BF16, F16). */
-export function loadLlama(
-  device: Device,
-  dir: string,
-  precision: Precision,
-  options: { trainable?: boolean } = {},
-): Llama {
+export function loadLlama(device: Device, dir: string, precision: Precision, options: LoadOptions = {}): Llama {
   const config = readLlamaConfig(dir);
+  const storedVocab = config.vocabSize;
+  config.vocabSize = Math.max(storedVocab, options.vocabSize ?? 0);
   const file = openSafetensors(dir);
   try {
     const names = new Set(file.names());
-    // Some tied models are saved with the output matrix, some without; some files say "tied" in their missing tensor only.
-    if (!names.has("lm_head.weight") && !config.tieWordEmbeddings) config.tieWordEmbeddings = true;
     const model = new Llama(device, config, precision, options);
     const target = dtypeOf(precision);
     for (const t of model.parameters.named()) {
@@ -31,24 +32,28 @@ export function loadLlama(
           `${dir}: the tensor ${t.name} is missing from the model's file. The file is incomplete, or config.json belongs to another model.`,
         );
       const info = file.info(t.name);
-      if (info.shape.length !== t.shape.length || info.shape.some((n, i) => n !== t.shape[i]))
+      const grows = VOCABULARY.has(t.name);
+      const shape = t.shape.map((n, i) => (grows && i === 0 ? storedVocab : n));
+      const size = shape.reduce((a, b) => a * b, 1);
+      if (info.shape.length !== shape.length || info.shape.some((n, i) => n !== shape[i]))
         throw new UserError(
-          `${dir}: the tensor ${t.name} has shape [${info.shape}], but config.json asks for [${t.shape}].`,
+          `${dir}: the tensor ${t.name} has shape [${info.shape}], but config.json asks for [${shape}].`,
         );
       const source = info.dtype === "F32" ? F32 : BF16;
       if (info.dtype !== "F16" && dtypeBytes(source) === dtypeBytes(target) && source === target) {
-        file.readInto(t.name, device.bytes(t.ptr, t.size * dtypeBytes(target)));
-        continue;
+        file.readInto(t.name, device.bytes(t.ptr, size * dtypeBytes(target)));
+      } else {
+        if (!["F32", "BF16", "F16"].includes(info.dtype))
+          throw new UserError(`${dir}: the tensor ${t.name} is of type ${info.dtype}; F32, BF16 and F16 can be read.`);
+        const raw = new Uint8Array(info.bytes);
+        file.readInto(t.name, raw);
+        const data = info.dtype === "F16" ? new Uint8Array(halfToFloat(raw).buffer) : raw;
+        const scratch = device.alloc(data.length);
+        device.bytes(scratch, data.length).set(data);
+        device.cast(scratch, info.dtype === "BF16" ? BF16 : F32, t.ptr, target, size);
+        device.free(scratch, data.length);
       }
-      if (!["F32", "BF16", "F16"].includes(info.dtype))
-        throw new UserError(`${dir}: the tensor ${t.name} is of type ${info.dtype}; F32, BF16 and F16 can be read.`);
-      const raw = new Uint8Array(info.bytes);
-      file.readInto(t.name, raw);
-      const data = info.dtype === "F16" ? new Uint8Array(halfToFloat(raw).buffer) : raw;
-      const scratch = device.alloc(data.length);
-      device.bytes(scratch, data.length).set(data);
-      device.cast(scratch, info.dtype === "BF16" ? BF16 : F32, t.ptr, target, t.size);
-      device.free(scratch, data.length);
+      if (size < t.size) addMeanRows(device, t.ptr, target, storedVocab, t.shape[0], t.shape[1]);
     }
     return model;
   } finally {
@@ -76,6 +81,27 @@ export function saveLlama(model: Llama, dir: string): void {
     }
   };
   writeSafetensors(`${dir}/model.safetensors`, entries(), { format: "pt" });
+}
+
+/** Tensors with a row for each token. */
+const VOCABULARY = new Set(["model.embed_tokens.weight", "lm_head.weight"]);
+
+/** Rows from .. to - 1 of a matrix become the mean of those before: a new token begins as the average one (Hewitt 2021). */
+function addMeanRows(device: Device, matrix: Ptr, dtype: DType, from: number, to: number, width: number): void {
+  const bytes = dtypeBytes(dtype);
+  const old = device.alloc(from * width * 4);
+  device.cast(matrix, dtype, old, F32, from * width);
+  const values = device.f32(old, from * width);
+  const mean = device.alloc(width * 4);
+  const target = device.f32(mean, width);
+  for (let d = 0; d < width; d++) {
+    let sum = 0;
+    for (let row = 0; row < from; row++) sum += values[row * width + d];
+    target[d] = sum / from;
+  }
+  for (let row = from; row < to; row++) device.cast(mean, F32, matrix + row * width * bytes, dtype, width);
+  device.free(old, from * width * 4);
+  device.free(mean, width * 4);
 }
 
 /** IEEE half precision to fp32. */

@@ -3,6 +3,7 @@
  * An adapter sits on a whole stored matrix: on "qkv" it adapts queries, keys and values together.
  */
 import type { Device } from "../device/device.js";
+import { openSafetensors, writeSafetensors } from "../run/safetensors.js";
 import { linear } from "../tensor/ops.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { Llama } from "./llama.js";
@@ -74,4 +75,31 @@ export function mergeLora(model: Llama): void {
   lora.parameters.close();
   model.lora = undefined;
   for (const p of model.parameters.parameters) p.requiresGrad = p.gradPtr !== 0;
+}
+
+/** The adapters as adapter.safetensors, under the names of the parameters they sit on. */
+export function saveAdapter(model: Llama, dir: string): void {
+  const { device } = model;
+  const entries = [...model.lora!.parameters.named()].map((t) => {
+    const bf16 = model.precision === "bf16";
+    return {
+      name: t.name,
+      dtype: bf16 ? "BF16" : "F32",
+      shape: t.shape,
+      data: device.bytes(t.ptr, t.size * (bf16 ? 2 : 4)),
+    } as const;
+  });
+  writeSafetensors(`${dir}/adapter.safetensors`, entries, {});
+}
+
+export function loadAdapter(model: Llama, dir: string): void {
+  const file = openSafetensors(`${dir}/adapter.safetensors`);
+  try {
+    for (const t of model.lora!.parameters.named()) {
+      const info = file.info(t.name);
+      file.readInto(t.name, model.device.bytes(t.ptr, info.bytes));
+    }
+  } finally {
+    file.close();
+  }
 }

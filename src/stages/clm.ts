@@ -15,24 +15,20 @@ const trained = (batch: TargetBatch): number => batch.targets.reduce((n, t) => n
 
 /**
  * Leaves the gradient of the mean loss over every target of every batch: k micro-batches give what one large batch
- * would. Returns that loss, and the number of targets.
+ * would. `scale` multiplies the gradient (and not the loss that is returned), for objectives that add several means.
  */
 export function backwardMeanLoss(
   model: Llama,
   tape: Tape,
   batches: readonly TargetBatch[],
+  scale = 1,
 ): { loss: number; targets: number } {
   const targets = batches.reduce((n, b) => n + trained(b), 0);
   let loss = 0;
   for (const batch of batches) {
-    const weights = new Float32Array(batch.ids.length).fill(1 / Math.max(1, targets));
-    const result = model.loss(
-      tape,
-      batch,
-      batch.targets,
-      weights.map((w, i) => (batch.targets[i] >= 0 ? w : 0)),
-    );
-    loss += result.loss;
+    const weights = Float32Array.from(batch.targets, (t) => (t >= 0 ? scale / Math.max(1, targets) : 0));
+    const result = model.loss(tape, batch, batch.targets, weights);
+    loss += result.loss / scale;
     tape.backward(result.logp);
     tape.reset();
   }

@@ -19,6 +19,8 @@ export interface AddedToken {
 export interface EncodeOptions {
   /** Recognise special tokens in the text; default true, as Hugging Face does. Off for text that a user wrote. */
   allowSpecial?: boolean;
+  /** Put the tokens around the text that the post-processor asks for (bos, say); default false. */
+  addSpecialTokens?: boolean;
 }
 
 const escaped = (s: string): string => s.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");

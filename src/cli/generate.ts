@@ -1,0 +1,78 @@
+/** `lyceum generate MODEL`: continues prompts. */
+import { type GenerateOptions, generate } from "../generate/generate.js";
+import { loadForGeneration } from "../generate/loaded.js";
+import { UserError } from "../run/errors.js";
+
+export interface SamplingFlags {
+  maxTokens: string;
+  temperature: string;
+  topK: string;
+  topP: string;
+  minP: string;
+  repetitionPenalty: string;
+  seed: string;
+  greedy?: boolean;
+  precision?: string;
+  threads: string;
+}
+
+/** The sampling options of generate and chat. */
+export function samplingOf(flags: SamplingFlags): GenerateOptions {
+  const number = (flag: string, text: string, low: number, high = Number.POSITIVE_INFINITY): number => {
+    const value = Number(text);
+    if (text.trim() === "" || Number.isNaN(value) || value < low || value > high)
+      throw new UserError(
+        `--${flag} is "${text}"; it must be a number from ${low}${high < Number.POSITIVE_INFINITY ? ` to ${high}` : " up"}.`,
+        2,
+      );
+    return value;
+  };
+  return {
+    maxTokens: number("max-tokens", flags.maxTokens, 1),
+    temperature: flags.greedy ? 0 : number("temperature", flags.temperature, 0),
+    topK: number("top-k", flags.topK, 0),
+    topP: number("top-p", flags.topP, 0, 1),
+    minP: number("min-p", flags.minP, 0, 1),
+    repetitionPenalty: number("repetition-penalty", flags.repetitionPenalty, 1e-6),
+    seed: number("seed", flags.seed, 0),
+  };
+}
+export function openModel(dir: string, flags: SamplingFlags) {
+  const { precision } = flags;
+  if (precision !== undefined && precision !== "fp32" && precision !== "bf16")
+    throw new UserError(`--precision is "${precision}"; it must be fp32 or bf16.`, 2);
+  return loadForGeneration(dir, { ...(precision && { precision }), threads: Number(flags.threads) || 0 });
+}
+
+export function command(dir: string, flags: SamplingFlags & { prompt: string[]; json?: boolean }): void {
+  const options = samplingOf(flags);
+  const { model, tokenizer, stop } = openModel(dir, flags);
+  const prompts = flags.prompt.map((p) => Array.from(tokenizer.encode(p, { addSpecialTokens: true })));
+  prompts.forEach((ids, i) => {
+    if (ids.length > 0) return;
+    const start = tokenizer.bosId ?? tokenizer.eosId;
+    if (start === undefined)
+      throw new UserError(`--prompt ${i + 1} is empty, and the tokenizer has no token to begin with.`, 2);
+    ids.push(start);
+  });
+  // One prompt on a terminal is shown as it comes.
+  const streaming = !flags.json && prompts.length === 1;
+  const decoder = tokenizer.stream();
+  const onToken = (_: number, id: number): undefined =>
+    void process.stdout.write(stop.includes(id) ? "" : decoder.push(id));
+  if (streaming) process.stdout.write(flags.prompt[0]);
+  const replies = generate(model, prompts, { ...options, stop, ...(streaming && { onToken }) });
+  if (streaming) {
+    process.stdout.write(`${decoder.end()}\n`);
+    return;
+  }
+  const results = replies.map(({ ids, logProbs, finish }, i) => ({
+    prompt: flags.prompt[i],
+    text: tokenizer.decode(ids, { skipSpecialTokens: true }),
+    ids,
+    logProbs,
+    finish,
+  }));
+  if (flags.json) console.log(JSON.stringify(results.length === 1 ? results[0] : results));
+  else for (const r of results) console.log(`${r.prompt}${r.text}\n`);
+}

@@ -1,0 +1,37 @@
+/** `lyceum sft CONFIG.yaml`, and `--show-mask`: which tokens of the records are trained. */
+import { dirname } from "node:path";
+import { showMask } from "../dialogue/show.js";
+import { applyOverrides, check, readYaml } from "../run/config.js";
+import { UserError } from "../run/errors.js";
+import { readSamples, sft, sftSchema, tunedTokenizer } from "../stages/sft.js";
+import { locate, runStage, type StageFlags } from "./stage.js";
+
+export interface SftFlags extends StageFlags {
+  fromBase?: string;
+  showMask?: string | true;
+}
+
+export async function command(file: string, flags: SftFlags): Promise<void> {
+  const set = [...(flags.set ?? []), ...(flags.fromBase ? [`from=${JSON.stringify(flags.fromBase)}`] : [])];
+  if (flags.showMask !== undefined) return show(file, set, flags.showMask === true ? "5" : flags.showMask);
+  const dir = await runStage(file, { ...flags, set }, sftSchema, sft);
+  console.log(`${dir}/model`);
+}
+
+function show(file: string, set: string[], count: string): void {
+  if (!/^[1-9]\d*$/.test(count)) throw new UserError(`--show-mask is "${count}"; it must be a number of records.`, 2);
+  const source = readYaml(file);
+  const config = check(sftSchema, { ...source, value: locate(applyOverrides(source.value, set), dirname(file)) });
+  const tokenizer = tunedTokenizer(config);
+  const { train, rejected } = readSamples(config, tokenizer);
+  const colour = process.stdout.isTTY === true && !process.env.NO_COLOR;
+  for (const { conversation, samples } of train.slice(0, Number(count)))
+    for (const sample of samples) {
+      const trained = sample.trainable.reduce((n, t) => n + t, 0);
+      console.log(
+        `--- ${conversation.source.file}:${conversation.source.line}  ${sample.ids.length} tokens, ${trained} trained`,
+      );
+      console.log(showMask(sample, tokenizer, colour));
+    }
+  for (const r of rejected) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
+}

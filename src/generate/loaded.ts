@@ -1,0 +1,40 @@
+/** A model folder ready to answer: weights, tokenizer, and the tokens that end a reply. */
+import { existsSync, readFileSync } from "node:fs";
+import { openCpu } from "../device/cpu.js";
+import { loadLlama } from "../nn/folder.js";
+import type { Llama, Precision } from "../nn/llama.js";
+import { openSafetensors } from "../run/safetensors.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
+
+export interface Loaded {
+  model: Llama;
+  tokenizer: Tokenizer;
+  stop: number[];
+}
+
+/** Loads for inference; without a precision, in the one the file was saved in. */
+export function loadForGeneration(dir: string, options: { precision?: Precision; threads?: number } = {}): Loaded {
+  const model = loadLlama(openCpu({ threads: options.threads ?? 0 }), dir, options.precision ?? storedPrecision(dir), {
+    trainable: false,
+  });
+  const tokenizer = Tokenizer.load(dir);
+  const stop = new Set<number>([model.config.eosTokenId ?? [], eosOf(dir), tokenizer.eosId ?? []].flat());
+  return { model, tokenizer, stop: [...stop] };
+}
+
+function storedPrecision(dir: string): Precision {
+  const file = openSafetensors(dir);
+  try {
+    return file.names().some((name) => file.info(name).dtype === "F32") ? "fp32" : "bf16";
+  } finally {
+    file.close();
+  }
+}
+
+/** eos_token_id of generation_config.json: chat models often list more than one. */
+function eosOf(dir: string): number[] {
+  const path = `${dir}/generation_config.json`;
+  if (!existsSync(path)) return [];
+  const eos = (JSON.parse(readFileSync(path, "utf8")) as { eos_token_id?: number | number[] | null }).eos_token_id;
+  return eos === undefined || eos === null ? [] : [eos].flat();
+}

@@ -1,0 +1,277 @@
+/**
+ * Supervised fine-tuning (notes 4.2.2): causal language modelling on conversations, where only the replies have a loss.
+ *
+ * The loss of a step is the mean over the reply tokens of the whole accumulated batch, so that k micro-batches equal one
+ * large batch. Samples are packed into rows; none sees another. Optionally a part of every step is pretraining text,
+ * which keeps what the base model knew (Ouyang et al. 2022, section 3.5, do the same under PPO).
+ */
+import { z } from "zod";
+import type { Rejected } from "../corpus/read.js";
+import { readDocuments } from "../corpus/read.js";
+import { isValidation, shuffled } from "../corpus/shards.js";
+import { openCpu } from "../device/cpu.js";
+import { peakFlops } from "../device/peak.js";
+import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../dialogue/mask.js";
+import { canonicalType, drawMixture, mixtureWeights } from "../dialogue/mixture.js";
+import { packRows, sampleBatch } from "../dialogue/pack.js";
+import { type Conversation, readConversations } from "../dialogue/records.js";
+import { installTemplate } from "../dialogue/templates.js";
+import { generate } from "../generate/generate.js";
+import { loadLlama, saveLlama } from "../nn/folder.js";
+import type { Llama } from "../nn/llama.js";
+import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
+import { Trainer } from "../optim/trainer.js";
+import { UserError } from "../run/errors.js";
+import type { RunFolder } from "../run/folder.js";
+import { runLoop } from "../run/loop.js";
+import { loraSchema, trainingSettings } from "../run/settings.js";
+import { Tape } from "../tensor/tensor.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { allTargets, backwardMeanLoss, meanLoss, type TargetBatch } from "./clm.js";
+
+const natural = z.int().min(1);
+
+export const sftSchema = z.strictObject({
+  stage: z.literal("sft").optional(),
+  ...trainingSettings,
+  /** The base model: any Hugging Face folder. */
+  from: z.string().min(1),
+  /** Default: the template that the base model's tokenizer brings, else `notes`. */
+  template: z.enum(["notes", "alpaca", "chatml"]).optional(),
+  data: z.strictObject({
+    train: z.array(z.string().min(1)).min(1),
+    validation: z.array(z.string().min(1)).optional(),
+    validationShare: z.number().min(0).lt(1).default(0.02),
+    construction: z.enum(CONSTRUCTIONS).default("all"),
+    /** Tokens of a row, and of a sample at most; longer samples are cut at the end. */
+    contextLength: z.int().min(2).default(256),
+    packing: z.boolean().default(true),
+    /** `instructgpt`, or weights by the records' `type`. */
+    mixture: z
+      .union([z.literal("instructgpt"), z.strictObject({ weights: z.record(z.string(), z.number().min(0)) })])
+      .optional(),
+  }),
+  /** Rows of a micro-batch. */
+  batchSize: natural.default(16),
+  pretrainMix: z
+    .strictObject({
+      train: z.array(z.string().min(1)).min(1),
+      /** Rows of pretraining text beside each micro-batch. */
+      batchSize: natural.default(4),
+      /** Their mean loss is added with this weight. */
+      weight: z.number().positive().default(1),
+    })
+    .optional(),
+  lora: loraSchema.optional(),
+  samples: z
+    .strictObject({
+      prompts: z.array(z.string()).default([]),
+      maxTokens: natural.default(64),
+      temperature: z.number().min(0).default(0),
+    })
+    .prefault({}),
+});
+export type SftConfig = z.output<typeof sftSchema>;
+
+export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
+  const device = openCpu({ threads: config.threads });
+  const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
+  const tokenizer = resumed ? Tokenizer.load(resumed) : tunedTokenizer(config);
+  const { train, validation, report, rejected } = readSamples(config, tokenizer);
+  for (const line of [...report, run.setAside(rejected)]) if (line) console.error(line);
+
+  const model = loadLlama(device, resumed && !config.lora ? resumed : config.from, config.precision, {
+    vocabSize: tokenizer.vocabSize,
+  });
+  Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
+  if (config.data.contextLength > model.config.maxPositionEmbeddings)
+    throw new UserError(
+      `data.contextLength is ${config.data.contextLength}, but the model was made for ${model.config.maxPositionEmbeddings} positions.`,
+      2,
+    );
+  if (config.lora) attachLora(model, config.lora, config.seed);
+
+  const rows = new SampleRows(train, config);
+  const rowsPerStep = config.batchSize * config.gradientAccumulation;
+  const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows.inEpoch(0).length) / rowsPerStep));
+  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps);
+  if (resumed) {
+    if (config.lora) loadAdapter(model, resumed);
+    trainer.load(resumed, run.startStep);
+  }
+  const mix = config.pretrainMix && (await pretrainingRows(config.pretrainMix.train, tokenizer, config, rejected));
+  console.error(
+    `${(model.parameters.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${(model.trainable.count / 1e6).toFixed(2)}M of them trained (LoRA)` : ""}, ` +
+      `${train.length} records, ${steps} steps of ${rowsPerStep} rows of up to ${config.data.contextLength} tokens`,
+  );
+
+  const tape = new Tape(device);
+  let batches: TargetBatch[] = [];
+  await runLoop(run, config, {
+    steps,
+    flopsPerToken: model.trainingFlopsPerToken(config.data.contextLength),
+    peakFlops: peakFlops(device, config.precision),
+    step(step) {
+      const first = (step - 1) * rowsPerStep;
+      batches = Array.from({ length: config.gradientAccumulation }, (_, micro) =>
+        sampleBatch(
+          Array.from({ length: config.batchSize }, (_, i) => rows.at(first + micro * config.batchSize + i)).flat(),
+        ),
+      );
+      const text =
+        mix &&
+        config.pretrainMix &&
+        Array.from({ length: config.gradientAccumulation * config.pretrainMix.batchSize }, (_, i) =>
+          mix((step - 1) * config.gradientAccumulation * config.pretrainMix!.batchSize + i),
+        );
+      let pretrainLoss: number | undefined;
+      const metrics = trainer.step(step, () => {
+        const { loss } = backwardMeanLoss(model, tape, batches);
+        if (text) pretrainLoss = backwardMeanLoss(model, tape, [allTargets(text)], config.pretrainMix!.weight).loss;
+        return loss;
+      });
+      const tokens = batches.reduce((n, b) => n + b.ids.length, 0) + (text ?? []).reduce((n, t) => n + t.length, 0);
+      return { tokens, metrics: { ...metrics, ...(pretrainLoss !== undefined && { pretrainLoss }) } };
+    },
+    ...(validation.length > 0 && {
+      evaluate: () => {
+        const { loss } = meanLoss(model, inBatches(validation, config.batchSize * 4));
+        return { validationLoss: loss, perplexity: Math.exp(loss) };
+      },
+    }),
+    sample: () => sampleText(model, tokenizer, config),
+    batch: () =>
+      batches.map(({ ids, targets, cuSeqlens }) => ({
+        ids: [...ids],
+        targets: [...targets],
+        cuSeqlens: [...cuSeqlens],
+      })),
+    save(dir) {
+      if (config.lora) saveAdapter(model, dir);
+      else saveLlama(model, dir);
+      tokenizer.save(dir);
+      trainer.save(dir);
+    },
+  });
+  mergeLora(model);
+  run.result("model", (dir) => {
+    saveLlama(model, dir);
+    tokenizer.save(dir);
+  });
+  tape.arena.close();
+  trainer.close();
+  model.close();
+}
+
+/** The base model's tokenizer with the conversation template in it. */
+export function tunedTokenizer(config: SftConfig): Tokenizer {
+  const tokenizer = Tokenizer.load(config.from);
+  if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
+  return tokenizer;
+}
+
+interface Record {
+  conversation: Conversation;
+  samples: Sample[];
+}
+
+/** The records as tokens, split into training and validation, with lines on what was drawn and cut. */
+export function readSamples(
+  config: SftConfig,
+  tokenizer: Tokenizer,
+): { train: Record[]; validation: Sample[]; report: string[]; rejected: Rejected[] } {
+  const { data } = config;
+  const encoder = new DialogueEncoder(tokenizer);
+  const rejected: Rejected[] = [];
+  const encode = (conversations: Conversation[]): Record[] =>
+    conversations.flatMap((conversation) => {
+      const samples = encoder.samples(conversation.messages, data.construction, data.contextLength);
+      if (Array.isArray(samples)) return [{ conversation, samples }];
+      rejected.push({ ...conversation.source, reason: samples.rejected });
+      return [];
+    });
+  const records = encode(readConversations(data.train, rejected));
+  const held = (r: Record): boolean =>
+    !data.validation &&
+    isValidation(`${r.conversation.source.file}:${r.conversation.source.line}`, data.validationShare);
+  const train = records.filter((r) => !held(r));
+  if (train.length === 0) {
+    const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";
+    throw new UserError(`${data.train.join(", ")}: no token of any record can be trained on.${why}`);
+  }
+  const validation = data.validation ? encode(readConversations(data.validation, rejected)) : records.filter(held);
+  const report: string[] = [];
+  if (data.mixture)
+    for (const row of drawMixture(typesOf(train), weightsOf(data.mixture), config.seed, 0).report)
+      report.push(
+        `mixture: ${row.type} wanted ${(row.wanted * 100).toFixed(1)}%, drawn ${(row.drawn * 100).toFixed(1)}%, ${row.records} records, each ${row.repeats.toFixed(2)} times an epoch`,
+      );
+  return { train, validation: validation.flatMap((r) => r.samples), report, rejected };
+}
+const typesOf = (records: readonly Record[]): string[] => records.map((r) => canonicalType(r.conversation.type));
+const weightsOf = (m: NonNullable<SftConfig["data"]["mixture"]>) => mixtureWeights(m === "instructgpt" ? m : m.weights);
+
+/** The rows of all epochs, one after the other: drawn or shuffled, then packed; each epoch a function of (seed, epoch). */
+class SampleRows {
+  private readonly epochs: Sample[][][] = [];
+
+  constructor(
+    private readonly records: readonly Record[],
+    private readonly config: SftConfig,
+  ) {}
+
+  inEpoch(epoch: number): Sample[][] {
+    const { records, config } = this;
+    const { data, seed } = config;
+    const order = data.mixture
+      ? drawMixture(typesOf(records), weightsOf(data.mixture), seed, epoch).order
+      : records.map((_, i) => shuffled(i, records.length, seed, epoch));
+    const samples = order.flatMap((i) => records[i].samples);
+    if (!data.packing) return samples.map((s) => [s]);
+    const rows = packRows(
+      samples.map((s) => s.ids.length),
+      data.contextLength,
+    ).map((row) => row.map((i) => samples[i]));
+    return rows.map((_, i) => rows[shuffled(i, rows.length, seed + 1, epoch)]);
+  }
+
+  at(index: number): Sample[] {
+    let rest = index;
+    for (let epoch = 0; ; epoch++) {
+      this.epochs[epoch] ??= this.inEpoch(epoch);
+      if (rest < this.epochs[epoch].length) return this.epochs[epoch][rest];
+      rest -= this.epochs[epoch].length;
+    }
+  }
+}
+
+function* inBatches(samples: readonly Sample[], size: number): Generator<TargetBatch> {
+  for (let i = 0; i < samples.length; i += size) yield sampleBatch(samples.slice(i, i + size));
+}
+
+/** Pretraining documents as rows of the context's length: row(index) in an endless shuffled order. */
+async function pretrainingRows(
+  files: readonly string[],
+  tokenizer: Tokenizer,
+  { data, seed }: SftConfig,
+  rejected: Rejected[],
+): Promise<(index: number) => Uint32Array> {
+  const documents: Uint32Array[] = [];
+  for await (const { text } of readDocuments(files, rejected))
+    documents.push(tokenizer.encode(text, { allowSpecial: false }).slice(0, data.contextLength));
+  const usable = documents.filter((d) => d.length > 1);
+  if (usable.length === 0) throw new UserError(`${files.join(", ")}: there is no text to mix in.`);
+  return (index) => usable[shuffled(index % usable.length, usable.length, seed + 2, Math.floor(index / usable.length))];
+}
+
+/** How the model answers the prompts. */
+function sampleText(model: Llama, tokenizer: Tokenizer, config: SftConfig): string | undefined {
+  const { prompts, maxTokens, temperature } = config.samples;
+  if (prompts.length === 0) return undefined;
+  const encoder = new DialogueEncoder(tokenizer);
+  const ids = prompts.map((content) => encoder.prompt([{ role: "user", content }]));
+  const stop = tokenizer.eosId === undefined ? [] : [tokenizer.eosId];
+  return generate(model, ids, { maxTokens, temperature, seed: config.seed, stop })
+    .map((reply, i) => `${prompts[i]} -> ${tokenizer.decode(reply.ids, { skipSpecialTokens: true })}`)
+    .join("\n");
+}
