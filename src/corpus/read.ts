@@ -3,19 +3,9 @@ import { createReadStream, existsSync, statSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { createGunzip } from "node:zlib";
 import { UserError } from "../run/errors.js";
+import type { Document, Rejected } from "./document.js";
 
-export interface Document {
-  id: string;
-  text: string;
-  source: { file: string; line: number };
-}
-
-/** A record that could not be used: kept aside and listed, never silently dropped. */
-export interface Rejected {
-  file: string;
-  line: number;
-  reason: string;
-}
+export type { Document, Rejected } from "./document.js";
 
 export async function* readDocuments(files: readonly string[], rejected: Rejected[]): AsyncGenerator<Document> {
   for (const file of files) {
@@ -27,7 +17,7 @@ export async function* readDocuments(files: readonly string[], rejected: Rejecte
     }
     if (/\.jsonl(\.gz)?$/.test(file)) yield* readJsonl(file, rejected);
     else if (/\.(txt|md|text)(\.gz)?$/.test(file))
-      yield { id: file, text: await readText(file), source: { file, line: 1 } };
+      yield { id: file, text: await readText(file), source: { file, line: 1 }, dataset: "", metadata: {} };
     else
       throw new UserError(
         `${file}: cannot tell its format by its name. Known are .jsonl, .jsonl.gz, .txt, .txt.gz and .md.`,
@@ -61,7 +51,14 @@ async function* readJsonl(file: string, rejected: Rejected[]): AsyncGenerator<Do
       }
       if (typeof record?.text !== "string") reject('there is no field "text" with a string in it');
       else if (record.text.trim() === "") reject("the text is empty");
-      else yield { id: String(record.id ?? `${file}:${line}`), text: record.text, source: { file, line } };
+      else
+        yield {
+          id: String(record.id ?? `${file}:${line}`),
+          text: record.text,
+          source: { file, line },
+          dataset: "",
+          metadata: {},
+        };
     }
   } catch (error) {
     if (error instanceof UserError) throw error;

@@ -1,0 +1,54 @@
+/** What travels through the corpus pipeline: a document, what a rule found in it, and the spans that it would cut. */
+
+export interface Document {
+  id: string;
+  text: string;
+  url?: string;
+  /** ISO 639-1 where there is one, else 639-3; given by the record or by the language stage. */
+  language?: string;
+  /** Where the record lies: line (or record number, from 1) and, in a WARC, the byte offset. */
+  source: { file: string; line: number; offset?: number };
+  /** Name of the source in the recipe. */
+  dataset: string;
+  metadata: Record<string, unknown>;
+}
+
+/** One rule's judgement of one document. Every rule is recorded, not only the first that fails. */
+export interface Finding {
+  stage: string;
+  rule: string;
+  value: number | string;
+  threshold?: number | string;
+  verdict: "pass" | "drop" | "edit";
+  detail?: string;
+}
+
+/** A piece of the text that is to go (or to be replaced). Offsets are UTF-16 units. The text itself stays whole until the last stage. */
+export interface Span {
+  start: number;
+  end: number;
+  reason: string;
+  replacement?: string;
+}
+
+/** A record that could not be used: kept aside and listed, never silently dropped. */
+export interface Rejected {
+  file: string;
+  line: number;
+  reason: string;
+  offset?: number;
+}
+
+/** The text after the spans; overlapping spans are joined, the first one's replacement counts. Spans need no order. */
+export function applySpans(text: string, spans: readonly Span[]): string {
+  if (spans.length === 0) return text;
+  const ordered = [...spans].sort((a, b) => a.start - b.start || b.end - a.end);
+  let out = "";
+  let at = 0;
+  for (const span of ordered) {
+    if (span.end <= at && span.end > span.start) continue;
+    if (span.start >= at) out += text.slice(at, span.start) + (span.replacement ?? "");
+    at = Math.max(at, span.end);
+  }
+  return out + text.slice(at);
+}
