@@ -8,6 +8,30 @@ const program = new Command("lyceum")
   .version("0.1.0")
   .showSuggestionAfterError();
 
+/** Options of the commands that sample. */
+function sampling(command: Command): Command {
+  return command
+    .option("--max-tokens <n>", "tokens of a reply at most", "256")
+    .option("--greedy", "always the most probable token")
+    .option("--temperature <t>", "0 is greedy", "0.8")
+    .option("--top-k <k>", "only the k most probable tokens; 0: off", "0")
+    .option("--top-p <p>", "only the most probable tokens that sum to p; 1: off", "0.95")
+    .option("--min-p <p>", "only tokens with this share of the best one's probability; 0: off", "0")
+    .option("--repetition-penalty <r>", "1: off", "1")
+    .option("--seed <n>", "the same seed gives the same reply", "0")
+    .option("--precision <precision>", "fp32 or bf16 (default: as the model was saved)")
+    .option("--threads <n>", "0: all cores", "0");
+}
+sampling(program.command("generate").description("continue a text"))
+  .argument("<model>", "model folder")
+  .requiredOption("--prompt <text...>", "one or several texts to continue")
+  .option("--json", "print a JSON object (with several prompts, an array)")
+  .action(async (model, options) => (await import("./generate.js")).command(model, options));
+sampling(program.command("chat").description("talk to a model that was fine-tuned"))
+  .argument("<model>", "model folder")
+  .option("--system <text>", "system message")
+  .action(async (model, options) => (await import("./chat.js")).command(model, options));
+
 program
   .command("logprobs")
   .description("log p of each token of a sequence under a model")
@@ -32,6 +56,7 @@ function stage(
     .option("--set <key=value...>", "override settings of the YAML file")
     .action(async (file, flags) => (await load()).command(file, flags));
 }
+stage("run", "a whole recipe: its stages, one after the other", () => import("./run.js"));
 stage("pretrain", "raw text to a base model", () => import("./pretrain.js"));
 stage("sft", "a base model to one that follows instructions", () => import("./sft.js"))
   .option("--from-base <dir>", "the base model's folder, in place of the YAML file's `from`")

@@ -51,6 +51,12 @@ function open(isa: string): ReturnType<typeof koffi.load> {
   return koffi.load(path);
 }
 
+/** The instruction sets that this processor offers and that are built, best first. */
+export function offeredIsas(): string[] {
+  const list = open("portable").func(prototypes().get("ly_isa_list")!)() as string;
+  return list.split(",").filter((isa) => existsSync(libraryPath(isa)));
+}
+
 /** Opens the engine. Throws EngineError when it is not built or `isa` is not offered by this processor. */
 export function openCpu(options: CpuOptions = {}): Device {
   const protos = prototypes();

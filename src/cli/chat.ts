@@ -1,0 +1,66 @@
+/** `lyceum chat MODEL`: a conversation on the terminal. */
+import { createInterface } from "node:readline/promises";
+import { DialogueEncoder } from "../dialogue/mask.js";
+import type { Message } from "../dialogue/templates.js";
+import { generate } from "../generate/generate.js";
+import { openModel, type SamplingFlags, samplingOf } from "./generate.js";
+
+const HELP = `/reset          forget the conversation
+/system TEXT    begin again with a system message
+/help           this
+/exit           leave (or Ctrl-D)`;
+
+export async function command(dir: string, flags: SamplingFlags & { system?: string }): Promise<void> {
+  const options = samplingOf(flags);
+  const { model, tokenizer, stop } = openModel(dir, flags);
+  const encoder = new DialogueEncoder(tokenizer);
+  let system = flags.system;
+  let history: Message[] = [];
+  const start = (): Message[] => (system ? [{ role: "system", content: system }] : []);
+  history = start();
+  const terminal = process.stdin.isTTY === true;
+  const lines = createInterface({ input: process.stdin, ...(terminal && { output: process.stdout }), prompt: "> " });
+  if (terminal) console.log(`${dir}. /help tells the commands.`);
+  lines.prompt();
+  for await (const line of lines) {
+    const text = line.trim();
+    if (text === "/exit") break;
+    if (text === "/help") console.log(HELP);
+    else if (text === "/reset") history = start();
+    else if (text === "/system" || text.startsWith("/system ")) {
+      system = text.slice(8).trim();
+      history = start();
+    } else if (text.startsWith("/")) console.log(`There is no command ${text.split(" ")[0]}.\n${HELP}`);
+    else if (text !== "") {
+      history.push({ role: "user", content: text });
+      history = reply(history);
+    }
+    lines.prompt();
+  }
+  lines.close();
+
+  /** Streams the reply; returns the conversation with it, less its oldest turns where the context is full. */
+  function reply(messages: Message[]): Message[] {
+    let kept = messages;
+    let ids = encoder.prompt(kept);
+    const room =
+      model.config.maxPositionEmbeddings - Math.min(options.maxTokens, model.config.maxPositionEmbeddings >> 2);
+    const head = kept[0]?.role === "system" ? 1 : 0;
+    while (ids.length > room && kept.length > head + 1) {
+      kept = [...kept.slice(0, head), ...kept.slice(head + 2)];
+      ids = encoder.prompt(kept);
+    }
+    if (kept.length < messages.length)
+      console.log(`(the first ${(messages.length - kept.length) / 2} turns no longer fit the context)`);
+    const decoder = tokenizer.stream();
+    let said = "";
+    const say = (piece: string): void => {
+      said += piece;
+      process.stdout.write(piece);
+    };
+    generate(model, [ids], { ...options, stop, onToken: (_, id) => void (stop.includes(id) || say(decoder.push(id))) });
+    say(decoder.end());
+    process.stdout.write("\n");
+    return [...kept, { role: "assistant", content: said }];
+  }
+}

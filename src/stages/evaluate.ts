@@ -1,0 +1,145 @@
+/**
+ * Evaluation on held-out questions: every model answers greedily, a reply is right when it contains one of the accepted
+ * answers. Base and tuned models stand side by side: what fine-tuning adds, and what was known before.
+ */
+import { z } from "zod";
+import { DialogueEncoder } from "../dialogue/mask.js";
+import { jsonRecords } from "../dialogue/records.js";
+import { generate } from "../generate/generate.js";
+import { type Loaded, loadForGeneration } from "../generate/loaded.js";
+import { UserError } from "../run/errors.js";
+
+export const evaluateSchema = z.strictObject({
+  stage: z.literal("evaluate").optional(),
+  /** Model folders; the first ones in the table. */
+  models: z.array(z.string().min(1)).min(1),
+  /** JSONL with question, answers (or answer), and optionally field and language. */
+  file: z.string().min(1),
+  maxTokens: z.int().min(1).default(48),
+  batchSize: z.int().min(1).default(32),
+  /** Questions printed with every model's reply. */
+  show: z.int().min(0).default(8),
+});
+export type EvaluateConfig = z.output<typeof evaluateSchema>;
+
+export interface Question {
+  question: string;
+  answers: string[];
+  /** Row of the table. */
+  group: string;
+}
+
+export interface ModelResult {
+  model: string;
+  replies: string[];
+  right: boolean[];
+  groups: Record<string, { right: number; total: number }>;
+}
+
+export function readQuestions(file: string): Question[] {
+  return [...jsonRecords(file)].map(({ line, value, error }) => {
+    const r = (value ?? {}) as {
+      question?: unknown;
+      answers?: unknown;
+      answer?: unknown;
+      field?: string;
+      language?: string;
+    };
+    const answers = Array.isArray(r.answers) ? r.answers : r.answer === undefined ? [] : [r.answer];
+    if (
+      error !== undefined ||
+      typeof r.question !== "string" ||
+      answers.length === 0 ||
+      answers.some((a) => typeof a !== "string" || a === "")
+    )
+      throw new UserError(
+        `${file}:${line}: ${error ?? 'a question needs "question" (text) and "answers" (a list of texts)'}.`,
+      );
+    return {
+      question: r.question,
+      answers: answers as string[],
+      group: [r.language, r.field].filter(Boolean).join(" ") || "all",
+    };
+  });
+}
+
+/** Whether a reply contains an answer: letter case and width aside, and for words written with spaces, as whole words. */
+export function isRight(reply: string, answers: readonly string[]): boolean {
+  const fold = (s: string): string => s.normalize("NFKC").toLowerCase().replace(/\s+/g, " ").trim();
+  const text = fold(reply);
+  return answers.some((answer) => {
+    const wanted = fold(answer);
+    if (/[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]/u.test(wanted))
+      return text.includes(wanted);
+    const escaped = wanted.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    return new RegExp(`(?<![\\p{L}\\p{N}])${escaped}(?![\\p{L}\\p{N}])`, "u").test(text);
+  });
+}
+
+/** Greedy replies of one model. A tuned model is asked through its chat template; a base model continues the question. */
+export function answer(
+  { model, tokenizer, stop }: Loaded,
+  questions: readonly string[],
+  { maxTokens, batchSize }: { maxTokens: number; batchSize: number },
+): string[] {
+  const encoder = tokenizer.chatTemplate === undefined ? undefined : new DialogueEncoder(tokenizer);
+  const prompts = questions.map((content) => encoder?.prompt([{ role: "user", content }]) ?? tokenizer.encode(content));
+  const replies: string[] = [];
+  for (let i = 0; i < prompts.length; i += batchSize)
+    for (const { ids } of generate(model, prompts.slice(i, i + batchSize), { maxTokens, temperature: 0, stop }))
+      replies.push(tokenizer.decode(ids, { skipSpecialTokens: true }).trim());
+  return replies;
+}
+
+export function evaluateModels(config: EvaluateConfig): ModelResult[] {
+  const questions = readQuestions(config.file);
+  if (questions.length === 0) throw new UserError(`${config.file}: there are no questions in it.`);
+  return config.models.map((dir) => {
+    const loaded = loadForGeneration(dir);
+    const replies = answer(
+      loaded,
+      questions.map((q) => q.question),
+      config,
+    );
+    loaded.model.close();
+    const right = replies.map((reply, i) => isRight(reply, questions[i].answers));
+    const groups: ModelResult["groups"] = {};
+    questions.forEach(({ group }, i) => {
+      groups[group] ??= { right: 0, total: 0 };
+      groups[group].total++;
+      if (right[i]) groups[group].right++;
+    });
+    return { model: dir, replies, right, groups };
+  });
+}
+
+/** The result for people: some questions with every model's reply, then the table. */
+export function describeEvaluation(
+  config: EvaluateConfig,
+  results: readonly ModelResult[],
+  names: readonly string[],
+): string {
+  const questions = readQuestions(config.file);
+  const lines: string[] = [];
+  const width = Math.max(...names.map((n) => n.length));
+  const every = Math.max(1, Math.floor(questions.length / Math.max(1, config.show)));
+  for (let i = 0, shown = 0; i < questions.length && shown < config.show; i += every, shown++) {
+    lines.push(questions[i].question);
+    results.forEach((r, m) => {
+      lines.push(`  ${names[m].padEnd(width)}  ${r.right[i] ? "✓" : "✗"} ${shorten(r.replies[i])}`);
+    });
+  }
+  const groups = Object.keys(results[0].groups);
+  const first = Math.max("held-out questions".length, ...groups.map((g) => g.length));
+  const cell = (text: string, m: number): string => text.padStart(Math.max(names[m].length, 8) + 2);
+  lines.push("", `${"held-out questions".padEnd(first)}${names.map((n, m) => cell(n, m)).join("")}`);
+  for (const group of groups)
+    lines.push(
+      `${group.padEnd(first)}${results.map((r, m) => cell(`${r.groups[group].right}/${r.groups[group].total}`, m)).join("")}`,
+    );
+  return lines.join("\n");
+}
+const shorten = (text: string): string => {
+  const line = text.replace(/\s+/g, " ");
+  return line.length > 90 ? `${line.slice(0, 90)}…` : line;
+};
