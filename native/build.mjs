@@ -33,6 +33,8 @@ const inputs = readdirSync(here).filter((f) => /\.(c|h|mjs)$/.test(f));
 const newest = Math.max(...inputs.map((f) => statSync(here + f).mtimeMs));
 const FLAGS = [
   ..."-O3 -std=gnu11 -fPIC -shared -Wall -Wextra -fno-math-errno -fno-trapping-math -ffp-contract=fast".split(" "),
+  // The pool's threads live in the library's code: it must stay mapped when its last handle goes.
+  ...(process.platform === "linux" ? ["-Wl,-z,nodelete"] : []),
   // Reductions may be reordered (that is what vectorises them); NaN and infinity keep their meaning.
   ..."-fassociative-math -fno-signed-zeros -freciprocal-math".split(" "),
 ];

@@ -42,13 +42,20 @@ function prototypes(): Map<string, string> {
 
 const libraryPath = (isa: string): string => `${nativeDir}build/lyceum-${isa}.so`;
 
+/** Kept for the life of the process: the pool's threads run in a library's code. */
+const libraries = new Map<string, ReturnType<typeof koffi.load>>();
+
 function open(isa: string): ReturnType<typeof koffi.load> {
+  const known = libraries.get(isa);
+  if (known) return known;
   const path = libraryPath(isa);
   if (!existsSync(path))
     throw new EngineError(
       `The CPU engine is not built (${path} is missing). Run "npm run build"; it needs a C compiler: install the package gcc (Debian, Ubuntu: apt-get install gcc; Fedora: dnf install gcc; macOS: xcode-select --install).`,
     );
-  return koffi.load(path);
+  const library = koffi.load(path);
+  libraries.set(isa, library);
+  return library;
 }
 
 /** The instruction sets that this processor offers and that are built, best first. */

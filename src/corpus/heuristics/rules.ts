@@ -1,0 +1,62 @@
+/** A heuristic rule: a signal measured on the text, a threshold, and how the two are compared. */
+import { UserError } from "../../run/errors.js";
+import type { Finding } from "../document.js";
+
+export interface Rule {
+  /** `preset.threshold`, the name by which a recipe overrides it. */
+  name: string;
+  signal: string;
+  /** min: dropped below the threshold; max: dropped above it. */
+  kind: "min" | "max";
+  threshold: number;
+  /** A change needs the text again, because the signal itself depends on other settings or there is more to do than compare. */
+  needsText?: boolean;
+}
+
+/** What was measured on one text. A signal that does not apply (no stop words known for the language) is NaN. */
+export type Signals = Record<string, number>;
+
+/** Thresholds by name; null switches a rule off. */
+export type Thresholds = Record<string, number | null>;
+
+/** The threshold in force: undefined when the rule is off. */
+export function thresholdOf(rule: Rule, overrides: Thresholds): number | undefined {
+  const given = overrides[rule.name];
+  return given === undefined ? rule.threshold : (given ?? undefined);
+}
+
+/** Judges every rule by the signals alone, so that a changed threshold needs no text. */
+export function judge(rules: readonly Rule[], signals: Signals, overrides: Thresholds = {}): Finding[] {
+  const findings: Finding[] = [];
+  for (const rule of rules) {
+    const threshold = thresholdOf(rule, overrides);
+    if (threshold === undefined) continue;
+    const value = signals[rule.signal];
+    const finding: Finding = { stage: "heuristics", rule: rule.name, value, threshold, verdict: "pass" };
+    if (value === undefined || Number.isNaN(value)) {
+      finding.value = "none";
+      finding.detail = "not measured: it does not apply to this language";
+    } else if (rule.kind === "min" ? value < threshold : value > threshold) finding.verdict = "drop";
+    findings.push(finding);
+  }
+  return findings;
+}
+
+/** Refuses a name that no rule has, and a value that is no number, before a long run starts. */
+export function checkThresholds(overrides: Record<string, unknown>, known: ReadonlySet<string>): Thresholds {
+  for (const [name, value] of Object.entries(overrides)) {
+    if (!known.has(name)) {
+      const near = [...known].filter((k) => k.split(".")[0] === name.split(".")[0]);
+      throw new UserError(
+        `There is no heuristic threshold "${name}". ${near.length ? `Known are: ${near.join(", ")}.` : `They begin with one of: ${[...new Set([...known].map((k) => k.split(".")[0]))].join(", ")}.`}`,
+        2,
+      );
+    }
+    if (value !== null && !(typeof value === "number" && Number.isFinite(value)))
+      throw new UserError(
+        `The threshold ${name} is ${JSON.stringify(value)}; it must be a number, or null for no rule.`,
+        2,
+      );
+  }
+  return overrides as Thresholds;
+}

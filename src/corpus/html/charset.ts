@@ -1,0 +1,66 @@
+/** Bytes of a page or a text to a string: byte order mark, HTTP header, <meta>, then detection by chardet. */
+import { analyse } from "chardet";
+
+export interface Decoded {
+  text: string;
+  charset: string;
+  /** What decided. */
+  from: "bom" | "http" | "meta" | "utf-8" | "detected" | "default";
+  /** Share of replacement characters that decoding put in. */
+  replaced: number;
+}
+
+const META =
+  /<meta[^>]{0,300}?charset\s*=\s*["']?\s*([\w.:-]{2,40})|<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{2,40})/i;
+
+export function decode(bytes: Uint8Array, contentType?: string): Decoded {
+  const bom = byteOrderMark(bytes);
+  if (bom) return as(bytes, bom, "bom")!;
+  const http = /charset\s*=\s*["']?\s*([\w.:-]+)/i.exec(contentType ?? "")?.[1];
+  // The declaration is ASCII; Latin-1 shows it whatever the encoding is.
+  const found = META.exec(Buffer.from(bytes.buffer, bytes.byteOffset, Math.min(bytes.length, 4096)).toString("latin1"));
+  const meta = found?.[1] ?? found?.[2] ?? "";
+  // Bytes that are valid UTF-8 with something beyond ASCII in them are hardly ever anything else, whatever is declared.
+  const utf8 = asUtf8(bytes);
+  if (utf8 && (!http || !ascii(bytes) || /^utf-?8$/i.test(http))) return utf8;
+  const declared = (http ? as(bytes, http, "http") : undefined) ?? (meta ? as(bytes, meta, "meta") : undefined);
+  if (declared && declared.replaced < 0.001) return declared;
+  const guess = analyse(bytes.length > 65536 ? bytes.subarray(0, 65536) : bytes)[0];
+  const detected = guess && guess.confidence >= 40 ? as(bytes, guess.name, "detected") : undefined;
+  if (declared && (!detected || declared.replaced <= detected.replaced + 0.01)) return declared;
+  return detected ?? declared ?? utf8 ?? as(bytes, "windows-1252", "default")!;
+}
+
+function byteOrderMark(b: Uint8Array): string | undefined {
+  if (b[0] === 0xef && b[1] === 0xbb && b[2] === 0xbf) return "utf-8";
+  if (b[0] === 0xff && b[1] === 0xfe) return "utf-16le";
+  if (b[0] === 0xfe && b[1] === 0xff) return "utf-16be";
+  return undefined;
+}
+
+const strict = new TextDecoder("utf-8", { fatal: true });
+function asUtf8(bytes: Uint8Array): Decoded | undefined {
+  try {
+    return { text: strict.decode(bytes), charset: "utf-8", from: "utf-8", replaced: 0 };
+  } catch {
+    return undefined;
+  }
+}
+
+function ascii(bytes: Uint8Array): boolean {
+  for (let i = 0; i < bytes.length; i++) if (bytes[i] > 127) return false;
+  return true;
+}
+
+function as(bytes: Uint8Array, charset: string, from: Decoded["from"]): Decoded | undefined {
+  let decoder: InstanceType<typeof TextDecoder>;
+  try {
+    decoder = new TextDecoder(charset.toLowerCase());
+  } catch {
+    return undefined;
+  }
+  const text = decoder.decode(bytes);
+  let replaced = 0;
+  for (let i = text.indexOf("\ufffd"); i >= 0; i = text.indexOf("\ufffd", i + 1)) replaced++;
+  return { text, charset: decoder.encoding, from, replaced: replaced / Math.max(1, text.length) };
+}

@@ -1,0 +1,175 @@
+/**
+ * A page as a light tree: what the choice of the main text needs, and no more. Built from htmlparser2's events in one
+ * pass. Bounded: depth is cut by attaching deeper elements' text higher up, and a page with too many elements is refused.
+ */
+import { Parser } from "htmlparser2";
+
+export interface Element {
+  tag: string;
+  attributes: Record<string, string>;
+  children: (Element | string)[];
+  parent: Element | undefined;
+  /** Place in Page.elements: document order. */
+  index: number;
+}
+
+export interface Page {
+  root: Element;
+  /** All elements, parents before children; the first is the root. */
+  elements: Element[];
+  /** <title> */
+  title: string;
+  /** `name` or `property` (lower case) to content; the first one counts. */
+  meta: Map<string, string>;
+  canonical: string | undefined;
+  /** The lang attribute of <html>. */
+  language: string | undefined;
+  /** Contents of <script type="application/ld+json">. */
+  jsonLd: string[];
+}
+
+/** The page cannot be taken in: it goes to rejected.jsonl with this message. */
+export class PageError extends Error {}
+
+export const MAX_DEPTH = 256;
+export const MAX_ELEMENTS = 300_000;
+
+/** Elements whose content is never text of the page. */
+const SKIPPED = new Set(
+  "script style noscript template svg iframe frameset object embed applet canvas audio video select option datalist button textarea input meter progress map dialog".split(
+    " ",
+  ),
+);
+const VOID = new Set("area base br col embed hr img input link meta param source track wbr".split(" "));
+
+const NONE: Record<string, string> = {};
+
+/** Parses a page. `deadline` is a Date.now() after which it gives up; throws PageError. */
+export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Page {
+  const root: Element = { tag: "#root", attributes: {}, children: [], parent: undefined, index: 0 };
+  const page: Page = {
+    root,
+    elements: [root],
+    title: "",
+    meta: new Map(),
+    canonical: undefined,
+    language: undefined,
+    jsonLd: [],
+  };
+  let at = root;
+  /** Open elements below the cut (depth) and inside a skipped one (skip): counted, not built. */
+  let tooDeep = 0;
+  let skip = 0;
+  let capture: "title" | "jsonld" | undefined;
+  let captured = "";
+  let depth = 0;
+  let elements = 0;
+  const add = (tag: string, attributes: Record<string, string>): Element => {
+    const element: Element = { tag, attributes, children: [], parent: at, index: page.elements.length };
+    at.children.push(element);
+    page.elements.push(element);
+    return element;
+  };
+
+  const parser = new Parser(
+    {
+      onopentag(tag, attributes) {
+        if ((++elements & 1023) === 0 && Date.now() > deadline) throw new PageError("timed out while being parsed");
+        if (elements > MAX_ELEMENTS) throw new PageError(`has more than ${MAX_ELEMENTS} elements`);
+        if (skip > 0) {
+          if (!VOID.has(tag)) skip++;
+          return;
+        }
+        if (SKIPPED.has(tag)) {
+          if (tag === "script" && /ld\+json/i.test(attributes.type ?? "")) {
+            capture = "jsonld";
+            captured = "";
+          }
+          if (!VOID.has(tag)) skip = 1;
+          return;
+        }
+        if (tag === "title" && page.title === "") {
+          capture = "title";
+          captured = "";
+        }
+        if (tag === "html") page.language ??= attributes.lang || attributes["xml:lang"];
+        else if (tag === "meta") readMeta(page, attributes);
+        else if (tag === "link" && attributes.rel?.toLowerCase() === "canonical") page.canonical ??= attributes.href;
+        if (VOID.has(tag)) {
+          if (tag === "br" || tag === "hr") add(tag, NONE);
+          return;
+        }
+        if (depth >= MAX_DEPTH) {
+          tooDeep++;
+          return;
+        }
+        at = add(tag, attributes);
+        depth++;
+      },
+      ontext(text) {
+        if (capture) {
+          captured += text;
+          return;
+        }
+        if (skip > 0) return;
+        // Text arrives in pieces, split at every character reference.
+        const last = at.children.length - 1;
+        if (typeof at.children[last] === "string") at.children[last] += text;
+        else at.children.push(text);
+      },
+      onclosetag(tag) {
+        if (VOID.has(tag)) return;
+        if (capture && (tag === "title" || tag === "script")) {
+          if (capture === "title") page.title = captured;
+          else if (captured.length < 1_000_000) page.jsonLd.push(captured);
+          capture = undefined;
+        }
+        if (skip > 0) skip--;
+        else if (tooDeep > 0) tooDeep--;
+        else if (at.parent) {
+          at = at.parent;
+          depth--;
+        }
+      },
+    },
+    { decodeEntities: true, lowerCaseTags: true, lowerCaseAttributeNames: true },
+  );
+  // In pieces, so that a deadline is kept inside one enormous text as well.
+  for (let i = 0; i < html.length; i += 1 << 16) {
+    if (Date.now() > deadline) throw new PageError("timed out while being parsed");
+    parser.write(html.slice(i, i + (1 << 16)));
+  }
+  parser.end();
+  return page;
+}
+
+function readMeta(page: Page, attributes: Record<string, string>): void {
+  const name = (attributes.property ?? attributes.name ?? attributes["http-equiv"])?.toLowerCase();
+  if (name && attributes.content !== undefined && !page.meta.has(name)) page.meta.set(name, attributes.content);
+}
+
+/** All text below an element, in order, white space as it stands. */
+export function rawText(element: Element): string {
+  const pieces: string[] = [];
+  const open: (Element | string)[] = [element];
+  while (open.length > 0) {
+    const node = open.pop()!;
+    if (typeof node === "string") pieces.push(node);
+    else if (node.tag === "br") pieces.push("\n");
+    else for (let i = node.children.length - 1; i >= 0; i--) open.push(node.children[i]);
+  }
+  return pieces.join("");
+}
+
+/** Visits every element below (and with) `element`, parents first. Return false to leave out an element's children. */
+export function walk(element: Element, visit: (element: Element) => boolean | undefined): void {
+  const open: Element[] = [element];
+  while (open.length > 0) {
+    const node = open.pop()!;
+    if (visit(node) === false) continue;
+    for (let i = node.children.length - 1; i >= 0; i--) {
+      const child = node.children[i];
+      if (typeof child !== "string") open.push(child);
+    }
+  }
+}
