@@ -33,7 +33,8 @@ export function judge(rules: readonly Rule[], signals: Signals, overrides: Thres
     if (threshold === undefined) continue;
     const value = signals[rule.signal];
     const finding: Finding = { stage: "heuristics", rule: rule.name, value, threshold, verdict: "pass" };
-    if (value === undefined || Number.isNaN(value)) {
+    // null: NaN that went through JSON.
+    if (value === undefined || value === null || Number.isNaN(value)) {
       finding.value = "none";
       finding.detail = "not measured: it does not apply to this language";
     } else if (rule.kind === "min" ? value < threshold : value > threshold) finding.verdict = "drop";
