@@ -78,6 +78,17 @@ tokenizer
   .description("ids of the text on standard input")
   .action(async (dir, options) => (await import("./tokenizer.js")).encode(dir, options));
 
+const corpus = program
+  .command("corpus")
+  .description("from a web crawl to a clean corpus, with a reason for every decision");
+corpus
+  .command("extract")
+  .description("title, main text and language of HTML pages")
+  .argument("<files...>", "HTML files; - reads standard input")
+  .option("--json", "print a JSON object a page: title, text, language")
+  .option("--mode <mode>", "fast (own block scoring) or readability (Mozilla's)", "fast")
+  .action(async (files, options) => (await import("./corpus.js")).extract(files, options));
+
 try {
   await program.parseAsync();
 } catch (error) {

@@ -7,6 +7,7 @@
  * widened to the ancestor that holds its fellow candidates, and what is left inside of menus, shares and link lists goes.
  */
 import { type Facts, measurePage } from "./measure.js";
+import { isDataTable } from "./render.js";
 import { type Element, type Page, walk } from "./tree.js";
 
 /** Text that lies directly in one of these votes for the parent: the element is the paragraph itself. */
@@ -158,6 +159,8 @@ function isLinkList(element: Element, f: Facts, top: Facts): boolean {
     // A list of links is a menu, unless its items say something besides the link.
     return f.length < top.length * 0.5 && (density > 0.75 || f.prose === 0);
   }
+  // In a table that lays out the page, a cell of links is a menu.
+  if (tag === "td") return density > 0.7 && f.prose === 0 && !isDataTable(tableOf(element));
   if (tag === "table") return density > 0.6 && f.prose < 4;
   if (/^(?:div|section|form|fieldset|center|h[2-6])$/.test(tag)) {
     if (HEADINGS.has(tag)) return f.names.around;
@@ -167,6 +170,12 @@ function isLinkList(element: Element, f: Facts, top: Facts): boolean {
   }
   if (tag === "p" || tag === "li") return density > 0.9 && f.length < 120 && !/[.!?。！？]/.test(firstText(element));
   return false;
+}
+
+function tableOf(cell: Element): Element {
+  let at = cell;
+  while (at.parent && at.tag !== "table") at = at.parent;
+  return at;
 }
 
 function firstText(element: Element): string {

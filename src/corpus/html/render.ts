@@ -51,9 +51,7 @@ function begin(element: Element, out: Lines, list: number): void {
   out.block(PARAGRAPH.has(tag) && !(list > 0 && (tag === "ul" || tag === "ol" || tag === "p")));
   if (tag === "li") {
     const ordered = element.parent?.tag === "ol";
-    const number = ordered
-      ? 1 + element.parent!.children.filter((c) => typeof c !== "string" && c.tag === "li").indexOf(element)
-      : 0;
+    const number = out.nextNumber(element.parent);
     out.prefix(`${"  ".repeat(Math.max(0, list - 1))}${ordered ? `${number}.` : "-"} `);
   }
 }
@@ -65,8 +63,16 @@ function close(element: Element, out: Lines): void {
   if (BLOCKS.has(tag)) out.block(PARAGRAPH.has(tag) && !out.inList);
 }
 
+const dataTables = new WeakMap<Element, boolean>();
+
 /** A table of data has rows of several short cells; one that lays out a page has long ones, or tables within. */
-function isDataTable(table: Element): boolean {
+export function isDataTable(table: Element): boolean {
+  const known = dataTables.get(table) ?? looksLikeData(table);
+  dataTables.set(table, known);
+  return known;
+}
+
+function looksLikeData(table: Element): boolean {
   let rows = 0;
   let cells = 0;
   const open: Element[] = [table];
@@ -85,7 +91,7 @@ function isDataTable(table: Element): boolean {
     }
     for (const child of element.children) if (typeof child !== "string") open.push(child);
   }
-  return rows > 0 && cells > rows;
+  return rows > 1 && cells > rows;
 }
 
 function textLength(element: Element, enough: number): number {
@@ -131,6 +137,14 @@ class Lines {
   private pending = "";
   private depth = 0;
   private lastWasPre = false;
+  private readonly numbers = new WeakMap<Element, number>();
+
+  nextNumber(list: Element | undefined): number {
+    if (!list) return 1;
+    const number = (this.numbers.get(list) ?? 0) + 1;
+    this.numbers.set(list, number);
+    return number;
+  }
 
   get inList(): boolean {
     return this.depth > 0;

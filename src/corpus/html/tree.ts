@@ -32,6 +32,8 @@ export interface Page {
 export class PageError extends Error {}
 
 export const MAX_DEPTH = 256;
+/** The parser itself slows down with the square of the depth. */
+export const MAX_NESTING = 10_000;
 export const MAX_ELEMENTS = 300_000;
 
 /** Elements whose content is never text of the page. */
@@ -100,7 +102,7 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
           return;
         }
         if (depth >= MAX_DEPTH) {
-          tooDeep++;
+          if (++tooDeep > MAX_NESTING) throw new PageError(`is nested more than ${MAX_NESTING} levels deep`);
           return;
         }
         at = add(tag, attributes);

