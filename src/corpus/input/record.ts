@@ -1,0 +1,46 @@
+/** A record as it lies in the input, before anything has been made of it; and where to go on reading. */
+
+export interface RawRecord {
+  /** What `bytes` are: a page, a text, or a JSON object on one line. */
+  kind: "html" | "text" | "json";
+  bytes: Uint8Array;
+  file: string;
+  /** Line, row or record number in the file, from 1. */
+  line: number;
+  /** Byte offset of the record: in the compressed file for WARC, in the uncompressed text for JSONL. */
+  offset?: number | undefined;
+  id?: string | undefined;
+  url?: string | undefined;
+  contentType?: string | undefined;
+  date?: string | undefined;
+  /** Set when the record is not usable: it is only listed. */
+  reason?: string | undefined;
+}
+
+/** The record after which a unit of work ended. */
+export interface Position {
+  /** Number of the file in the source's list. */
+  file: number;
+  /** Records of that file that are done. */
+  records: number;
+  /** Byte offset from which the next record can be read directly, where the format allows it. */
+  seek?: number | undefined;
+}
+
+export interface Limits {
+  /** Bytes of one record at most; larger ones are skipped without being held, and listed. */
+  maxRecordBytes: number;
+}
+
+export type Reader = (file: string, from: Position, limits: Limits) => AsyncIterable<{ record: RawRecord; next: number | undefined }>;
+
+const EMPTY = new Uint8Array(0);
+/** A record that can only be listed. */
+export const unusable = (file: string, line: number, reason: string, offset?: number): RawRecord => ({
+  kind: "text",
+  bytes: EMPTY,
+  file,
+  line,
+  offset,
+  reason,
+});

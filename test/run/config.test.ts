@@ -1,0 +1,69 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, expect, test } from "vitest";
+import { loadConfig } from "../../src/run/config.js";
+import { UserError } from "../../src/run/errors.js";
+import { pretrainSchema } from "../../src/stages/pretrain.js";
+
+const dir = mkdtempSync(join(tmpdir(), "lyceum-config-"));
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+const file = join(dir, "c.yaml");
+const read = (yaml: string, set: string[] = []) => {
+  writeFileSync(file, yaml);
+  return loadConfig(pretrainSchema, file, set);
+};
+const complaint = (yaml: string, set: string[] = []): string => {
+  try {
+    read(yaml, set);
+  } catch (error) {
+    expect(error).toBeInstanceOf(UserError);
+    expect((error as UserError).exitCode).toBe(2);
+    return (error as Error).message;
+  }
+  throw new Error("nothing was wrong with it");
+};
+const GOOD = "data: {train: [a.txt]}\n";
+
+test("defaults are filled in; snake_case and Hugging Face's names are read", () => {
+  const c = read(
+    `${GOOD}gradient_accumulation_steps: 4\nmodel: {hidden_size: 8, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, num_key_value_heads: 1}`,
+  );
+  expect(c.optimizer.betas).toEqual([0.9, 0.95]);
+  expect(c.gradientAccumulation).toBe(4);
+  expect(c.model).toMatchObject({ hiddenSize: 8, numLayers: 1, numHeads: 2, numKvHeads: 1 });
+});
+
+test("an unknown key names the nearest one and its place in the file", () => {
+  const text = complaint(`${GOOD}optimizer:\n  weightDecai: 0.1\n`);
+  expect(text).toContain(`${file}:3:3`);
+  expect(text).toContain('"optimizer.weightDecai"');
+  expect(text).toContain('"weightDecay"');
+});
+
+test("a wrong value tells the key, the value and what is allowed", () => {
+  expect(complaint(`${GOOD}precision: fp8`)).toMatch(/2:1: precision is "fp8"; it must be bf16 or fp32/);
+  expect(complaint(`${GOOD}steps: 0`)).toMatch(/steps is 0; it must be at least 1/);
+  expect(complaint(`${GOOD}steps: many`)).toMatch(/steps is "many"; it must be a number/);
+  expect(complaint("data: {contextLength: 16}")).toMatch(/data.train is missing/);
+  expect(complaint("data: {train: []}")).toMatch(/data.train is \[\]; it must be given \(it is empty\)/);
+});
+
+test("all mistakes are told at once", () => {
+  const text = complaint(`${GOOD}steps: 0\nprecision: x\nlogEvry: 1`);
+  expect(text.split("\n")).toHaveLength(3);
+});
+
+test("--set goes over the file; its mistakes are told the same way", () => {
+  expect(read(GOOD, ["optimizer.learningRate=3e-4", "data.context_length=32"])).toMatchObject({
+    optimizer: { learningRate: 3e-4 },
+    data: { contextLength: 32 },
+  });
+  expect(complaint(GOOD, ["optimizer.lr=1"])).toContain('"optimizer.lr"');
+  expect(complaint(GOOD, ["steps"])).toContain("key=value");
+});
+
+test("a file that is missing, or is not YAML", () => {
+  expect(() => loadConfig(pretrainSchema, join(dir, "none.yaml"))).toThrow(/none.yaml does not exist/);
+  expect(complaint("a: [1,\nb: }")).toMatch(/not YAML/);
+});
