@@ -204,7 +204,12 @@ function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer):
   const { model: shape, data } = config;
   if (!shape)
     throw new UserError("model is missing; give the shape of a new model, or a folder to start from with `from`.", 2);
-  const shared: LlamaConfig = parseLlamaConfig(
+  if (shape.headDim === undefined && shape.hiddenSize % shape.numHeads !== 0)
+    throw new UserError(
+      `model.hiddenSize (${shape.hiddenSize}) is not a multiple of model.numHeads (${shape.numHeads}); change one of them, or give model.headDim.`,
+      2,
+    );
+  const llama: LlamaConfig = parseLlamaConfig(
     {
       vocab_size: tokenizer.vocabSize,
       hidden_size: shape.hiddenSize,
@@ -224,7 +229,7 @@ function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer):
     },
     "model",
   );
-  const model = new Llama(device, shared, config.precision);
+  const model = new Llama(device, llama, config.precision);
   model.parameters.initialize(config.seed, shape.initializerRange);
   return model;
 }

@@ -122,7 +122,10 @@ async function inflateMember(window: Window, header: number): Promise<Uint8Array
     const packed = window.bytes.subarray(header);
     try {
       // `info` also returns the engine, which knows how many bytes it has taken.
-      const { buffer, engine } = inflateRawSync(packed, { info: true, maxOutputLength: MAX_UNPACKED } as never) as unknown as {
+      const { buffer, engine } = inflateRawSync(packed, {
+        info: true,
+        maxOutputLength: MAX_UNPACKED,
+      } as never) as unknown as {
         buffer: Buffer;
         engine: { bytesWritten: number };
       };
@@ -163,7 +166,10 @@ async function* gunzipFrom(file: string, start: number): AsyncGenerator<Piece> {
     }
   } catch (error) {
     const { code, message } = error as { code?: string; message: string };
-    const damage = code === "Z_BUF_ERROR" ? "the gzip file is truncated: it ends inside a member" : `the gzip data is damaged: ${message}`;
+    const damage =
+      code === "Z_BUF_ERROR"
+        ? "the gzip file is truncated: it ends inside a member"
+        : `the gzip data is damaged: ${message}`;
     yield { data: new Uint8Array(0), offset: undefined, damage };
   } finally {
     raw.destroy();
@@ -188,6 +194,10 @@ async function* zstd(file: string): AsyncGenerator<Piece> {
   } catch (error) {
     if ((error as { code?: unknown }).code === "ENOENT") throw error;
     for (const data of out) yield { data, offset: undefined };
-    yield { data: new Uint8Array(0), offset: undefined, damage: `the zstd data is damaged or truncated: ${(error as Error).message}` };
+    yield {
+      data: new Uint8Array(0),
+      offset: undefined,
+      damage: `the zstd data is damaged or truncated: ${(error as Error).message}`,
+    };
   }
 }

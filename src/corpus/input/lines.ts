@@ -23,6 +23,8 @@ export async function* readLines(
   const finish = (bytes: Uint8Array, begin: number) => {
     const next = packed ? undefined : offset;
     if (line <= from.records) return undefined;
+    if (bytes.length > limits.maxRecordBytes)
+      return { record: unusable(file, line, oversized(bytes.length, limits), begin), next };
     return { record: { kind: "json", bytes, file, line, offset: begin } as RawRecord, next };
   };
   for await (const piece of readPieces(file, seek)) {

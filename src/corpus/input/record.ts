@@ -32,7 +32,11 @@ export interface Limits {
   maxRecordBytes: number;
 }
 
-export type Reader = (file: string, from: Position, limits: Limits) => AsyncIterable<{ record: RawRecord; next: number | undefined }>;
+export type Reader = (
+  file: string,
+  from: Position,
+  limits: Limits,
+) => AsyncIterable<{ record: RawRecord; next: number | undefined }>;
 
 const EMPTY = new Uint8Array(0);
 /** A record that can only be listed. */

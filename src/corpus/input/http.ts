@@ -1,0 +1,76 @@
+/** The HTTP answer inside a WARC response record: status, type, and the body as the browser would have seen it. */
+import { brotliDecompressSync, gunzipSync, inflateRawSync, inflateSync } from "node:zlib";
+
+export interface HttpBody {
+  status: number;
+  contentType: string;
+  body: Uint8Array;
+  /** Why the record cannot be used. */
+  reason?: string;
+}
+
+export function parseHttp(bytes: Uint8Array, maxBytes: number): HttpBody {
+  const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+  let end = buffer.indexOf("\r\n\r\n");
+  let gap = 4;
+  if (end < 0) {
+    end = buffer.indexOf("\n\n");
+    gap = 2;
+  }
+  const bad = (reason: string): HttpBody => ({ status: 0, contentType: "", body: bytes, reason });
+  if (end < 0 || end > 1 << 18) return bad("the HTTP answer has no end of its header");
+  const [first, ...lines] = buffer.subarray(0, end).toString("latin1").split(/\r?\n/);
+  const status = Number(/^HTTP\/[\d.]+\s+(\d{3})/.exec(first)?.[1]);
+  if (!status) return bad("the HTTP answer has no status line");
+  const fields = new Map<string, string>();
+  for (const line of lines) {
+    const colon = line.indexOf(":");
+    if (colon > 0) fields.set(line.slice(0, colon).trim().toLowerCase(), line.slice(colon + 1).trim());
+  }
+  let body: Uint8Array = buffer.subarray(end + gap);
+  const contentType = fields.get("content-type") ?? "";
+  // Crawlers often store the body unpacked and leave the header as it was: what does not look packed is taken as it stands.
+  if (/chunked/i.test(fields.get("transfer-encoding") ?? "")) body = dechunk(body) ?? body;
+  const encoding = (fields.get("content-encoding") ?? "").toLowerCase();
+  if (encoding !== "" && encoding !== "identity") {
+    const unpacked = unpack(body, encoding, maxBytes);
+    if (typeof unpacked === "string") return { status, contentType, body, reason: unpacked };
+    body = unpacked;
+  }
+  return { status, contentType, body };
+}
+
+function unpack(body: Uint8Array, encoding: string, maxOutputLength: number): Uint8Array | string {
+  try {
+    if (/gzip/.test(encoding))
+      return body[0] === 0x1f && body[1] === 0x8b ? gunzipSync(body, { maxOutputLength }) : body;
+    if (encoding === "deflate")
+      return (body[0] & 15) === 8 ? inflateSync(body, { maxOutputLength }) : inflateRawSync(body, { maxOutputLength });
+    if (encoding === "br") {
+      // Brotli has no signature; markup has.
+      if (body[0] === 0x3c) return body;
+      return brotliDecompressSync(body, { maxOutputLength });
+    }
+  } catch (error) {
+    const { code, message } = error as { code?: string; message: string };
+    if (code === "ERR_BUFFER_TOO_LARGE")
+      return `oversized: the page unpacks to more than ${(maxOutputLength / 1e6).toFixed(0)} MB (limits.maxRecordBytes)`;
+    return `the page's ${encoding} packing is damaged: ${message}`;
+  }
+  return `the page is packed as "${encoding}", which is not known`;
+}
+
+function dechunk(body: Uint8Array): Uint8Array | undefined {
+  const pieces: Uint8Array[] = [];
+  let at = 0;
+  for (;;) {
+    const end = body.indexOf(10, at);
+    if (end < 0 || end - at > 64) return pieces.length > 0 ? Buffer.concat(pieces) : undefined;
+    const size = Number.parseInt(Buffer.from(body.subarray(at, end)).toString("latin1"), 16);
+    if (!Number.isFinite(size)) return undefined;
+    if (size === 0) return Buffer.concat(pieces);
+    pieces.push(body.subarray(end + 1, end + 1 + size));
+    at = end + 1 + size + 2;
+    if (at >= body.length) return Buffer.concat(pieces);
+  }
+}

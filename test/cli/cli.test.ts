@@ -1,0 +1,166 @@
+/** The `lyceum` command as a user meets it: a process, its exit code, what it prints. Runs the built program (dist/). */
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, expect, test } from "vitest";
+
+const bin = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
+const dir = mkdtempSync(join(tmpdir(), "lyceum-cli-"));
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+
+const lyceum = (args: string[], input = "") => {
+  const r = spawnSync(process.execPath, [bin, ...args], {
+    cwd: dir,
+    input,
+    encoding: "utf8",
+    env: { ...process.env, NO_COLOR: "1" },
+  });
+  return { code: r.status, out: r.stdout, err: r.stderr };
+};
+const complaint = (args: string[], code = 2): string => {
+  const r = lyceum(args);
+  expect(r.err).not.toMatch(/\n\s+at .*:\d+:\d+/); // no stack trace
+  expect(r.code).toBe(code);
+  return r.err;
+};
+
+const YAML = `
+threads: 2
+data: { train: [text.jsonl], contextLength: 32 }
+model: { hiddenSize: 32, intermediateSize: 64, numLayers: 2, numHeads: 4 }
+tokenizer: { vocabSize: 300 }
+batchSize: 4
+steps: 60
+saveEvery: 4
+evalEvery: 30
+`;
+beforeAll(() => {
+  const text = (i: number): string =>
+    JSON.stringify({ id: String(i), text: `Sentence ${i % 7} is about the number ${i}.` });
+  writeFileSync(join(dir, "text.jsonl"), `${Array.from({ length: 90 }, (_, i) => text(i)).join("\n")}\n{"broken\n`);
+  writeFileSync(
+    join(dir, "sft.jsonl"),
+    Array.from({ length: 12 }, (_, i) => JSON.stringify({ instruction: `Say ${i}`, output: `It is ${i}.` })).join("\n"),
+  );
+  writeFileSync(join(dir, "p.yaml"), YAML);
+  writeFileSync(
+    join(dir, "s.yaml"),
+    "from: runs/p/model\nthreads: 2\ndata: {train: [sft.jsonl], contextLength: 64}\nbatchSize: 2\nsteps: 3\n",
+  );
+});
+
+test("help lists the commands; --version; an unknown command names the nearest", () => {
+  const help = lyceum(["--help"]);
+  expect(help.code).toBe(0);
+  for (const command of ["run", "pretrain", "sft", "generate", "chat", "logprobs", "tokenizer"])
+    expect(help.out).toContain(`  ${command}`);
+  expect(lyceum(["--version"]).out).toMatch(/^\d+\.\d+\.\d+/);
+  expect(lyceum(["pretrian"]).err).toMatch(/Did you mean pretrain/);
+});
+
+test("text to base model to tuned model to chat, by its commands", () => {
+  const trained = lyceum(["pretrain", "p.yaml"]);
+  expect(trained.code).toBe(0);
+  expect(trained.out.trim()).toBe("runs/p/model");
+  expect(trained.err).toMatch(/1 records set aside .*text.jsonl:91: not JSON/);
+  expect(trained.err).toMatch(/done: 60 steps, loss .* tokens\/s, peak memory \d+ MiB/);
+
+  const shown = lyceum(["sft", "s.yaml", "--show-mask", "1"]);
+  expect(shown.out).toContain("### Response:\n⟦It is");
+  expect(lyceum(["sft", "s.yaml"]).code).toBe(0);
+
+  const generated = lyceum([
+    "generate",
+    "runs/p/model",
+    "--prompt",
+    "Sentence",
+    "--greedy",
+    "--max-tokens",
+    "5",
+    "--json",
+  ]);
+  const reply = JSON.parse(generated.out) as { text: string; ids: number[]; finish: string };
+  expect(reply.ids.length).toBeGreaterThan(0);
+  expect(lyceum(["generate", "runs/p/model", "--prompt", "Sentence", "--greedy", "--max-tokens", "5"]).out).toBe(
+    `Sentence${reply.text}\n`,
+  );
+
+  const chat = lyceum(["chat", "runs/s/model", "--greedy", "--max-tokens", "4"], "Say 3\n/reset\n/nonsense\n/exit\n");
+  expect(chat.code).toBe(0);
+  expect(chat.out).toContain("There is no command /nonsense");
+
+  const probabilities = JSON.parse(lyceum(["logprobs", "runs/p/model", "--ids", "1,2,3", "--json"]).out) as (
+    | number
+    | null
+  )[];
+  expect(probabilities[0]).toBeNull();
+  expect(probabilities[2]).toBeLessThan(0);
+}, 60_000);
+
+test("killed at any moment, a run that is resumed ends with the same bytes", async () => {
+  let kills = 0;
+  const args = ["pretrain", "p.yaml", "--out", "killed"];
+  for (let round = 0; round < 30 && !existsSync(join(dir, "killed/model")); round++) {
+    const child = spawn(process.execPath, [bin, ...args, ...(round ? ["--resume"] : [])], {
+      cwd: dir,
+      stdio: "ignore",
+    });
+    const ended = new Promise((done) => child.on("close", done));
+    await Promise.race([ended, sleep(250 + ((round * 137) % 400))]);
+    if (child.exitCode === null) {
+      child.kill("SIGKILL");
+      kills++;
+    }
+    await ended;
+  }
+  expect(kills).toBeGreaterThan(0);
+  const names = readdirSync(join(dir, "runs/p/model"));
+  for (const name of names)
+    expect(
+      readFileSync(join(dir, "killed/model", name)).equals(readFileSync(join(dir, "runs/p/model", name))),
+      name,
+    ).toBe(true);
+}, 60_000);
+
+test("Ctrl-C saves after the step, and tells how to go on", async () => {
+  const child = spawn(process.execPath, [bin, "pretrain", "p.yaml", "--out", "stopped", "--set", "steps=100000"], {
+    cwd: dir,
+  });
+  let said = "";
+  child.stderr.on("data", (d) => {
+    said += d;
+  });
+  while (!said.includes("step 10/")) await sleep(20);
+  child.kill("SIGINT");
+  const code = await new Promise((done) => child.on("close", done));
+  expect(code).toBe(130);
+  expect(said).toMatch(/Stopped and saved at step \d+ of 100000.*--resume/);
+  expect(existsSync(join(dir, "stopped/run.lock"))).toBe(false);
+}, 60_000);
+
+test("a user's mistakes: what, where, what to do; exit code 2 for configuration, 1 for failure", () => {
+  writeFileSync(join(dir, "bad.yaml"), `${YAML}optimizer: {learningrate: 1}\n`);
+  expect(complaint(["pretrain", "bad.yaml"])).toMatch(
+    /bad.yaml:10:13: there is no key "optimizer.learningrate". Did you mean "learningRate"\?/,
+  );
+  expect(complaint(["pretrain", "none.yaml"])).toContain("none.yaml does not exist");
+  expect(complaint(["pretrain", "p.yaml"])).toMatch(/runs\/p already holds a run \(checkpoint at step 60\).*--resume/);
+  expect(complaint(["pretrain", "p.yaml", "--out", "x1", "--set", "data.train=[gone.txt]"])).toContain(
+    "gone.txt does not exist",
+  );
+  expect(complaint(["pretrain", "p.yaml", "--out", "x2", "--set", "model.numHeads=5"], 1)).toMatch(
+    /must be even|multiple/,
+  );
+  expect(complaint(["sft", "s.yaml", "--out", "x3", "--set", "from=nowhere"], 1)).toContain("nowhere");
+  expect(complaint(["chat", "runs/p/model"], 1)).toMatch(/base model/);
+  expect(complaint(["generate", "nowhere", "--prompt", "x"], 1)).toMatch(/nowhere is not a model folder|nowhere/);
+  expect(complaint(["generate", "runs/p/model", "--prompt", "x", "--top-p", "2"])).toContain(
+    '--top-p is "2"; it must be a number from 0 to 1',
+  );
+  expect(complaint(["logprobs", "runs/p/model", "--ids", "1,x"])).toContain("entry 2 is not a token id");
+  writeFileSync(join(dir, "r.yaml"), "stages:\n  - stage: pretrian\n");
+  expect(complaint(["run", "r.yaml"])).toMatch(/r.yaml:2:5: stages.0.stage is "pretrian"; did you mean "pretrain"/);
+}, 60_000);
