@@ -26,10 +26,9 @@ if (!cc) {
   process.exit(1);
 }
 
-const sources = readdirSync(here)
-  .filter((f) => f.endsWith(".c"))
-  .sort();
-const inputs = readdirSync(here).filter((f) => /\.(c|h|mjs)$/.test(f));
+const files = [...readdirSync(here), ...readdirSync(`${here}text`).map((f) => `text/${f}`)].sort();
+const sources = files.filter((f) => f.endsWith(".c"));
+const inputs = files.filter((f) => /\.(c|h|mjs)$/.test(f));
 const newest = Math.max(...inputs.map((f) => statSync(here + f).mtimeMs));
 const FLAGS = [
   ..."-O3 -std=gnu11 -fPIC -shared -Wall -Wextra -fno-math-errno -fno-trapping-math -ffp-contract=fast".split(" "),

@@ -107,8 +107,8 @@ void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_
 
 /* Decoupled weight decay (Loshchilov & Hutter 2019), PyTorch's order. g = grad * gscale. c1 = 1 - b1^t, c2 = 1 - b2^t.
  * master, m, v fp32 [n]. param[n] (dt) receives the rounded master (may equal master when dt is fp32); grad[n] (dt). */
-void ly_adamw(int64_t n, float *master, float *m, float *v, const void *grad, void *param, int dt, float lr, float b1, float b2,
-              float eps, float weight_decay, float c1, float c2, float gscale);
+void ly_adamw(int64_t n, float *master, float *m, float *v, const void *grad, void *param, int dt, double lr, double b1, double b2,
+              double eps, double weight_decay, double c1, double c2, double gscale);
 double ly_sum_squares(const void *x, int64_t n, int dt); /* fixed order, fp64 across blocks; NaN or Inf come through */
 
 /* ---- elementwise.c ------------------------------------------------------------------------------------------- */
@@ -132,7 +132,32 @@ void ly_random_uniform(float *out, int64_t n, uint64_t seed, uint64_t stream); /
 /* For each of B rows of logits[B,V] (fp32, changed in place): repetition penalty (CTRL; history[B, maxhist] i32, the
  * first nhist[b] valid), temperature, top-k (0: off), top-p (1: off), min-p (0: off), then one draw with u[b] in [0,1).
  * temperature 0: argmax, lowest id of equals. logp[b] (may be NULL) = log probability of the id under
- * softmax(logits / temperature) before any cut. */
+ * softmax(logits / temperature) before any cut (temperature 0: 1); NaN when a logit is NaN, and the id means nothing then. */
 void ly_sample(float *logits, int64_t B, int64_t V, const int32_t *history, const int32_t *nhist, int64_t maxhist, float repetition_penalty,
                float temperature, int32_t top_k, float top_p, float min_p, const float *u, int32_t *ids, float *logp);
+
+/* ---- text/: kernels of the corpus. They start no thread and keep no memory, so any number of worker threads may call
+ * them at once. Text is UTF-16; classes[65536] says what a unit is (0 space, 1 part of a word, 2 symbol, 3 a word of its own). */
+
+/* text/minhash.c. The units are words, or single characters (by_character); a shingle is `size` (<= 64) units in a row, lower case by
+ * fold[65536]; fewer units are one shingle. signature[hashes <= 1024] = least hash of all shingles. Returns how many there are. */
+int64_t ly_minhash_signature(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, int by_character,
+                             uint64_t seed, int hashes, uint32_t *signature);
+/* out[2n]: the different shingles, ascending, stand in its first elements. Returns how many. */
+int64_t ly_minhash_shingles(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, int by_character,
+                            uint64_t *out);
+double ly_minhash_jaccard(const uint64_t *a, int64_t na, const uint64_t *b, int64_t nb); /* of ascending sets; 0 of two empty ones */
+/* signatures[documents, bands * rows] -> keys[bands, documents]. */
+void ly_minhash_bands(const uint32_t *signatures, int64_t documents, int bands, int rows, uint64_t *keys);
+/* Sorts keys[n]; order[i] = where key i stood; equal keys stay in order. The work arrays hold n elements. */
+void ly_minhash_order(uint64_t *keys, uint32_t *order, uint64_t *key_work, uint32_t *order_work, int64_t n);
+
+/* text/suffix.c. Words and symbols as numbers (32-bit hashes) with their places; tokens[n], starts[n]. Returns how many. */
+int64_t ly_suffix_tokens(const uint16_t *text, int64_t n, const uint8_t *classes, uint32_t *tokens, int32_t *starts);
+/* Sorts the suffixes of tokens[n] (n < 2^32) by their first `depth` tokens (0: by all): sa[n]; rank[i] = place of the first suffix equal
+ * to i in those tokens, equal ones stand by position. work: 24 n + 64 bytes. Returns the number of groups. */
+int64_t ly_suffix_sort(const uint32_t *tokens, int64_t n, int64_t depth, uint32_t *sa, uint32_t *rank, void *work);
+/* After a sort of depth `length`: marks[i] = 1 where `length` tokens begin that stand elsewhere too without overlap; with keep_first not
+ * at the first place nor where they overlap it. room[i]: tokens from i to the end of its document. */
+void ly_suffix_repeats(const uint32_t *sa, const uint32_t *rank, int64_t n, int64_t length, const uint32_t *room, int keep_first, uint8_t *marks);
 #endif

@@ -65,68 +65,81 @@ static void sort_group(struct item *x, int64_t n, struct item *tmp) {
   if (from != x) memcpy(x, from, (size_t)n * sizeof *x);
 }
 
+/* Suffixes i, j of a group are equal in their first h tokens; groups of more than one are listed as [start, end) in sa. */
+struct group { uint32_t start, end; };
+
 int64_t ly_suffix_sort(const uint32_t *tokens, int64_t n, int64_t depth, uint32_t *sa, uint32_t *rank, void *work) {
   if (n <= 0) return 0;
   if (depth <= 0 || depth > n) depth = n;
   uint64_t *key = work, *key_tmp = key + n;
+  struct item *items = work, *tmp = items + n;
+  struct group *open = (struct group *)(key_tmp + n), *next_open = open + n / 2;
   for (int64_t i = 0; i < n; i++) {
     sa[i] = (uint32_t)i;
-    /* The end of the text is less than any token: the last suffix is a group of its own by its rank below. */
-    key[i] = depth == 1 ? (uint64_t)tokens[i] << 32 : ((uint64_t)tokens[i] << 32) | (i + 1 < n ? tokens[i + 1] : 0);
+    key[i] = ((uint64_t)tokens[i] << 32) | (depth > 1 && i + 1 < n ? tokens[i + 1] : 0);
   }
-  /* rank serves as the second column of the sort, then receives the ranks: the place of the group's first suffix. */
-  ly_radix64(key, sa, key_tmp, rank, n);
-  int64_t h = depth < 2 ? depth : 2;
-  int64_t groups = 0, at = 0;
-  for (int64_t i = 0, start = 0; i < n; i++) {
-    if (i > 0 && key[i] != key[i - 1]) start = i, groups++;
-    rank[sa[i]] = (uint32_t)start;
-  }
-  groups++;
-  /* The last suffix is shorter than h: with a zero for the missing token it may have fallen in a group with others. */
-  if (h == 2) {
-    uint32_t first = rank[n - 1];
-    int64_t end = first;
-    while (end < n && rank[sa[end]] == first) end++;
-    if (end - first > 1) {
-      int64_t where = first;
-      while (sa[where] != (uint32_t)(n - 1)) where++;
-      memmove(sa + first + 1, sa + first, (size_t)(where - first) * sizeof *sa);
-      sa[first] = (uint32_t)(n - 1);
-      for (int64_t i = first + 1; i < end; i++) rank[sa[i]] = first + 1;
+  ly_radix64(key, sa, key_tmp, rank, n); /* rank serves as its second column here */
+  int64_t h = depth < 2 ? depth : 2, groups = 0, opened = 0;
+  for (int64_t i = 0; i < n;) {
+    int64_t end = i + 1;
+    while (end < n && key[end] == key[i]) end++;
+    if (h == 2 && end - i > 1 && sa[end - 1] == (uint32_t)(n - 1)) {
+      /* The last suffix has one token only, less than all that go on; a zero had stood for the missing one. */
+      memmove(sa + i + 1, sa + i, (size_t)(end - i - 1) * sizeof *sa);
+      sa[i] = (uint32_t)(n - 1);
+      rank[n - 1] = (uint32_t)i++;
       groups++;
     }
+    for (int64_t j = i; j < end; j++) rank[sa[j]] = (uint32_t)i;
+    if (end - i > 1) open[opened++] = (struct group){(uint32_t)i, (uint32_t)end};
+    groups++;
+    i = end;
   }
-  struct item *items = work, *tmp = items + n;
-  (void)at;
-  while (h < depth && groups < n) {
-    int64_t step = depth - h < h ? depth - h : h;
-    /* First every key from the ranks as they are, then the new ranks: so after the round a group is equal in exactly h + step tokens. */
-    for (int64_t i = 0; i < n; i++) {
-      if (rank[sa[i]] == i && (i + 1 == n || rank[sa[i + 1]] == i + 1)) continue;
-      int64_t next = (int64_t)sa[i] + step;
-      items[i].key = next < n ? rank[next] + 1 : 0;
-      items[i].at = sa[i];
-    }
-    for (int64_t i = 0; i < n;) {
-      int64_t end = i + 1;
-      while (end < n && rank[sa[end]] == i) end++;
-      if (end - i > 1) {
-        sort_group(items + i, end - i, tmp);
-        for (int64_t j = i; j < end; j++) sa[j] = items[j].at;
+  while (h < depth && opened > 0) {
+    int64_t step = depth - h < h ? depth - h : h, filled = 0, still = 0;
+    /* Every key is read before any rank changes: so after the round a group is equal in exactly h + step tokens. */
+    for (int64_t g = 0; g < opened; g++)
+      for (int64_t i = open[g].start; i < open[g].end; i++) {
+        int64_t next = (int64_t)sa[i] + step;
+        items[filled++] = (struct item){next < n ? rank[next] + 1 : 0, sa[i]};
       }
-      i = end;
-    }
-    for (int64_t i = 0; i < n;) {
-      uint32_t old = rank[sa[i]];
-      int64_t start = i, j = i + 1;
-      for (; j < n && rank[sa[j]] == old; j++) {
-        if (items[j].key != items[j - 1].key) start = j, groups++;
-        if (start != i) rank[sa[j]] = (uint32_t)start | 0u;
+    struct item *group = items;
+    for (int64_t g = 0; g < opened; g++) {
+      int64_t start = open[g].start, size = open[g].end - start;
+      sort_group(group, size, tmp);
+      for (int64_t i = 0; i < size;) {
+        int64_t end = i;
+        for (; end < size && group[end].key == group[i].key; end++) {
+          sa[start + end] = group[end].at;
+          rank[group[end].at] = (uint32_t)(start + i);
+        }
+        if (end - i > 1) next_open[still++] = (struct group){(uint32_t)(start + i), (uint32_t)(start + end)};
+        if (i > 0) groups++;
+        i = end;
       }
-      i = j;
+      group += size;
     }
+    struct group *t = open; open = next_open; next_open = t;
+    opened = still;
     h += step;
   }
   return groups;
+}
+
+void ly_suffix_repeats(const uint32_t *sa, const uint32_t *rank, int64_t n, int64_t length, const uint32_t *room, int keep_first, uint8_t *marks) {
+  for (int64_t i = 0; i < n;) {
+    int64_t end = i + 1;
+    while (end < n && rank[sa[end]] == rank[sa[i]]) end++;
+    /* `room`: tokens left in the document of a position; a window that would run over its end is none. */
+    uint32_t first = UINT32_MAX, last = 0;
+    for (int64_t j = i; end - i > 1 && j < end; j++) {
+      if (room[sa[j]] < length) continue;
+      if (sa[j] < first) first = sa[j];
+      if (sa[j] > last) last = sa[j];
+    }
+    if (last >= first + (uint64_t)length) /* two places that do not overlap */
+      for (int64_t j = i; j < end; j++)
+        if (room[sa[j]] >= length && (!keep_first || sa[j] >= first + (uint64_t)length)) marks[sa[j]] = 1;
+    i = end;
+  }
 }
