@@ -15,6 +15,8 @@ export interface RawRecord {
   date?: string | undefined;
   /** Set when the record is not usable: it is only listed. */
   reason?: string | undefined;
+  /** A record of a kind that holds no document (a WARC request, say): not counted. */
+  skip?: boolean | undefined;
 }
 
 /** The record after which a unit of work ended. */

@@ -3,7 +3,7 @@
  * `resource` records a page without HTTP. Own framing in place of a library's, because lengths must be checked:
  * a wrong Content-Length or a truncated file is listed with its offset, and reading goes on at the next record.
  */
-import { readPieces } from "./bytes.js";
+import { type Piece, readPieces } from "./bytes.js";
 import { oversized } from "./lines.js";
 import { type Limits, type Position, type RawRecord, unusable } from "./record.js";
 
@@ -15,35 +15,38 @@ export async function* readWarc(
   from: Position,
   limits: Limits,
 ): AsyncGenerator<{ record: RawRecord; next: number | undefined }> {
-  const source = new Bytes(readPieces(file, from.seek ?? 0));
+  const start = from.seek ?? 0;
+  const source = new Bytes(readPieces(file, start), start, !/\.gz$/i.test(file));
   let number = from.seek === undefined ? 0 : from.records;
-  for (;;) {
+  try {
     // Before a record: line ends of the record before, which some writers leave out or double.
-    const begin = await source.skipLineEnds();
-    if (begin === undefined) break;
-    number++;
-    const { record, skipped } = await readRecord(source, file, number, begin.offset, limits);
-    const next = await source.boundary();
-    if (number > from.records && !skipped) yield { record, next };
-    else if (number > from.records) yield { record: { ...record, reason: "" }, next };
-    if (source.damage !== undefined && record.reason === undefined && !skipped) continue;
+    while (await source.skipLineEnds()) {
+      number++;
+      const record = await readRecord(source, file, number, source.offset, limits);
+      // A record that is cut off by the damage says so itself.
+      if (source.damage !== undefined && record.reason !== undefined) {
+        record.reason += ` (${source.damage})`;
+        source.damage = undefined;
+      }
+      const next = await source.boundary();
+      if (number > from.records) yield { record, next };
+    }
+    if (source.damage !== undefined && number + 1 > from.records)
+      yield { record: unusable(file, number + 1, source.damage, source.damageAt ?? source.offset), next: undefined };
+  } finally {
+    await source.close();
   }
-  if (source.damage !== undefined && number >= from.records)
-    yield { record: unusable(file, number + 1, source.damage, source.offset), next: undefined };
 }
 
-/** `skipped`: a record of a kind that holds no document (request, metadata, warcinfo). It is passed on with an empty reason. */
 async function readRecord(
   source: Bytes,
   file: string,
   line: number,
   offset: number | undefined,
   limits: Limits,
-): Promise<{ record: RawRecord; skipped: boolean }> {
-  const bad = (reason: string): { record: RawRecord; skipped: boolean } => ({
-    record: unusable(file, line, reason, offset),
-    skipped: false,
-  });
+): Promise<RawRecord> {
+  const bad = (reason: string): RawRecord => unusable(file, line, reason, offset);
+  const nothing = (): RawRecord => ({ ...unusable(file, line, "", offset), reason: undefined, skip: true });
   const head = await source.header();
   if (head === undefined || !/^WARC\/\d/.test(head)) {
     const found = await source.findRecord();
@@ -63,12 +66,13 @@ async function readRecord(
     const got = await source.discard(length);
     if (got < length) return bad(`truncated: ${got} of ${length} bytes of the WARC record`);
     if (wanted) return bad(oversized(length, limits));
-    return { record: unusable(file, line, "", offset), skipped: true };
+    return nothing();
   }
-  const body = await source.take(length);
-  if (body.length < length) return bad(`truncated: ${body.length} of ${length} bytes of the WARC record`);
-  if (!(await source.atRecordEnd())) {
-    await source.findRecord();
+  const body = await source.peek(length);
+  if (body.length < length || !(await source.closesAt(length))) {
+    const got = body.length;
+    if ((await source.findRecord()) === false && got < length)
+      return bad(`truncated: ${got} of ${length} bytes of the WARC record`);
     return bad("the length of the WARC record is wrong: its end is not where its Content-Length says");
   }
   const record: RawRecord = {
@@ -84,9 +88,9 @@ async function readRecord(
   };
   if (type === "conversion") record.kind = "text";
   else if (/application\/http/i.test(record.contentType ?? "")) {
-    if (type === "resource") return { record: unusable(file, line, "", offset), skipped: true };
+    if (type === "resource") return nothing();
   } else record.contentType = `resource;${record.contentType ?? ""}`;
-  return { record, skipped: false };
+  return record;
 }
 
 function headerFields(head: string): Map<string, string> {
@@ -98,75 +102,79 @@ function headerFields(head: string): Map<string, string> {
   return fields;
 }
 
-/** A byte stream with look-ahead, that knows at which offset of the file it stands when a member begins there. */
+/** A byte stream with look-ahead, that knows the offsets of the file from which reading can begin. */
 class Bytes {
-  private held = Buffer.alloc(0);
-  /** File offsets of places in `held` where reading can begin, ascending. */
+  private held: Buffer = Buffer.alloc(0);
+  /** In a packed file: places in `held`, not negative and ascending, where a member begins. */
   private marks: { at: number; offset: number }[] = [];
   private ended = false;
   damage: string | undefined;
+  /** Offset of the damaged member, where it is known. */
+  damageAt: number | undefined;
   /** The last known offset at or before here. */
-  offset: number | undefined;
-  private readonly pieces: AsyncIterator<{ data: Uint8Array; offset: number | undefined; damage?: string }>;
-  /** A plain file can be read from any offset. */
-  private linear = true;
-  private members = 0;
+  offset: number;
 
-  constructor(pieces: AsyncIterable<{ data: Uint8Array; offset: number | undefined; damage?: string }>) {
-    this.pieces = pieces[Symbol.asyncIterator]();
+  constructor(
+    private readonly pieces: AsyncGenerator<Piece>,
+    start: number,
+    /** Every offset of a plain file will do. */
+    private readonly plain: boolean,
+  ) {
+    this.offset = start;
+  }
+
+  async close(): Promise<void> {
+    this.ended = true;
+    await this.pieces.return(undefined);
   }
 
   private async more(): Promise<boolean> {
     if (this.ended) return false;
     const { done, value } = await this.pieces.next();
-    if (done) {
-      this.ended = true;
+    if (done || value.damage !== undefined) {
+      if (!done) {
+        this.damage = value.damage;
+        this.damageAt = value.offset;
+      }
+      await this.close();
       return false;
     }
-    if (value.damage !== undefined) {
-      this.damage = value.damage;
-      this.offset = value.offset ?? this.offset;
-      this.ended = true;
-      return false;
-    }
-    if (value.offset !== undefined) {
-      const last = this.marks[this.marks.length - 1];
-      const expected = last ? last.offset + (this.held.length - last.at) : value.offset;
-      if (this.members++ > 0 && value.offset !== expected) this.linear = false;
-      this.marks.push({ at: this.held.length, offset: value.offset });
-    } else this.linear = false;
-    this.held = this.held.length === 0 ? Buffer.from(value.data) : Buffer.concat([this.held, value.data]);
+    if (value.offset !== undefined && !this.plain) this.marks.push({ at: this.held.length, offset: value.offset });
+    this.held =
+      this.held.length === 0
+        ? Buffer.from(value.data.buffer as ArrayBuffer, value.data.byteOffset, value.data.length)
+        : Buffer.concat([this.held, value.data]);
     return true;
+  }
+  private async fill(n: number): Promise<void> {
+    while (this.held.length < n && (await this.more()));
   }
   private drop(n: number): void {
     this.held = this.held.subarray(n);
+    if (this.plain) this.offset += n;
     for (const mark of this.marks) mark.at -= n;
-    // The mark at or before the beginning is the one that counts.
-    while (this.marks.length > 1 && this.marks[1].at <= 0) this.marks.shift();
+    while (this.marks.length > 0 && this.marks[0].at < 0) this.offset = this.marks.shift()!.offset;
   }
   /** Offset in the file of the first held byte, when reading can begin there. */
   private here(): number | undefined {
-    const mark = this.marks[0];
-    if (!mark) return undefined;
-    if (mark.at === 0) return mark.offset;
-    return this.linear && mark.at < 0 ? mark.offset - mark.at : undefined;
+    if (this.plain) return this.offset;
+    return this.marks[0]?.at === 0 ? this.marks[0].offset : undefined;
   }
-  async skipLineEnds(): Promise<{ offset: number | undefined } | undefined> {
+  /** Passes over line ends; false at the end. */
+  async skipLineEnds(): Promise<boolean> {
     for (;;) {
       let n = 0;
       while (n < this.held.length && (this.held[n] === 13 || this.held[n] === 10)) n++;
       if (n > 0) this.drop(n);
       if (this.held.length > 0) break;
-      if (!(await this.more())) return undefined;
+      if (!(await this.more())) return false;
     }
-    const offset = this.here();
-    if (offset !== undefined) this.offset = offset;
-    return { offset: offset ?? this.offset };
+    this.offset = this.here() ?? this.offset;
+    return true;
   }
   /** Where reading can go on after a record; undefined when only from the file's beginning. */
   async boundary(): Promise<number | undefined> {
-    const next = await this.skipLineEnds();
-    return next === undefined ? undefined : this.here();
+    return (await this.skipLineEnds()) ? this.here() : undefined;
   }
   async header(): Promise<string | undefined> {
     for (let from = 0; ; ) {
@@ -182,11 +190,21 @@ class Bytes {
       if (this.held.length > MAX_HEADER || !(await this.more())) return undefined;
     }
   }
-  async take(n: number): Promise<Uint8Array> {
-    while (this.held.length < n && (await this.more()));
-    const bytes = this.held.subarray(0, n);
-    this.drop(bytes.length);
-    return bytes;
+  /** The next n bytes, fewer at the end; they stay. */
+  async peek(n: number): Promise<Uint8Array> {
+    await this.fill(n);
+    return this.held.subarray(0, n);
+  }
+  /** Whether line ends and a record, or the end of the file, come after n bytes. If so, they are dropped. */
+  async closesAt(n: number): Promise<boolean> {
+    let at = n;
+    do {
+      await this.fill(at + 16);
+      while (at < this.held.length && (this.held[at] === 13 || this.held[at] === 10)) at++;
+    } while (at === this.held.length && (await this.more()));
+    const closes = at >= this.held.length || this.held.subarray(at, at + 5).toString("latin1") === "WARC/";
+    if (closes) this.drop(n);
+    return closes;
   }
   async discard(n: number): Promise<number> {
     let left = n;
@@ -197,12 +215,6 @@ class Bytes {
       left -= step;
     }
     return n - left;
-  }
-  /** Line ends, then a record or the end of the file. */
-  async atRecordEnd(): Promise<boolean> {
-    if ((await this.skipLineEnds()) === undefined) return true;
-    while (this.held.length < 5 && (await this.more()));
-    return this.held.subarray(0, 5).toString("latin1") === "WARC/";
   }
   /** Goes on to the next thing that looks like a record. */
   async findRecord(): Promise<boolean> {

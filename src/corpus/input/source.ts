@@ -1,0 +1,109 @@
+/** The files of one source of a recipe, as one stream of raw records; the format is told by the name. */
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { UserError } from "../../run/errors.js";
+import { readPieces } from "./bytes.js";
+import { oversized, readLines } from "./lines.js";
+import { readParquet } from "./parquet.js";
+import { type Limits, type Position, type RawRecord, unusable } from "./record.js";
+import { readWarc } from "./warc.js";
+
+const FORMATS = {
+  warc: /\.(?:warc|wet)(?:\.gz)?$/i,
+  jsonl: /\.(?:jsonl|ndjson|json)(?:\.gz|\.zst)?$/i,
+  parquet: /\.parquet$/i,
+  html: /\.x?html?$|\.html?\.[a-z]{2}(?:-[a-z]{2})?$|\.[a-z]{2}(?:-[a-z]{2})?\.html?$/i,
+  text: /\.(?:txt|md|text)(?:\.gz|\.zst)?$/i,
+} as const;
+export type Format = keyof typeof FORMATS;
+
+export const formatOf = (file: string): Format | undefined =>
+  (Object.keys(FORMATS) as Format[]).find((format) => FORMATS[format].test(file));
+
+const KNOWN = ".warc, .warc.gz, .wet.gz, .html, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .md";
+
+/** Files as they will be read: folders are walked, in the order of their names. Throws UserError for what is not there. */
+export function listFiles(paths: readonly string[], where: string): string[] {
+  const files: string[] = [];
+  for (const path of paths) {
+    if (!existsSync(path)) throw new UserError(`${path} does not exist. It is named under ${where}.`, 2);
+    if (statSync(path).isDirectory()) {
+      const found = (readdirSync(path, { recursive: true }) as string[])
+        .map((name) => join(path, name))
+        .filter((f) => statSync(f).isFile() && formatOf(f) !== undefined)
+        .sort((a, b) => (a < b ? -1 : 1));
+      if (found.length === 0)
+        throw new UserError(`${path}: there is no file in this folder that can be read. Known are ${KNOWN}.`, 2);
+      files.push(...found);
+    } else if (formatOf(path) === undefined)
+      throw new UserError(`${path}: cannot tell its format by its name. Known are ${KNOWN}.`, 2);
+    else files.push(path);
+  }
+  return files;
+}
+
+/** All records from a position on, each with the position after it. */
+export async function* readSource(
+  files: readonly string[],
+  from: Position,
+  limits: Limits,
+): AsyncGenerator<{ record: RawRecord; next: Position }> {
+  for (let i = from.file; i < files.length; i++) {
+    const file = files[i];
+    const start = i === from.file ? from : { file: i, records: 0 };
+    for await (const { record, next } of readFile(file, start, limits))
+      yield { record, next: { file: i, records: record.line, seek: next } };
+  }
+}
+
+interface Read {
+  record: RawRecord;
+  next: number | undefined;
+}
+type Stream = AsyncIterable<Read>;
+
+function readFile(file: string, from: Position, limits: Limits): Stream {
+  if (statSync(file).size === 0)
+    return once<Read>(
+      from.records > 0 ? undefined : { record: unusable(file, 1, "the file is empty", 0), next: undefined },
+    );
+  const format = formatOf(file);
+  if (format === "jsonl") return readLines(file, from, limits);
+  if (format === "warc") return readWarc(file, from, limits);
+  if (format === "parquet") return readParquet(file, from, limits);
+  if (from.records > 0) return once<Read>(undefined);
+  return wholeFile(file, format === "html" ? "html" : "text", limits);
+}
+
+async function* once<T>(value: T | undefined): AsyncGenerator<T> {
+  if (value !== undefined) yield value;
+}
+
+/** A page or a text: the file is the record. */
+async function* wholeFile(
+  file: string,
+  kind: "html" | "text",
+  limits: Limits,
+): AsyncGenerator<{ record: RawRecord; next: number | undefined }> {
+  const { size } = statSync(file);
+  if (size > limits.maxRecordBytes) {
+    yield { record: unusable(file, 1, oversized(size, limits), 0), next: undefined };
+    return;
+  }
+  if (!/\.(gz|zst)$/i.test(file)) {
+    yield { record: { kind, bytes: readFileSync(file), file, line: 1, offset: 0 }, next: undefined };
+    return;
+  }
+  const pieces: Uint8Array[] = [];
+  let total = 0;
+  for await (const { data, damage } of readPieces(file)) {
+    total += data.length;
+    const reason = damage ?? (total > limits.maxRecordBytes ? oversized(total, limits) : undefined);
+    if (reason !== undefined) {
+      yield { record: unusable(file, 1, reason, 0), next: undefined };
+      return;
+    }
+    pieces.push(data);
+  }
+  yield { record: { kind, bytes: Buffer.concat(pieces), file, line: 1, offset: 0 }, next: undefined };
+}
