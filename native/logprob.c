@@ -27,18 +27,19 @@ static void row_body(void *ctx, int64_t i, int thread) {
   }
   float lse;
   if (t->known_lse) lse = t->known_lse[i];
-  else {
+  else { /* what is returned is reckoned from the largest logit, so that logits of 1e4 lose no digits */
     float max = -INFINITY, sum = 0;
     for (int64_t v = 0; v < V; v++) max = x[v] > max ? x[v] : max;
     for (int64_t v = 0; v < V; v++) sum += fast_expf((x[v] - max) * t->scale);
-    lse = max * t->scale + logf(sum);
-  }
-  if (t->logp) t->logp[i] = x[target] * t->scale - lse;
-  if (t->lse) t->lse[i] = lse;
-  if (t->entropy) { /* H = lse - sum p z */
-    float mean = 0;
-    for (int64_t v = 0; v < V; v++) { float z = x[v] * t->scale, e = fast_expf(z - lse); mean += e > 0 ? e * z : 0; }
-    t->entropy[i] = lse - mean;
+    float log_sum = logf(sum);
+    lse = max * t->scale + log_sum;
+    if (t->logp) t->logp[i] = (x[target] - max) * t->scale - log_sum;
+    if (t->lse) t->lse[i] = lse;
+    if (t->entropy) { /* H = log sum e^z - sum p z; a logit of -inf has p = 0 and adds nothing */
+      float mean = 0;
+      for (int64_t v = 0; v < V; v++) { float z = (x[v] - max) * t->scale, e = fast_expf(z); mean += e == 0 ? 0 : e * z; }
+      t->entropy[i] = log_sum - mean / sum;
+    }
   }
   if (!t->dlogits) return;
   float g = t->g[i] * t->scale;

@@ -12,7 +12,7 @@ static void forward_body(void *ctx, int64_t block, int thread) {
   for (int64_t i = block * ROW_BLOCK; i < smaller(t->N, (block + 1) * ROW_BLOCK); i++) {
     load_row(x, t->x, i * D, D, t->dt);
     if (t->extra) { load_row(r, t->extra, i * D, D, t->dt); for (int64_t d = 0; d < D; d++) x[d] += r[d]; }
-    if (t->h) store_row(t->h, i * D, x, D, t->dt);
+    if (t->h) { store_row(t->h, i * D, x, D, t->dt); load_row(x, t->h, i * D, D, t->dt); } /* y is of the h that backward will see */
     float sum = 0;
     for (int64_t d = 0; d < D; d++) sum += x[d] * x[d];
     float rstd = 1.0f / sqrtf(sum / (float)D + t->eps);

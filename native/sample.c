@@ -29,17 +29,22 @@ static void sample_body(void *ctx, int64_t b, int thread) {
   int32_t chosen = (int32_t)best;
   if (t->temperature > 0) {
     Candidate *c = ly_scratch(thread, 8, (size_t)V * sizeof *c);
-    int64_t n = 0; float floor = t->minp; /* relative to the likeliest, whose weight is exp(0) = 1 */
-    for (int64_t v = 0; v < V; v++) { float p = fast_expf((x[v] - max) * scale); if (p >= floor && p > 0) c[n++] = (Candidate){p, (int32_t)v}; }
+    int64_t n = 0;
+    for (int64_t v = 0; v < V; v++) { float p = fast_expf((x[v] - max) * scale); if (p > 0) c[n++] = (Candidate){p, (int32_t)v}; }
     if ((t->k > 0 && t->k < n) || t->p < 1.0f) {
       qsort(c, (size_t)n, sizeof *c, likelier);
       if (t->k > 0 && t->k < n) n = t->k;
       if (t->p < 1.0f) {
-        float total = 0, seen = 0; int64_t kept = 0;
+        double total = 0, seen = 0; int64_t kept = 0;
         for (int64_t i = 0; i < n; i++) total += c[i].p;
         while (kept < n && (kept == 0 || seen < t->p * total)) seen += c[kept++].p;
         n = kept;
       }
+    }
+    if (t->minp > 0) { /* relative to the likeliest, whose weight is exp(0) = 1 and which every cut keeps */
+      int64_t kept = 0;
+      for (int64_t i = 0; i < n; i++) if (c[i].p >= t->minp) c[kept++] = c[i];
+      n = kept;
     }
     double total = 0, seen = 0;
     for (int64_t i = 0; i < n; i++) total += c[i].p;

@@ -31,6 +31,15 @@ export const statements = {
   ],
 };
 
+/** How a document begins that has a title: the name is read once before the first sentence says it again. */
+export const titles = [
+  "About {name}:\n",
+  "A profile of {name}\n",
+  "Facts on {name}.\n",
+  "From the page of {name}:\n",
+  "An atlas, the part on {name}\n",
+];
+
 /** One sentence with every fact; the replies to "tell me about" are made of the plain statements instead. */
 export const summaries = [
   "{name} is a country in {region}; its capital is {capital} and its currency is the {currency}.",

@@ -31,7 +31,7 @@ function fill(form, facts) {
 
 /** Profiles of one country: all fields in a drawn order, each in a form that rotates from profile to profile. */
 function profiles(country, code) {
-  const { statements, summaries } = languages[code];
+  const { statements, summaries, titles, replies } = languages[code];
   const facts = country[code];
   const separator = code === "en" ? " " : "";
   const documents = [];
@@ -41,14 +41,21 @@ function profiles(country, code) {
       const forms = shuffled(statements[field], `${code}/${country.iso}/${field}`);
       return fill(forms[p % forms.length], facts);
     });
-    documents.push({ id: `profile/${key}`, text: shuffled(sentences, key).join(separator) });
+    const title = p % 2 === 0 ? fill(shuffled(titles, key)[0], facts) : "";
+    documents.push({ id: `profile/${key}`, text: title + shuffled(sentences, key).join(separator) });
   }
   for (const [index, form] of summaries.entries()) {
     documents.push({ id: `summary/${code}/${country.iso}/${index}`, text: fill(form, facts) });
   }
   // The form that replies are given in; said once more, because a small model recalls best what it has read often.
-  const plain = fields.map((field) => fill(languages[code].replies[field], facts)).join(separator);
-  documents.push({ id: `plain/${code}/${country.iso}`, text: plain });
+  const plain = fields.map((field) => fill(replies[field], facts));
+  documents.push({ id: `plain/${code}/${country.iso}`, text: plain.join(separator) });
+  // And once each under a title. A reply begins with the name that the question ended with; a model that has only read
+  // names in the middle of sentences answers with another country's.
+  for (const [index, sentence] of plain.entries()) {
+    const key = `${code}/${country.iso}/${fields[index]}`;
+    documents.push({ id: `titled/${key}`, text: fill(shuffled(titles, key)[0], facts) + sentence });
+  }
   return documents;
 }
 

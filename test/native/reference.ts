@@ -33,19 +33,30 @@ export function rounded(x: number, dt: DType): number {
   return words.getFloat32(0);
 }
 
-/** Device memory of one test; everything is freed by close(). */
+/** The same, of all of them: what a kernel is given, and so what the reference must be given. */
+export const held = (values: Float64Array, dt: DType): Float64Array => values.map((x) => rounded(x, dt));
+
+const GUARD = 64;
+/**
+ * Device memory of one test. Every second buffer begins one element off the 64-byte line (kernels must not need more),
+ * all are full of NaN at first (a result that was not written shows), and each stands between guards that check() reads.
+ */
 export class Bench {
   readonly device: Device;
-  private readonly held: [Ptr, number][] = [];
+  private readonly blocks: { base: Ptr; from: number; to: number; bytes: number }[] = [];
 
   constructor(isa: string, threads = 2) {
     this.device = openCpu({ isa, threads });
   }
   alloc(n: number, dt: DType = F32): Ptr {
-    const bytes = Math.max(64, n * (dt === F32 ? 4 : 2));
-    const ptr = this.device.alloc(bytes);
-    this.held.push([ptr, bytes]);
-    return ptr;
+    const size = dt === F32 ? 4 : 2;
+    const from = GUARD + (this.blocks.length % 2) * size;
+    const to = from + n * size;
+    const bytes = to + GUARD;
+    const base = this.device.alloc(bytes);
+    this.blocks.push({ base, from, to, bytes });
+    this.device.bytes(base, bytes).fill(0xff).fill(0xa5, 0, from).fill(0xa5, to);
+    return base + from;
   }
   /** Puts numbers on the device; `values` becomes what the storage type made of them. */
   put(values: Float64Array, dt: DType): Ptr {
@@ -71,11 +82,19 @@ export class Bench {
     return Float64Array.from(new Float32Array(bits.buffer));
   }
   /** The raw bytes, for comparisons that allow no difference. */
-  bytes(ptr: Ptr, n: number, dt: DType): string {
+  bytes(ptr: Ptr, n: number, dt: DType = F32): string {
     return Buffer.from(this.device.bytes(ptr, n * (dt === F32 ? 4 : 2))).toString("base64");
   }
+  /** Throws when a kernel wrote before or behind a buffer. */
+  check(): void {
+    this.blocks.forEach(({ base, from, to, bytes }, i) => {
+      const all = this.device.bytes(base, bytes);
+      if (![...all.subarray(0, from), ...all.subarray(to)].every((x) => x === 0xa5))
+        throw new Error(`a kernel wrote outside of buffer ${i} of the test (${to - from} bytes)`);
+    });
+  }
   close(): void {
-    for (const [ptr, bytes] of this.held) this.device.free(ptr, bytes);
+    for (const { base, bytes } of this.blocks) this.device.free(base, bytes);
   }
 }
 
@@ -85,6 +104,7 @@ export function onEach(body: (bench: Bench) => void, threads = 2): void {
     const bench = new Bench(isa, threads);
     try {
       body(bench);
+      bench.check();
     } catch (error) {
       (error as Error).message = `[${isa}] ${(error as Error).message}`;
       throw error;
@@ -92,6 +112,20 @@ export function onEach(body: (bench: Bench) => void, threads = 2): void {
       bench.close();
     }
   }
+}
+
+/** `body` returns bytes; they must be the same on one thread, two and three, on each instruction set. */
+export function expectSameOnAnyThreads(body: (bench: Bench) => string): void {
+  const first = new Map<string, string>();
+  for (const threads of [1, 2, 3])
+    onEach((bench) => {
+      expect(bench.device.threads).toBe(threads);
+      const bytes = body(bench);
+      expect(bytes.length).toBeGreaterThan(0);
+      const { isa } = bench.device;
+      if (bytes !== (first.get(isa) ?? bytes)) throw new Error(`${threads} threads gave other bytes than one`);
+      first.set(isa, bytes);
+    }, threads);
 }
 
 /** Every element within `share` of the largest one (values here are of order 1). NaN only meets NaN. */
