@@ -1,0 +1,40 @@
+/**
+ * The engine's text kernels (native/text/*.c) for JavaScript's typed arrays.
+ *
+ * They need no engine: no thread pool is started and nothing is allocated, so every worker thread may open and call them.
+ * Prototypes are read from native/lyceum.h, as in cpu.ts, but a pointer here is a typed array.
+ */
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import koffi from "koffi";
+import { offeredIsas } from "./cpu.js";
+
+// biome-ignore format: one line a kernel, as in the header
+export interface TextKernels {
+  minhashSignature(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array, size: number, byCharacter: number, seed: number, hashes: number, signature: Uint32Array): number;
+  minhashShingles(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array, size: number, byCharacter: number, out: BigUint64Array): number;
+  minhashJaccard(a: BigUint64Array, na: number, b: BigUint64Array, nb: number): number;
+  minhashBands(signatures: Uint32Array, documents: number, bands: number, rows: number, keys: BigUint64Array): void;
+  minhashOrder(keys: BigUint64Array, order: Uint32Array, keyWork: BigUint64Array, orderWork: Uint32Array, n: number): void;
+  suffixTokens(text: Uint16Array, n: number, classes: Uint8Array, tokens: Uint32Array, starts: Int32Array): number;
+  suffixSort(tokens: Uint32Array, n: number, depth: number, sa: Uint32Array, rank: Uint32Array, work: Uint8Array): number;
+  suffixRepeats(sa: Uint32Array, rank: Uint32Array, n: number, length: number, room: Uint32Array, keepFirst: number, marks: Uint8Array): void;
+}
+
+const nativeDir = fileURLToPath(new URL("../../native/", import.meta.url));
+let opened: TextKernels | undefined;
+
+/** Opens the kernels once per thread. LYCEUM_ISA chooses the instruction set, as for the engine. */
+export function openTextKernels(): TextKernels {
+  if (opened) return opened;
+  const offered = offeredIsas();
+  // AMX has nothing for text, and its library asks the kernel for tile registers that a worker need not hold.
+  const isa = process.env.LYCEUM_ISA ?? offered.find((i) => i !== "amx") ?? "portable";
+  const lib = koffi.load(`${nativeDir}build/lyceum-${isa}.so`);
+  const header = readFileSync(`${nativeDir}lyceum.h`, "utf8").replace(/\/\*[\s\S]*?\*\//g, "");
+  const kernels: Record<string, unknown> = {};
+  for (const [prototype, , name] of header.matchAll(/^(\w+) ly_((?:minhash|suffix)_\w+)\([^)]*\)(?=;)/gm))
+    kernels[name.replace(/_(\w)/g, (_, c: string) => c.toUpperCase())] = lib.func(prototype.replace(/\s+/g, " "));
+  opened = kernels as unknown as TextKernels;
+  return opened;
+}
