@@ -30,9 +30,9 @@ void ly_adamw(int64_t n, float *master, float *m, float *v, const void *grad, vo
 static void squares_body(void *ctx, int64_t piece, int thread) {
   const Adam *t = ctx;
   int64_t at = piece * PIECE, n = smaller(PIECE, t->n - at);
-  float *x = ly_scratch(thread, 0, PIECE * 4), sum = 0;
+  float *x = ly_scratch(thread, 0, PIECE * 4); double sum = 0; /* fp64: gradients of 1e20 are clipped, not infinite */
   load_row(x, t->grad, at, n, t->dt);
-  for (int64_t i = 0; i < n; i++) sum += x[i] * x[i];
+  for (int64_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
   t->partial[piece] = sum;
 }
 double ly_sum_squares(const void *x, int64_t n, int dt) {

@@ -109,7 +109,7 @@ void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_
  * master, m, v fp32 [n]. param[n] (dt) receives the rounded master (may equal master when dt is fp32); grad[n] (dt). */
 void ly_adamw(int64_t n, float *master, float *m, float *v, const void *grad, void *param, int dt, double lr, double b1, double b2,
               double eps, double weight_decay, double c1, double c2, double gscale);
-double ly_sum_squares(const void *x, int64_t n, int dt); /* fixed order, fp64 across blocks; NaN or Inf come through */
+double ly_sum_squares(const void *x, int64_t n, int dt); /* fixed order, in fp64; NaN or Inf come through */
 
 /* ---- elementwise.c ------------------------------------------------------------------------------------------- */
 
@@ -126,6 +126,15 @@ void ly_add_rows(const void *src, const int32_t *rows, void *dst, int64_t n, int
 
 void ly_random_normal(void *out, int64_t n, uint64_t seed, uint64_t stream, float mean, float std, int dt);
 void ly_random_uniform(float *out, int64_t n, uint64_t seed, uint64_t stream); /* [0, 1) */
+
+/* ---- bpe.c: byte-level BPE over all cores ------------------------------------------------------------------------ */
+
+/* Text i is the UTF-8 bytes starts[i] .. starts[i+1]-1; its ids go to out + starts[i], their number to counts[i].
+ * pattern: 0 GPT-2, 1 Llama 3, 2 Qwen. classes[0x110000]: 1 letter, 2 number, 3 white space, 0 other. byte_ids[256].
+ * table: `slots` (a power of two) pairs of uint64, open addressing with linear probing from (key * golden) >> 20:
+ * key (left << 32 | right) + 1, value rank << 32 | merged id; key 0 is a free slot. version: changes with the table. */
+void ly_bpe_encode(const uint8_t *text, const int64_t *starts, int64_t n, int pattern, const uint8_t *classes, const int32_t *byte_ids,
+                   const uint64_t *table, int64_t slots, int64_t version, int32_t *out, int64_t *counts);
 
 /* ---- sample.c ------------------------------------------------------------------------------------------------ */
 
