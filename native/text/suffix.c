@@ -143,3 +143,16 @@ void ly_suffix_repeats(const uint32_t *sa, const uint32_t *rank, int64_t n, int6
     i = end;
   }
 }
+
+int64_t ly_suffix_windows(const uint32_t *tokens, int64_t n, int64_t length, uint64_t *hashes) {
+  const uint64_t base = 0x9e3779b97f4a7c15ULL;
+  uint64_t h = 0, last = 1; /* last = base^length: what the token that leaves the window weighs */
+  if (length < 1 || n < length) return 0;
+  for (int64_t i = 0; i < length; i++) { h = (h + tokens[i] + 1) * base; last *= base; }
+  hashes[0] = ly_mix64(h);
+  for (int64_t i = length; i < n; i++) {
+    h = (h - (tokens[i - length] + 1ULL) * last + tokens[i] + 1) * base;
+    hashes[i - length + 1] = ly_mix64(h);
+  }
+  return n - length + 1;
+}
