@@ -64,6 +64,10 @@ export function offeredIsas(): string[] {
   return list.split(",").filter((isa) => existsSync(libraryPath(isa)));
 }
 
+let opened: Device | undefined;
+/** The engine that was opened last, with its threads; opens one when there is none. */
+export const currentCpu = (): Device => opened ?? openCpu();
+
 /** Opens the engine. Throws EngineError when it is not built or `isa` is not offered by this processor. */
 export function openCpu(options: CpuOptions = {}): Device {
   const protos = prototypes();
@@ -87,7 +91,7 @@ export function openCpu(options: CpuOptions = {}): Device {
 
   const { alloc, mapFile } = native;
   const view = (p: Ptr, bytes: number): ArrayBuffer => koffi.view(p, bytes);
-  return Object.assign(device, {
+  opened = Object.assign(device, {
     isa,
     cpuName: native.cpuName() as string,
     threads: native.threads() as number,
@@ -110,4 +114,5 @@ export function openCpu(options: CpuOptions = {}): Device {
     i32: (p: Ptr, length: number) => new Int32Array(view(p, length * 4)),
     u16: (p: Ptr, length: number) => new Uint16Array(view(p, length * 2)),
   }) as unknown as Device;
+  return opened;
 }

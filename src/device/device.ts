@@ -71,5 +71,7 @@ export interface Device {
   randomNormal(out: Ptr, n: number, seed: number, stream: number, mean: number, std: number, dt: DType): void;
   randomUniform(out: Ptr, n: number, seed: number, stream: number): void;
   // biome-ignore format: one line a kernel
+  bpeEncode(text: Ptr, starts: Ptr, n: number, pattern: number, classes: Ptr, byteIds: Ptr, table: Ptr, slots: number, version: number, out: Ptr, counts: Ptr): void;
+  // biome-ignore format: one line a kernel
   sample(logits: Ptr, B: number, V: number, history: Ptr, nhist: Ptr, maxhist: number, repetitionPenalty: number, temperature: number, topK: number, topP: number, minP: number, u: Ptr, ids: Ptr, logp: Ptr): void;
 }

@@ -10,7 +10,7 @@ export const PATTERNS: Record<Pretokenizer, string> = {
 };
 
 /** Unicode White_Space, which is what \s means to Oniguruma (JavaScript's \s adds U+FEFF and lacks U+0085). */
-const SPACE = "\\t-\\r \\x85\\xA0\\u1680\\u2000-\\u200A\\u2028\\u2029\\u202F\\u205F\\u3000";
+export const SPACE = "\\t-\\r \\x85\\xA0\\u1680\\u2000-\\u200A\\u2028\\u2029\\u202F\\u205F\\u3000";
 
 /** The same expression for JavaScript: \s spelled out, case-insensitive groups (which Node 20 lacks) written as classes. */
 export function toRegExp(pattern: string): RegExp {

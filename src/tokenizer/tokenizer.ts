@@ -6,6 +6,7 @@ import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { UserError } from "../run/errors.js";
 import { CHAR_TO_BYTE, toByteChars } from "./bytes.js";
+import { NativeBpe } from "./native.js";
 import { PATTERNS, type Pretokenizer, toRegExp } from "./pretokenize.js";
 
 type Json = Record<string, unknown>;
@@ -30,7 +31,12 @@ export class Tokenizer {
   private readonly tokens: string[] = [];
   private readonly ranks = new Map<string, number>();
   private readonly cache = new Map<string, readonly number[]>();
-  private readonly split: RegExp[];
+  private readonly steps: PretokenizerStep[];
+  private readonly normalize: (text: string) => string;
+  /** Ids that the post-processor puts before and after a text. */
+  private readonly around: { before: string[]; after: string[] };
+  /** The same in the engine, for large inputs; null where it cannot be had. */
+  private native: NativeBpe | null | undefined;
   private added: Map<string, AddedToken>;
   private special: RegExp | undefined;
 
@@ -48,7 +54,9 @@ export class Tokenizer {
     for (const [token, id] of this.ids) this.tokens[id] = token;
     for (const [rank, m] of (model.merges as (string | [string, string])[]).entries())
       this.ranks.set(typeof m === "string" ? m.replace(" ", "\n") : `${m[0]}\n${m[1]}`, rank);
-    this.split = splitters(json.pre_tokenizer as Json | null, path);
+    this.steps = pretokenizerSteps(json.pre_tokenizer as Json | null, path);
+    this.normalize = normalizerOf(json.normalizer as Json | null, path);
+    this.around = templateOf(json.post_processor as Json | null);
     this.added = new Map();
     for (const t of (json.added_tokens as AddedToken[] | undefined) ?? []) this.added.set(t.content, t);
     this.indexAdded();
@@ -135,32 +143,57 @@ export class Tokenizer {
 
   encode(text: string, options: EncodeOptions = {}): Uint32Array {
     const out: number[] = [];
-    if (options.allowSpecial === false || !this.special) {
-      this.encodePlain(text, out);
-      return Uint32Array.from(out);
+    for (const piece of this.pieces(text, options)) {
+      if (typeof piece === "number") out.push(piece);
+      else this.encodePlain(piece, out);
     }
-    let from = 0;
-    for (const match of text.matchAll(this.special)) {
-      const token = this.added.get(match[0])!;
-      const before = text.slice(from, match.index);
-      this.encodePlain(token.lstrip ? before.trimEnd() : before, out);
-      out.push(token.id);
-      from = match.index + match[0].length;
-      if (token.rstrip) while (/\s/u.test(text[from] ?? "")) from++;
-    }
-    this.encodePlain(text.slice(from), out);
     return Uint32Array.from(out);
   }
 
+  /** As `encode` of each; large inputs on all cores. */
   encodeBatch(texts: readonly string[], options: EncodeOptions = {}): Uint32Array[] {
-    return texts.map((t) => this.encode(t, options));
+    const native = texts.reduce((n, t) => n + t.length, 0) > 20_000 ? this.engine() : null;
+    if (!native) return texts.map((t) => this.encode(t, options));
+    return native.encode(texts.map((t) => this.pieces(t, options)));
+  }
+
+  /** Plain texts, normalized, and the ids of special tokens between and around them. */
+  private pieces(text: string, { allowSpecial = true, addSpecialTokens = false }: EncodeOptions): (string | number)[] {
+    const out: (string | number)[] = [];
+    const plain = (piece: string): void => void (piece !== "" && out.push(this.normalize(piece)));
+    const named = (tokens: string[]): number[] => tokens.flatMap((t) => this.ids.get(t) ?? []);
+    if (addSpecialTokens) out.push(...named(this.around.before));
+    let from = 0;
+    if (allowSpecial && this.special)
+      for (const match of text.matchAll(this.special)) {
+        if (match.index < from) continue; // inside the spaces that an earlier token took
+        const token = this.added.get(match[0])!;
+        const before = text.slice(from, match.index);
+        plain(token.lstrip ? before.trimEnd() : before);
+        out.push(token.id);
+        from = match.index + match[0].length;
+        if (token.rstrip) while (/\s/u.test(text[from] ?? "")) from++;
+      }
+    plain(text.slice(from));
+    if (addSpecialTokens) out.push(...named(this.around.after));
+    return out;
+  }
+
+  /** The engine's encoder, when this tokenizer is one that it knows. */
+  private engine(): NativeBpe | null {
+    if (this.native !== undefined) return this.native;
+    const pattern = knownPattern(this.steps);
+    const plain = pattern !== undefined && (this.json.model as Json).ignore_merges !== true;
+    this.native = plain ? NativeBpe.of(pattern, this.ids, this.ranks) : null;
+    return this.native;
   }
 
   private encodePlain(text: string, out: number[]): void {
-    if (text === "") return;
-    const normalizer = (this.json.normalizer as Json | null)?.type;
-    let pieces = [normalizer === "NFC" ? text.normalize("NFC") : text];
-    for (const pattern of this.split) pieces = pieces.flatMap((p) => isolated(p, pattern));
+    let pieces = [text];
+    for (const { pattern, prefixSpace } of this.steps) {
+      if (prefixSpace) pieces = pieces.map((p) => (p.startsWith(" ") ? p : ` ${p}`));
+      if (pattern) pieces = pieces.flatMap((p) => isolated(p, pattern));
+    }
     for (const piece of pieces) {
       let ids = this.cache.get(piece);
       if (!ids) {
@@ -289,15 +322,55 @@ function isolated(text: string, pattern: RegExp): string[] {
   return out;
 }
 
-function splitters(pre: Json | null, path: string): RegExp[] {
+interface PretokenizerStep {
+  pattern?: RegExp;
+  /** The expression as the file has it. */
+  source?: string;
+  /** A space goes before a text that does not begin with one. */
+  prefixSpace?: boolean;
+}
+
+function pretokenizerSteps(pre: Json | null, path: string): PretokenizerStep[] {
   if (!pre) return [];
-  if (pre.type === "Sequence") return (pre.pretokenizers as Json[]).flatMap((p) => splitters(p, path));
+  if (pre.type === "Sequence") return (pre.pretokenizers as Json[]).flatMap((p) => pretokenizerSteps(p, path));
   if (pre.type === "ByteLevel") {
-    if (pre.add_prefix_space) throw new UserError(`${path}: ByteLevel with add_prefix_space is not implemented.`);
-    return pre.use_regex === false ? [] : [toRegExp(PATTERNS.gpt2)];
+    const prefix = pre.add_prefix_space === true ? [{ prefixSpace: true }] : [];
+    return pre.use_regex === false ? prefix : [...prefix, { pattern: toRegExp(PATTERNS.gpt2), source: PATTERNS.gpt2 }];
   }
   const pattern = pre.pattern as { Regex?: string; String?: string } | undefined;
-  if (pre.type === "Split" && pattern && pre.behavior === "Isolated")
-    return [pattern.Regex !== undefined ? toRegExp(pattern.Regex) : new RegExp(escaped(pattern.String ?? ""), "gu")];
-  throw new UserError(`${path}: the pre-tokenizer "${pre.type}" is not implemented.`);
+  if (pre.type === "Split" && pattern && pre.behavior === "Isolated" && pre.invert !== true) {
+    const { Regex: source, String: literal = "" } = pattern;
+    return [
+      source === undefined ? { pattern: new RegExp(escaped(literal), "gu") } : { pattern: toRegExp(source), source },
+    ];
+  }
+  throw new UserError(
+    `${path}: the pre-tokenizer "${pre.type}" is not implemented. Byte-level BPE with ByteLevel, Split (Isolated) and Sequence can be read.`,
+  );
+}
+
+function knownPattern(steps: readonly PretokenizerStep[]): Pretokenizer | undefined {
+  if (steps.length !== 1) return undefined;
+  return (Object.keys(PATTERNS) as Pretokenizer[]).find((name) => PATTERNS[name] === steps[0].source);
+}
+
+function normalizerOf(normalizer: Json | null, path: string): (text: string) => string {
+  if (!normalizer) return (text) => text;
+  if (normalizer.type === "Sequence") {
+    const list = (normalizer.normalizers as Json[]).map((n) => normalizerOf(n, path));
+    return (text) => list.reduce((t, f) => f(t), text);
+  }
+  const form = String(normalizer.type);
+  if (["NFC", "NFD", "NFKC", "NFKD"].includes(form)) return (text) => text.normalize(form);
+  throw new UserError(`${path}: the normalizer "${form}" is not implemented; NFC, NFD, NFKC and NFKD are.`);
+}
+
+/** What a TemplateProcessing step puts around a single text. Other post-processors do not change ids. */
+function templateOf(post: Json | null): { before: string[]; after: string[] } {
+  const steps = post?.type === "Sequence" ? (post.processors as Json[]) : post ? [post] : [];
+  const template = steps.find((p) => p.type === "TemplateProcessing");
+  const single = (template?.single ?? []) as { SpecialToken?: { id: string }; Sequence?: unknown }[];
+  const at = single.findIndex((s) => s.Sequence !== undefined);
+  const names = (list: typeof single): string[] => list.flatMap((s) => s.SpecialToken?.id ?? []);
+  return { before: names(single.slice(0, Math.max(0, at))), after: names(single.slice(at + 1)) };
 }
