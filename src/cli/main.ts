@@ -82,6 +82,15 @@ const corpus = program
   .command("corpus")
   .description("from a web crawl to a clean corpus, with a reason for every decision");
 corpus
+  .command("build")
+  .description("read, filter, deduplicate and tokenize, as a recipe says")
+  .argument("<recipe>", "YAML file")
+  .option("--out <dir>", "folder (default: runs/ and the recipe's name); an unfinished build there goes on")
+  .option("--workers <n>", "threads (default: as many as the processor runs)")
+  .option("--set <key=value...>", "override settings of the recipe")
+  .option("--json", "print the funnel as JSON")
+  .action(async (file, flags) => (await import("./corpus-build.js")).command(file, flags));
+corpus
   .command("extract")
   .description("title, main text and language of HTML pages")
   .argument("<files...>", "HTML files; - reads standard input")

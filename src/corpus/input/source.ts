@@ -10,7 +10,7 @@ import { readWarc } from "./warc.js";
 
 const FORMATS = {
   warc: /\.(?:warc|wet)(?:\.gz)?$/i,
-  jsonl: /\.(?:jsonl|ndjson|json)(?:\.gz|\.zst)?$/i,
+  jsonl: /\.(?:jsonl|ndjson)(?:\.gz|\.zst)?$/i,
   parquet: /\.parquet$/i,
   html: /\.x?html?$|\.html?\.[a-z]{2}(?:-[a-z]{2})?$|\.[a-z]{2}(?:-[a-z]{2})?\.html?$/i,
   text: /\.(?:txt|md|text)(?:\.gz|\.zst)?$/i,

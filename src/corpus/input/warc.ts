@@ -89,7 +89,7 @@ async function readRecord(
   if (type === "conversion") record.kind = "text";
   else if (/application\/http/i.test(record.contentType ?? "")) {
     if (type === "resource") return nothing();
-  } else record.contentType = `resource;${record.contentType ?? ""}`;
+  }
   return record;
 }
 

@@ -1,0 +1,62 @@
+/** `lyceum corpus build`: a recipe to a folder with clean documents, token shards, and a reason for every decision. */
+import { availableParallelism } from "node:os";
+import { basename, extname } from "node:path";
+import { type BuildSummary, build } from "../corpus/build.js";
+import { funnelLines } from "../corpus/funnel.js";
+import { loadRecipe } from "../corpus/recipe.js";
+import { UserError } from "../run/errors.js";
+import { duration, mebibytes, openProgress } from "../run/progress.js";
+
+export interface BuildFlags {
+  out?: string;
+  workers?: string;
+  set?: string[];
+  json?: boolean;
+}
+
+export async function command(file: string, flags: BuildFlags): Promise<void> {
+  const recipe = loadRecipe(file, flags.set ?? []);
+  const workers = flags.workers === undefined ? availableParallelism() : Number(flags.workers);
+  if (!Number.isInteger(workers) || workers < 1 || workers > 256)
+    throw new UserError(`--workers ${flags.workers}: it must be a whole number from 1 to 256.`, 2);
+  const dir = flags.out ?? `runs/${recipe.name ?? basename(file, extname(file))}`;
+  const summary = await build(recipe, dir, workers, openProgress());
+  if (flags.json) console.log(JSON.stringify({ dir, ...summary }));
+  else for (const line of summaryLines(dir, summary)) console.error(line);
+}
+
+function summaryLines(
+  dir: string,
+  { stages, finished, duplicates, units, seconds, peakMemory }: BuildSummary,
+): string[] {
+  const lines = funnelLines(stages);
+  for (const side of ["train", "validation"] as const) {
+    const m = finished[side];
+    if (m)
+      lines.push(
+        `${side.padEnd(14)} ${m.documents.toLocaleString("en-US")} documents, ${m.tokens.toLocaleString("en-US")} tokens (${m.dtype})`,
+      );
+  }
+  if (finished.mix.length > 1) {
+    lines.push("source          documents        tokens   share  wanted  epochs");
+    for (const s of finished.mix)
+      lines.push(
+        `${s.source.padEnd(14)} ${String(s.documents).padStart(10)} ${String(s.tokens).padStart(13)} ${percent(s.share)} ${percent(s.wanted)} ${s.epochs.toFixed(2).padStart(7)}`,
+      );
+  }
+  for (const o of duplicates.overlaps.filter((row) => row.from !== row.against))
+    lines.push(
+      `${o.documents} documents of ${o.from} are in ${o.against}, such as ${o.examples[0].id} (${o.examples[0].kept}, ${o.examples[0].similarity.toFixed(2)})`,
+    );
+  const reused =
+    units.reused > 0 ? `, ${units.reused} of ${units.read + units.judged + units.reused} units taken from earlier` : "";
+  lines.push(`${dir}: ${duration(seconds)}, ${mebibytes(peakMemory)} of memory at most${reused}`);
+  const failed = stages[0].failed;
+  if (failed > 0)
+    lines.push(`${failed} records could not be used; they are listed with reasons in ${dir}/rejected.jsonl`);
+  lines.push(`report: ${dir}/report.html`);
+  return lines;
+}
+
+const percent = (share: number | undefined): string =>
+  share === undefined ? "      -" : `${(share * 100).toFixed(1)}%`.padStart(7);

@@ -1,0 +1,264 @@
+/**
+ * `corpus build`: reads the sources unit by unit (in place, or in worker threads), deduplicates, and writes what is kept.
+ * A unit that was finished by an earlier run with the same input, settings and code is not done again; what is written does
+ * not depend on the number of workers nor on how often the run was killed.
+ */
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { toYaml } from "../run/config.js";
+import { UserError } from "../run/errors.js";
+import { duration, type Progress, peakMemory } from "../run/progress.js";
+import { type Duplicates, findDuplicates, type UnitOfSource } from "./duplicates.js";
+import { type Finished, joinRejected, writeKept, writeTokens } from "./finish.js";
+import { BuildFolder, unitName } from "./folder.js";
+import { addCounts, checkConservation, documentStages, emptyCounts, type FunnelStage, nextStage } from "./funnel.js";
+import { sha256 } from "./hash.js";
+import { AGAINST, CODE_VERSION, type Plan, planBuild, type SourcePlan } from "./plan.js";
+import { openPool, type Pool } from "./pool.js";
+import type { Recipe } from "./recipe.js";
+import type { Counts, JudgedMarker, ReadMarker } from "./unit.js";
+import { cutUnits, type UnitInput } from "./units.js";
+import { loadBlockLists } from "./url.js";
+
+export interface BuildSummary {
+  stages: FunnelStage[];
+  counts: Counts;
+  duplicates: Duplicates;
+  finished: Finished;
+  /** Units done in this run, and taken over from earlier ones. */
+  units: { read: number; judged: number; reused: number };
+  seconds: number;
+  peakMemory: number;
+}
+
+interface Unit extends UnitOfSource {
+  read: ReadMarker;
+  judged: JudgedMarker;
+}
+
+export async function build(recipe: Recipe, dir: string, workers: number, progress: Progress): Promise<BuildSummary> {
+  const began = Date.now();
+  const folder = BuildFolder.open(dir);
+  const plan = planBuild(recipe);
+  const release = lock(folder);
+  try {
+    folder.write("recipe.yaml", toYaml(recipe));
+    const pool = await openPool({ dir, recipe, blockLists: loadBlockLists(recipe.url) }, workers);
+    const work = { read: 0, judged: 0, reused: 0 };
+    let units: Unit[];
+    try {
+      units = await readAndJudge(folder, recipe, plan, pool, progress, work);
+    } finally {
+      await pool.close();
+    }
+    folder.removeStale(new Set(units.map((u) => u.unit)));
+    const counts = emptyCounts();
+    for (const { source, judged, read } of units)
+      if (source !== AGAINST) addCounts(counts, { ...judged.counts, rejected: read.rejected });
+    const { duplicates, finished } = await finish(folder, recipe, units, progress);
+    const stages = stagesOf(recipe, counts, duplicates, finished);
+    checkConservation(stages);
+    const summary: BuildSummary = {
+      stages,
+      counts,
+      duplicates,
+      finished,
+      units: work,
+      seconds: (Date.now() - began) / 1000,
+      peakMemory: peakMemory(),
+    };
+    // Without times: the same bytes for every run.
+    const { seconds: _, peakMemory: __, units: ___, ...lasting } = summary;
+    folder.write("funnel.json", `${JSON.stringify(lasting, null, 2)}\n`);
+    return summary;
+  } finally {
+    progress.end();
+    release();
+  }
+}
+
+async function readAndJudge(
+  folder: BuildFolder,
+  recipe: Recipe,
+  plan: Plan,
+  pool: Pool,
+  progress: Progress,
+  work: BuildSummary["units"],
+): Promise<Unit[]> {
+  const units: Unit[] = [];
+  const running = new Set<Promise<void>>();
+  const show = tracker(plan, progress);
+  const submit = async (job: Promise<void>): Promise<void> => {
+    const tracked = job.finally(() => running.delete(tracked));
+    // Its error is thrown by the race below or by the last wait; without a handler Node would end the process first.
+    tracked.catch(() => {});
+    running.add(tracked);
+    if (running.size >= pool.size * 2) await Promise.race(running);
+  };
+  for (const source of plan.sources)
+    await eachUnit(folder, recipe, source, async (unit, input, read) => {
+      const at: Partial<Unit> = { unit, source: source.name, priority: source.priority };
+      units.push(at as Unit);
+      const done = (result: { read?: ReadMarker; judged: JudgedMarker }, marker: ReadMarker): void => {
+        Object.assign(at, { read: marker, judged: result.judged, documents: marker.documents });
+        show(source.name, marker, result.judged.counts);
+      };
+      if (input) {
+        work.read++;
+        await submit(
+          pool
+            .run({ step: "read", unit, source: source.name, key: source.readKey, judgeKey: source.judgeKey, ...input })
+            .then((r) => done(r, r.read!)),
+        );
+        return;
+      }
+      const judged = folder.finished<JudgedMarker>(`${unit}.judged`, source.judgeKey);
+      if (judged) {
+        work.reused++;
+        done({ judged }, read!);
+      } else {
+        work.judged++;
+        await submit(
+          pool.run({ step: "judge", unit, source: source.name, key: source.judgeKey }).then((r) => done(r, read!)),
+        );
+      }
+    });
+  await Promise.all(running);
+  return units;
+}
+
+/** Every unit of a source in order: as input to be read, or as the marker of an earlier run that read it. */
+async function eachUnit(
+  folder: BuildFolder,
+  recipe: Recipe,
+  source: SourcePlan,
+  visit: (unit: string, input: UnitInput | undefined, read: ReadMarker | undefined) => Promise<void>,
+): Promise<void> {
+  let position = { file: 0, records: 0 };
+  for (let n = 0; ; ) {
+    const known = folder.finished<ReadMarker>(`${unitName(source.name, n)}.read`, source.readKey);
+    if (known && JSON.stringify(known.start) === JSON.stringify(position)) {
+      await visit(unitName(source.name, n++), undefined, known);
+      if (known.last) return;
+      position = known.next;
+      continue;
+    }
+    // The reader stays open from here on, until a unit turns up that is done already.
+    for await (const input of cutUnits(source.files, position, recipe.unit, recipe.limits)) {
+      await visit(unitName(source.name, n++), input, undefined);
+      position = input.next;
+      if (input.last) return;
+      const next = folder.finished<ReadMarker>(`${unitName(source.name, n)}.read`, source.readKey);
+      if (next && JSON.stringify(next.start) === JSON.stringify(position)) break;
+    }
+  }
+}
+
+function tracker(plan: Plan, progress: Progress): (source: string, read: ReadMarker, counts: Counts) => void {
+  const began = Date.now();
+  let bytes = 0;
+  let documents = 0;
+  let kept = 0;
+  return (source, read, counts) => {
+    bytes += read.bytes;
+    documents += read.documents;
+    kept += counts.kept;
+    const seconds = Math.max(0.001, (Date.now() - began) / 1000);
+    // Packed input is larger once it is unpacked, so the time left is told by files as a whole only for plain ones.
+    const left = bytes < plan.bytes ? `, ${duration(((plan.bytes - bytes) / bytes) * seconds)} left at most` : "";
+    progress.status(
+      `${source}: ${documents.toLocaleString("en-US")} documents, ${kept.toLocaleString("en-US")} kept so far, ` +
+        `${(bytes / 1e6).toFixed(1)} MB, ${(documents / seconds).toFixed(0)} documents/s, ${(bytes / 1e6 / seconds).toFixed(1)} MB/s${left}`,
+      false,
+    );
+  };
+}
+
+/** Deduplication and the last stage; one marker for both, as each looks at the whole corpus. */
+async function finish(
+  folder: BuildFolder,
+  recipe: Recipe,
+  units: readonly Unit[],
+  progress: Progress,
+): Promise<{ duplicates: Duplicates; finished: Finished }> {
+  const { deduplicate, minCharacters, split, tokenizer, seed } = recipe;
+  const tokenizerPrint =
+    typeof tokenizer === "string" && existsSync(`${tokenizer}/tokenizer.json`)
+      ? sha256(readFileSync(`${tokenizer}/tokenizer.json`))
+      : "";
+  const weights = recipe.sources.map((s) => [s.name, s.priority, s.weight]);
+  const key = sha256(
+    JSON.stringify([
+      CODE_VERSION,
+      units.map((u) => [u.unit, u.judged.key]),
+      deduplicate,
+      minCharacters,
+      split,
+      tokenizer,
+      tokenizerPrint,
+      seed,
+      weights,
+    ]),
+  );
+  const before = folder.finished<{
+    key: string;
+    files: Record<string, number>;
+    duplicates: Duplicates;
+    finished: Finished;
+  }>("all.finished", key);
+  if (before) return before;
+  progress.status("looking for duplicates", false);
+  const duplicates = findDuplicates(folder, units, recipe);
+  progress.status("writing what is kept", false);
+  const finished = writeKept(folder, units, recipe);
+  joinRejected(folder, units);
+  progress.status("tokenizing", false);
+  for (const side of ["train", "validation"]) rmSync(folder.path(`shards/${side}`), { recursive: true, force: true });
+  await writeTokens(folder, units, recipe, finished, (text) => progress.status(text, false));
+  const marker = { key, files: {}, duplicates, finished };
+  folder.write("units/all.finished.json", JSON.stringify(marker));
+  return marker;
+}
+
+function stagesOf(recipe: Recipe, counts: Counts, duplicates: Duplicates, finished: Finished): FunnelStage[] {
+  const stages = documentStages(counts);
+  const rule = (name: string, n: number, bytes: number) => [{ rule: name, first: n, any: n, bytes }];
+  if (recipe.deduplicate?.exact)
+    stages.push(
+      nextStage(stages, "exact-duplicates", rule("deduplicate.exact", duplicates.exact, duplicates.exactBytes)),
+    );
+  if (recipe.deduplicate?.near)
+    stages.push(nextStage(stages, "near-duplicates", rule("deduplicate.near", duplicates.near, duplicates.nearBytes)));
+  stages.push(nextStage(stages, "length", rule("minCharacters", finished.tooShort, finished.tooShortBytes)));
+  stages.push({
+    stage: "kept",
+    in: stages[stages.length - 1].kept,
+    kept: finished.kept,
+    dropped: 0,
+    failed: 0,
+    bytesDropped: 0,
+    rules: [],
+  });
+  return stages;
+}
+
+/** One process a folder. A lock whose process is gone is stale. */
+function lock(folder: BuildFolder): () => void {
+  const file = folder.path("build.lock");
+  if (existsSync(file)) {
+    const pid = Number(readFileSync(file, "utf8"));
+    if (pid !== process.pid && alive(pid))
+      throw new UserError(`${folder.dir} is being written by another process (${pid}).`);
+  }
+  writeFileSync(file, String(process.pid));
+  return () => rmSync(file, { force: true });
+}
+
+function alive(pid: number): boolean {
+  if (!(pid > 0)) return false;
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as { code?: string }).code === "EPERM";
+  }
+}

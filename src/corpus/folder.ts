@@ -1,0 +1,123 @@
+/**
+ * The folder of a build. Rows of the same unit and number belong together:
+ *   documents/WEB-000000.jsonl   what was extracted, whole; nothing is ever cut from it
+ *   signals/, decisions/, spans/ every score; every rule's verdict; what would be cut
+ *   duplicates/, outcome/        a document's twin; what became of it, and on which side of the split it is
+ *   rejected.jsonl  funnel.json  report.html  kept/*.jsonl  shards/train  shards/validation  manifest.json
+ * Files of a unit appear under their names when they are whole. units/ holds a marker of each unit and step, written last.
+ */
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { UserError } from "../run/errors.js";
+
+export const ROWS = ["documents", "signals", "decisions", "spans", "duplicates", "outcome"] as const;
+export type Rows = (typeof ROWS)[number];
+
+/** A step's files and their sizes; a file of another size was not written to its end. */
+export interface Marker {
+  /** Hash of all that the step depends on. */
+  key: string;
+  files: Record<string, number>;
+}
+
+export class BuildFolder {
+  constructor(readonly dir: string) {}
+
+  static open(dir: string): BuildFolder {
+    if (
+      existsSync(dir) &&
+      readdirSync(dir).length > 0 &&
+      !existsSync(join(dir, "units")) &&
+      !existsSync(join(dir, "recipe.yaml"))
+    )
+      throw new UserError(`${dir} is not empty and is not a corpus build. Name another folder with --out.`, 2);
+    mkdirSync(join(dir, "units"), { recursive: true });
+    return new BuildFolder(dir);
+  }
+
+  path(name: string): string {
+    return join(this.dir, name);
+  }
+  rows(kind: Rows, unit: string): string {
+    return join(this.dir, kind, `${unit}.jsonl`);
+  }
+
+  /** Writes files of a step, then its marker. Names are relative to the folder. */
+  commit(marker: string, value: Marker & Record<string, unknown>, files: Record<string, string | Uint8Array>): void {
+    value.files = {};
+    for (const [name, data] of Object.entries(files)) {
+      this.write(name, data);
+      value.files[name] = typeof data === "string" ? Buffer.byteLength(data) : data.byteLength;
+    }
+    this.write(`units/${marker}.json`, JSON.stringify(value));
+  }
+
+  /** Whole or not at all. */
+  write(name: string, data: string | Uint8Array): void {
+    const file = this.path(name);
+    mkdirSync(dirname(file), { recursive: true });
+    const partial = `${file}.partial`;
+    try {
+      writeFileSync(partial, data);
+      renameSync(partial, file);
+    } catch (error) {
+      throw diskError(error, file);
+    }
+  }
+
+  /** The marker of a finished step with this key; undefined when the step must be done (again). */
+  finished<T extends Marker>(marker: string, key: string | undefined): T | undefined {
+    const file = this.path(`units/${marker}.json`);
+    if (!existsSync(file)) return undefined;
+    let value: T;
+    try {
+      value = JSON.parse(readFileSync(file, "utf8")) as T;
+    } catch {
+      return undefined; // not written to its end: the machine stopped
+    }
+    if (key !== undefined && value.key !== key) return undefined;
+    for (const [name, size] of Object.entries(value.files)) {
+      const at = this.path(name);
+      if (!existsSync(at) || statSync(at).size !== size) return undefined;
+    }
+    return value;
+  }
+
+  /** Removes files of units that are no longer among `units`. */
+  removeStale(units: ReadonlySet<string>): void {
+    for (const kind of [...ROWS, "rejected", "index", "kept", "units"]) {
+      const dir = this.path(kind);
+      if (!existsSync(dir)) continue;
+      for (const name of readdirSync(dir)) {
+        const unit = name.replace(/\.(?:read|judged)\.json$|\.(?:jsonl|bin)$/, "");
+        if (!units.has(unit)) rmSync(join(dir, name), { recursive: true });
+      }
+    }
+  }
+}
+
+/** Write errors as people understand them; the build goes on where it was when it is started again. */
+export function diskError(error: unknown, file: string): Error {
+  const { code, message } = error as { code?: string; message: string };
+  if (code === "ENOSPC" || code === "EDQUOT")
+    return new UserError(
+      `The disk is full (while writing ${file}). Free some space and start the same command again: it goes on where it was.`,
+    );
+  if (code === "EACCES" || code === "EROFS" || code === "EPERM")
+    return new UserError(`${file} cannot be written: ${message}`);
+  return error as Error;
+}
+
+export const unitName = (source: string, number: number): string => `${source}-${String(number).padStart(6, "0")}`;
+
+/** Rows of a JSONL file of the build. */
+export function readRows<T>(file: string): T[] {
+  const text = readFileSync(file, "utf8");
+  return text === ""
+    ? []
+    : text
+        .slice(0, -1)
+        .split("\n")
+        .map((line) => JSON.parse(line) as T);
+}
+export const toRows = (rows: readonly unknown[]): string => rows.map((row) => `${JSON.stringify(row)}\n`).join("");

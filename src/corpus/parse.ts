@@ -1,0 +1,133 @@
+/** A raw record to a document: JSON fields, HTTP and HTML, or plain text; or the reason why it is none. */
+import type { Document, Finding, Rejected } from "./document.js";
+import type { RawRecord } from "./input/record.js";
+
+export interface ParseContext {
+  dataset: string;
+  mode: "fast" | "readability";
+  timeout: number;
+  maxRecordBytes: number;
+  judgeUrl(url: string | undefined): Finding[];
+}
+
+export interface Parsed {
+  document: Document;
+  url: Finding[];
+}
+
+const wellFormed = (text: string): string =>
+  (text as string & { toWellFormed(): string }).toWellFormed().replaceAll("\0", "\ufffd");
+const utf8 = new TextDecoder("utf-8", { fatal: true });
+
+/** Never throws for what a record holds: the reason comes back. */
+export async function parseRecord(record: RawRecord, context: ParseContext): Promise<Parsed | Rejected> {
+  const rejected = (reason: string): Rejected => ({
+    file: record.file,
+    line: record.line,
+    reason,
+    ...(record.offset === undefined ? {} : { offset: record.offset }),
+  });
+  if (record.reason !== undefined) return rejected(record.reason);
+  if (record.kind === "json") return fromJson(record, context, rejected);
+  if (record.kind === "text") {
+    let text: string;
+    try {
+      text = utf8.decode(record.bytes);
+    } catch {
+      const { decode } = await import("./html/charset.js");
+      const decoded = decode(record.bytes, record.contentType);
+      if (decoded.replaced > 0.01) return rejected("not text in any encoding that could be told");
+      text = decoded.text;
+    }
+    return document(record, context, { text: wellFormed(text.replace(/^\uFEFF/, "")) });
+  }
+  return fromPage(record, context, rejected);
+}
+
+type Reject = (reason: string) => Rejected;
+
+function document(
+  record: RawRecord,
+  context: ParseContext,
+  fields: { text: string; id?: string; url?: string | undefined; metadata?: Record<string, unknown> },
+): Parsed {
+  const url = fields.url ?? record.url;
+  const metadata = { ...fields.metadata };
+  if (record.date !== undefined) metadata.date = record.date;
+  return {
+    document: {
+      id:
+        fields.id ??
+        record.id ??
+        (record.line === 1 && record.kind !== "json" ? record.file : `${record.file}:${record.line}`),
+      text: fields.text,
+      ...(url === undefined ? {} : { url }),
+      source: {
+        file: record.file,
+        line: record.line,
+        ...(record.offset === undefined ? {} : { offset: record.offset }),
+      },
+      dataset: context.dataset,
+      metadata,
+    },
+    url: context.judgeUrl(url),
+  };
+}
+
+function fromJson(record: RawRecord, context: ParseContext, rejected: Reject): Parsed | Rejected {
+  let source: string;
+  try {
+    source = utf8.decode(record.bytes);
+  } catch {
+    return rejected("not valid UTF-8");
+  }
+  if (source.trim() === "") return rejected("the line is empty");
+  let fields: Record<string, unknown>;
+  try {
+    fields = JSON.parse(source.replace(/^\uFEFF/, ""));
+  } catch (error) {
+    return rejected(`not JSON: ${(error as Error).message.slice(0, 200)}`);
+  }
+  if (fields === null || typeof fields !== "object" || typeof fields.text !== "string")
+    return rejected('there is no field "text" with a string in it');
+  const { text, id, url, metadata, ...more } = fields;
+  const kept = { ...more, ...(metadata !== null && typeof metadata === "object" ? metadata : {}) };
+  return document(record, context, {
+    text: wellFormed(text as string),
+    ...(id === undefined || id === null ? {} : { id: wellFormed(String(id)) }),
+    ...(typeof url === "string" ? { url } : {}),
+    metadata: kept,
+  });
+}
+
+async function fromPage(record: RawRecord, context: ParseContext, rejected: Reject): Promise<Parsed | Rejected> {
+  const { parseHttp } = await import("./input/http.js");
+  let { bytes, contentType } = record;
+  if (contentType !== undefined && /application\/http/i.test(contentType)) {
+    const http = parseHttp(bytes, context.maxRecordBytes);
+    if (http.reason !== undefined) return rejected(http.reason);
+    if (http.status !== 200) return rejected(`HTTP status ${http.status}`);
+    bytes = http.body;
+    ({ contentType } = http);
+  }
+  const type = contentType?.split(";")[0].trim().toLowerCase();
+  if (type && !/^(?:text\/(?:html|plain)|application\/xhtml\+xml)$/.test(type)) return rejected(`not a page: ${type}`);
+  if (context.judgeUrl(record.url).some((f) => f.verdict === "drop")) return document(record, context, { text: "" });
+  const { extractBytes, PageError } = await import("./extract.js");
+  if (type === "text/plain") {
+    const { decode } = await import("./html/charset.js");
+    return document(record, context, { text: wellFormed(decode(bytes, contentType).text) });
+  }
+  try {
+    const page = extractBytes(bytes, contentType, { mode: context.mode, timeout: context.timeout });
+    const metadata: Record<string, unknown> = {};
+    if (page.title !== "") metadata.title = page.title;
+    if (page.declaredLanguage !== undefined) metadata.declaredLanguage = page.declaredLanguage;
+    if (page.published !== undefined) metadata.published = page.published;
+    return document(record, context, { text: page.text, url: record.url ?? page.canonical, metadata });
+  } catch (error) {
+    if (error instanceof PageError) return rejected(`the page ${error.message}`);
+    // A bug in a parser must not end a run of millions of pages; the record is listed with what happened.
+    return rejected(`the page could not be extracted: ${(error as Error).message}`);
+  }
+}

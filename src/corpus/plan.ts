@@ -1,0 +1,77 @@
+/** What a build has to do: the sources with their files, and the keys by which finished work is recognised. */
+import { closeSync, openSync, readSync, statSync } from "node:fs";
+import { sha256 } from "./hash.js";
+import { listFiles } from "./input/source.js";
+import type { Recipe } from "./recipe.js";
+
+/** To be raised with every change of the code that changes what a build writes. */
+export const CODE_VERSION = 1;
+/** The data sets of deduplicate.against: read like a source, and nothing of them is written out. */
+export const AGAINST = "against";
+
+export interface SourcePlan {
+  name: string;
+  files: string[];
+  priority: number;
+  readKey: string;
+  judgeKey: string;
+}
+
+export interface Plan {
+  sources: SourcePlan[];
+  /** Of all files together; for the progress. */
+  bytes: number;
+}
+
+export function planBuild(recipe: Recipe): Plan {
+  let bytes = 0;
+  const blocklists = recipe.url.blocklists.length > 0 ? recipe.url.blocklists.map((d) => fingerprints(d)) : [];
+  const against = recipe.deduplicate?.against ?? [];
+  const all = [
+    ...(against.length > 0 ? [{ name: AGAINST, files: against, priority: 0, trusted: true }] : []),
+    ...recipe.sources,
+  ];
+  const sources = all.map(({ name, files: paths, priority, trusted }) => {
+    const files = listFiles(paths, name === AGAINST ? "deduplicate.against" : `sources.${name}.files`);
+    const prints = files.map((file) => {
+      bytes += statSync(file).size;
+      return fingerprint(file);
+    });
+    const readKey = sha256(
+      JSON.stringify([CODE_VERSION, name, prints, recipe.limits, recipe.url, blocklists, recipe.extract, recipe.unit]),
+    );
+    const near = recipe.deduplicate?.near;
+    const judgeKey = sha256(
+      JSON.stringify([
+        readKey,
+        trusted,
+        recipe.language,
+        recipe.heuristics,
+        near && { ...near, threshold: 0 },
+        recipe.seed,
+      ]),
+    );
+    return { name, files, priority, readKey, judgeKey };
+  });
+  return { sources, bytes };
+}
+
+/** Path, size, time of change, and a hash of both ends: what tells that a file is still the same without reading all of it. */
+function fingerprint(file: string): unknown[] {
+  const { size, mtimeMs } = statSync(file);
+  const end = Buffer.alloc(Math.min(size, 65536));
+  const handle = openSync(file, "r");
+  try {
+    const head = Buffer.alloc(end.length);
+    readSync(handle, head, 0, head.length, 0);
+    readSync(handle, end, 0, end.length, Math.max(0, size - end.length));
+    return [file, size, mtimeMs, sha256(Buffer.concat([head, end]))];
+  } finally {
+    closeSync(handle);
+  }
+}
+
+function fingerprints(dir: string): unknown[] {
+  const { size, mtimeMs } = statSync(dir);
+  return [dir, size, mtimeMs];
+}

@@ -1,0 +1,124 @@
+/** The recipe of a corpus: its sources, and the settings of each block. Every block but reading can be left out. */
+import { dirname, isAbsolute, join } from "node:path";
+import { z } from "zod";
+import { applyOverrides, check, readYaml } from "../run/config.js";
+import { UserError } from "../run/errors.js";
+import { checkRules, PRESET_NAMES } from "./heuristics/index.js";
+import { AGAINST } from "./plan.js";
+
+const share = z.number().min(0).max(1);
+const words = z.array(z.string().min(1)).default([]);
+const natural = z.int().min(1);
+
+const sourceSchema = z.strictObject({
+  name: z.string().regex(/^[\w.-]+$/, "a name of letters, digits, dot, dash and underscore"),
+  /** Files and folders; formats are told by their names. */
+  files: z.array(z.string().min(1)).min(1),
+  /** Of twins, the one from the source with the smaller number is kept. */
+  priority: z.int().min(0).default(0),
+  /** Share of the tokens that training sees; without weights every document is taken once. */
+  weight: z.number().positive().optional(),
+  /** Already clean: it is counted, deduplicated and checked for evaluation sets, and no filter drops any of it. */
+  trusted: z.boolean().default(false),
+});
+
+const heuristicsSchema = z.strictObject({
+  presets: z.array(z.enum(PRESET_NAMES as [string, ...string[]])).default(["gopher", "c4", "fineweb"]),
+  /** Presets for languages that need others. */
+  byLanguage: z.record(z.string(), z.array(z.enum(PRESET_NAMES as [string, ...string[]]))).default({ zh: ["zh"] }),
+  thresholds: z.record(z.string(), z.number().nullable()).default({}),
+});
+
+const nearSchema = z.strictObject({
+  threshold: z.number().gt(0).max(1).default(0.8),
+  shingle: natural.default(5),
+  bands: natural.default(14),
+  rows: natural.default(8),
+});
+
+export const recipeSchema = z.strictObject({
+  name: z.string().min(1).optional(),
+  seed: z.int().min(0).default(1),
+  sources: z.array(sourceSchema).min(1),
+  limits: z
+    .strictObject({
+      /** Bytes of one record at most, packed or not. */
+      maxRecordBytes: natural.default(16_000_000),
+      /** Seconds for one page. */
+      timeout: z.number().positive().default(20),
+    })
+    .prefault({}),
+  url: z
+    .strictObject({
+      blocklists: words,
+      categories: words,
+      words,
+      softWords: words,
+      allow: words,
+    })
+    .prefault({}),
+  extract: z.strictObject({ mode: z.enum(["fast", "readability"]).default("fast") }).prefault({}),
+  language: z
+    .strictObject({
+      /** ISO 639-1 (else 639-3) codes; without them every language is kept. */
+      keep: words,
+      threshold: share.default(0.65),
+      thresholds: z.record(z.string(), share).default({}),
+    })
+    .optional(),
+  heuristics: heuristicsSchema.optional(),
+  deduplicate: z
+    .strictObject({
+      exact: z.boolean().default(true),
+      near: z.union([z.literal(false), nearSchema]).prefault({}),
+      /** Documents of other data sets: twins of theirs go. */
+      against: words,
+    })
+    .optional(),
+  /** Characters that are left of a document at least, after all cuts. */
+  minCharacters: natural.default(1),
+  split: z.strictObject({ validation: share.default(0.01) }).prefault({}),
+  /** A folder with tokenizer.json, or the size of one to train on what is kept; without it no shards are written. */
+  tokenizer: z
+    .union([
+      z.string().min(1),
+      z.strictObject({
+        vocabSize: natural,
+        pretokenizer: z.enum(["gpt2", "llama3", "qwen"]).default("llama3"),
+        specialTokens: z.array(z.string().min(1)).min(1).default(["<|endoftext|>"]),
+        /** Characters of the sample that it is trained on. */
+        sample: natural.default(20_000_000),
+      }),
+    ])
+    .optional(),
+  /** Records (or bytes) of one unit of work: what is lost at most when the run is killed. */
+  unit: z.strictObject({ records: natural.default(500), bytes: natural.default(4_000_000) }).prefault({}),
+});
+export type Recipe = z.output<typeof recipeSchema>;
+export type SourceSettings = Recipe["sources"][number];
+
+/** Keys whose values are files or folders, looked for beside the recipe. */
+const PATHS = new Set(["files", "blocklists", "against", "tokenizer", "model", "good"]);
+
+function beside(value: unknown, folder: string, key = ""): unknown {
+  if (typeof value === "string") return PATHS.has(key) && !isAbsolute(value) ? join(folder, value) : value;
+  if (Array.isArray(value)) return value.map((v) => beside(v, folder, key));
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, beside(v, folder, k)]));
+}
+
+/** Throws UserError (exit code 2) that names file, line and key of every mistake. */
+export function loadRecipe(file: string, overrides: readonly string[] = []): Recipe {
+  const source = readYaml(file);
+  const value = beside(applyOverrides(source.value, overrides), dirname(file));
+  const recipe = check(recipeSchema, { ...source, value });
+  if (recipe.heuristics)
+    for (const presets of [recipe.heuristics.presets, ...Object.values(recipe.heuristics.byLanguage)])
+      checkRules(presets, recipe.heuristics.thresholds);
+  if (recipe.sources.some((s) => s.name === AGAINST))
+    throw new UserError(`${file}: a source cannot have the name "${AGAINST}": it stands for deduplicate.against.`, 2);
+  const names = recipe.sources.map((s) => s.name);
+  const twice = names.find((n, i) => names.indexOf(n) !== i);
+  if (twice) throw new UserError(`${file}: two sources have the name "${twice}". Give each its own.`, 2);
+  return recipe;
+}
