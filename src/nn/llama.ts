@@ -9,7 +9,18 @@
  * On disk they carry their Hugging Face names.
  */
 import { type Device, F32, type Ptr } from "../device/device.js";
-import { attention, crossEntropy, embedding, type Layout, rmsNorm, swiglu, tokenLogProb } from "../tensor/ops.js";
+import {
+  attention,
+  crossEntropy,
+  embedding,
+  type Layout,
+  pickRows,
+  rmsNorm,
+  scalarHead,
+  spreadRows,
+  swiglu,
+  tokenLogProb,
+} from "../tensor/ops.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { LlamaConfig } from "./config.js";
 import { type LoraAdapter, loraLinear } from "./lora.js";
@@ -44,7 +55,10 @@ interface Layer {
   down: Parameter;
 }
 
-function specs(c: LlamaConfig): ParameterSpec[] {
+/** What stands on the hidden states: the output matrix of a language model, or one number (reward and value models). */
+export type Head = "lm" | "scalar";
+
+function specs(c: LlamaConfig, head: Head): ParameterSpec[] {
   const { hiddenSize: d, intermediateSize: f, headDim } = c;
   const q = c.numHeads * headDim;
   const kv = c.numKvHeads * headDim;
@@ -72,7 +86,8 @@ function specs(c: LlamaConfig): ParameterSpec[] {
     );
   }
   list.push(norm("model.norm"));
-  if (!c.tieWordEmbeddings) list.push(matrix([c.vocabSize, d], ["lm_head", c.vocabSize]));
+  if (head === "scalar") list.push(matrix([1, d], ["score", 1]));
+  else if (!c.tieWordEmbeddings) list.push(matrix([c.vocabSize, d], ["lm_head", c.vocabSize]));
   return list;
 }
 
@@ -80,8 +95,9 @@ export class Llama {
   readonly parameters: ParameterSet;
   readonly embeddings: Parameter;
   readonly finalNorm: Parameter;
-  /** [V, d]; the embedding matrix itself when they are tied. */
+  /** [V, d]; the embedding matrix itself when they are tied. With a scalar head: [1, d]. */
   readonly outputMatrix: Parameter;
+  readonly head: Head;
   /** Low-rank adapters beside the (then frozen) matrices; set by `attachLora`. */
   lora: LoraAdapter | undefined;
   private readonly layers: Layer[] = [];
@@ -91,9 +107,11 @@ export class Llama {
     readonly device: Device,
     readonly config: LlamaConfig,
     readonly precision: Precision,
-    options: { trainable?: boolean } = {},
+    options: { trainable?: boolean; head?: Head } = {},
   ) {
-    this.parameters = new ParameterSet(device, dtypeOf(precision), specs(config), options.trainable ?? true);
+    this.head = options.head ?? "lm";
+    const list = specs(config, this.head);
+    this.parameters = new ParameterSet(device, dtypeOf(precision), list, options.trainable ?? true);
     const p = [...this.parameters.parameters];
     const next = (): Parameter => p.shift()!;
     this.embeddings = next();
@@ -107,7 +125,7 @@ export class Llama {
         down: next(),
       });
     this.finalNorm = next();
-    this.outputMatrix = config.tieWordEmbeddings ? this.embeddings : next();
+    this.outputMatrix = this.head === "lm" && config.tieWordEmbeddings ? this.embeddings : next();
     this.tables = ropeTables(device, config, config.maxPositionEmbeddings);
   }
 
@@ -219,18 +237,35 @@ export class Llama {
     return rmsNorm(tape, h, this.finalNorm, this.config.rmsNormEps);
   }
 
-  /** log p(targets[i] | tokens up to i): [N] fp32; targets below 0 are skipped. */
-  logProbs(tape: Tape, batch: TokenBatch, targets: Int32Array): Tensor {
-    return tokenLogProb(tape, this.forward(tape, batch), this.outputMatrix, tape.upload(targets));
+  /** One number for each token: [N] fp32. For models with a scalar head. */
+  values(tape: Tape, batch: TokenBatch): Tensor {
+    return scalarHead(tape, this.forward(tape, batch), this.outputMatrix);
   }
 
-  /** Weighted cross entropy (see ops.ts); the tensor holds log p per token, the loss is -sum(weights * logp). */
+  /** log softmax(logits / temperature)[targets[i]] given the tokens up to i: [N] fp32; targets below 0 are skipped. */
+  logProbs(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
+    const { hidden, rows, kept } = this.targetRows(tape, batch, targets);
+    const logp = tokenLogProb(tape, hidden, this.outputMatrix, tape.upload(kept), 1 / temperature);
+    return rows ? spreadRows(tape, logp, rows, targets.length) : logp;
+  }
+
+  /** Weighted cross entropy (see ops.ts): -sum(weights * log p). `logp` is what backward starts from. */
   loss(tape: Tape, batch: TokenBatch, targets: Int32Array, weights: Float32Array): { logp: Tensor; loss: number } {
-    const logp = crossEntropy(tape, this.forward(tape, batch), this.outputMatrix, tape.upload(targets), weights);
+    const { hidden, rows, kept } = this.targetRows(tape, batch, targets);
+    const w = rows ? Float32Array.from(rows, (row) => weights[row]) : weights;
+    const logp = crossEntropy(tape, hidden, this.outputMatrix, tape.upload(kept), w);
     const values = this.device.f32(logp.ptr, logp.size);
     let loss = 0;
-    for (let i = 0; i < values.length; i++) if (weights[i] !== 0) loss -= weights[i] * values[i];
+    for (let i = 0; i < values.length; i++) if (w[i] !== 0) loss -= w[i] * values[i];
     return { logp, loss };
+  }
+
+  /** Hidden states of the rows that have a target, when that leaves out enough to be worth a copy: most of a prompt. */
+  private targetRows(tape: Tape, batch: TokenBatch, targets: Int32Array) {
+    const all = this.forward(tape, batch);
+    const rows = Int32Array.from(targets.keys()).filter((i) => targets[i] >= 0);
+    if (rows.length > 0.8 * targets.length || rows.length === 0) return { hidden: all, rows: undefined, kept: targets };
+    return { hidden: pickRows(tape, all, rows), rows, kept: Int32Array.from(rows, (row) => targets[row]) };
   }
 
   /** Logits [rows, V] fp32 of chosen rows of `hidden`; for generation, and for looking at a model. */

@@ -126,6 +126,50 @@ export function swiglu(tape: Tape, gu: Tensor): Tensor {
   });
 }
 
+/** Rows of x[N, D] by number, as a tensor of their own: [rows.length, D]. */
+export function pickRows(tape: Tape, x: Tensor, rows: Int32Array): Tensor {
+  const D = x.shape[1];
+  const at = tape.upload(rows);
+  const y = tape.tensor(x.dtype, [rows.length, D], x.requiresGrad);
+  tape.device.copyRows(x.ptr, at, y.ptr, rows.length, D, x.dtype);
+  return tape.record(y, (dy) => {
+    const dx = tape.tensor(x.dtype, x.shape);
+    tape.device.fill(dx.ptr, 0, x.size, x.dtype);
+    tape.device.addRows(dy.ptr, at, dx.ptr, rows.length, D, x.dtype);
+    tape.accumulate(x, dx);
+  });
+}
+
+/** The other way round, for one number a row: y[rows[i]] = x[i], 0 elsewhere; x[rows.length] fp32 -> [N]. */
+export function spreadRows(tape: Tape, x: Tensor, rows: Int32Array, N: number): Tensor {
+  const at = tape.upload(rows);
+  const y = tape.tensor(F32, [N], x.requiresGrad);
+  tape.device.fill(y.ptr, 0, N, F32);
+  tape.device.addRows(x.ptr, at, y.ptr, rows.length, 1, F32);
+  return tape.record(y, (dy) => {
+    const dx = tape.tensor(F32, x.shape);
+    tape.device.copyRows(dy.ptr, at, dx.ptr, rows.length, 1, F32);
+    tape.accumulate(x, dx);
+  });
+}
+
+/** x[N, D] . w[1, D] for every row, in fp32 whatever the storage type: [N]. The head of reward and value models. */
+export function scalarHead(tape: Tape, x: Tensor, w: Parameter): Tensor {
+  const { device } = tape;
+  const [N, D] = x.shape;
+  const dt = x.dtype;
+  const y = tape.tensor(F32, [N], x.requiresGrad || w.requiresGrad);
+  device.matmul(0, 1, N, 1, D, 1, x.ptr, dt, D, w.ptr, dt, D, 0, y.ptr, F32, 1, 0, 1, 0, 0, 0);
+  return tape.record(y, (dy) => {
+    if (w.requiresGrad)
+      device.matmul(1, 0, 1, D, N, 1, dy.ptr, F32, 1, x.ptr, dt, D, w.gradBeta(), w.gradPtr, dt, D, 0, 1, 0, 0, 0);
+    if (!x.requiresGrad) return;
+    const dx = tape.tensor(dt, x.shape);
+    device.matmul(0, 0, N, D, 1, 1, dy.ptr, F32, 1, w.ptr, dt, D, 0, dx.ptr, dt, D, 0, 1, 0, 0, 0);
+    tape.accumulate(x, dx);
+  });
+}
+
 /** log p(target[i] | hidden[i]): [N] fp32; a target below 0 gives 0 and no gradient. The full logits never exist. */
 export function tokenLogProb(tape: Tape, hidden: Tensor, W: Parameter, targets: Ptr, invTemperature = 1): Tensor {
   const { device } = tape;
