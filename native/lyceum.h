@@ -161,8 +161,9 @@ void ly_minhash_bands(const uint32_t *signatures, int64_t documents, int bands, 
 /* Sorts keys[n]; order[i] = where key i stood; equal keys stay in order. The work arrays hold n elements. */
 void ly_minhash_order(uint64_t *keys, uint32_t *order, uint64_t *key_work, uint32_t *order_work, int64_t n);
 
-/* text/suffix.c. Words and symbols as numbers (32-bit hashes) with their places; tokens[n], starts[n]. Returns how many. */
-int64_t ly_suffix_tokens(const uint16_t *text, int64_t n, const uint8_t *classes, uint32_t *tokens, int32_t *starts);
+/* text/suffix.c. Words and symbols as numbers (32-bit hashes) with their places; tokens[n], starts[n]. With fold (may be NULL) in lower
+ * case and without the symbols. Returns how many. */
+int64_t ly_suffix_tokens(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, uint32_t *tokens, int32_t *starts);
 /* Sorts the suffixes of tokens[n] (n < 2^32) by their first `depth` tokens (0: by all): sa[n]; rank[i] = place of the first suffix equal
  * to i in those tokens, equal ones stand by position. work: 24 n + 64 bytes. Returns the number of groups. */
 int64_t ly_suffix_sort(const uint32_t *tokens, int64_t n, int64_t depth, uint32_t *sa, uint32_t *rank, void *work);

@@ -3,7 +3,7 @@
  * more than once (Lee et al. 2022, "Deduplicating training data makes language models better", section 4.1). */
 #include "text.h"
 
-int64_t ly_suffix_tokens(const uint16_t *text, int64_t n, const uint8_t *classes, uint32_t *tokens, int32_t *starts) {
+int64_t ly_suffix_tokens(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, uint32_t *tokens, int32_t *starts) {
   int64_t count = 0;
   const uint16_t *p = text, *end = text + n;
   while (p < end) {
@@ -12,10 +12,13 @@ int64_t ly_suffix_tokens(const uint16_t *text, int64_t n, const uint8_t *classes
     const uint16_t *start = p;
     uint64_t h = 0xcbf29ce484222325ULL;
     if (class == LY_WORD)
-      do { h = (h ^ *p++) * 0x100000001b3ULL; } while (p < end && classes[*p] == LY_WORD);
-    else {
+      do { h = (h ^ (fold ? fold[*p] : *p)) * 0x100000001b3ULL; } while (++p < end && classes[*p] == LY_WORD);
+    else if (fold && class == LY_SYMBOL && !ly_astral_ideograph(p, end)) {
+      p++;
+      continue;
+    } else {
       int pair = (p[0] & 0xfc00) == 0xd800 && p + 1 < end && (p[1] & 0xfc00) == 0xdc00;
-      h = (h ^ *p++) * 0x100000001b3ULL;
+      h = (h ^ (fold ? fold[*p] : *p)) * 0x100000001b3ULL, p++;
       if (pair) h = (h ^ *p++) * 0x100000001b3ULL;
     }
     tokens[count] = (uint32_t)(ly_mix64(h) >> 32);

@@ -8,7 +8,7 @@
 import { openTextKernels } from "../device/text.js";
 import { UserError } from "../run/errors.js";
 import { keepBefore, type Standing, type Twin } from "./exact.js";
-import { unitClasses } from "./words.js";
+import { lowerCase, unitClasses } from "./words.js";
 
 export interface MinHashOptions {
   /** Units of a shingle: words; in scripts without spaces (Chinese, Japanese, Thai, ...) each character is a unit. */
@@ -33,18 +33,6 @@ export function checkMinHash(options: Partial<MinHashOptions> = {}): MinHashOpti
   if (!(all.threshold > 0 && all.threshold <= 1))
     throw new UserError(`dedup.threshold is ${all.threshold}; it must be above 0 and at most 1.`, 2);
   return all;
-}
-
-let folds: Uint16Array | undefined;
-/** Lower case of every UTF-16 unit, where it is one unit too. */
-function lowerCase(): Uint16Array {
-  if (folds) return folds;
-  folds = new Uint16Array(65536);
-  for (let unit = 0; unit < 65536; unit++) {
-    const lower = String.fromCharCode(unit).toLowerCase();
-    folds[unit] = lower.length === 1 ? lower.charCodeAt(0) : unit;
-  }
-  return folds;
 }
 
 /** Signatures and shingles of texts; holds the buffers that its calls use again. One for each thread. */

@@ -10,7 +10,7 @@ import { openTextKernels } from "../device/text.js";
 import { UserError } from "../run/errors.js";
 import type { Span } from "./document.js";
 import { WindowFiles } from "./windows.js";
-import { unitClasses } from "./words.js";
+import { lowerCase, unitClasses } from "./words.js";
 
 export interface SubstringOptions {
   /** N: tokens of the shortest span. */
@@ -36,14 +36,17 @@ export interface Tokens {
 }
 
 let units = new Uint16Array(1 << 16);
-/** Words and symbols as 32-bit hashes: the tokens of this stage, when the recipe gives no tokenizer. Case and marks count. */
-export function tokensOf(text: string): Tokens {
+/**
+ * Words and symbols as 32-bit hashes: the tokens of this stage, when the recipe gives no tokenizer. Case and marks count, unless
+ * `fold` is set: then all is lower case, and words only.
+ */
+export function tokensOf(text: string, fold = false): Tokens {
   const n = text.length;
   if (units.length < n) units = new Uint16Array(n * 2);
   Buffer.from(units.buffer, units.byteOffset, units.byteLength).write(text, "utf16le");
   const tokens = new Uint32Array(n);
   const starts = new Int32Array(n);
-  const count = openTextKernels().suffixTokens(units, n, unitClasses(), tokens, starts);
+  const count = openTextKernels().suffixTokens(units, n, unitClasses(), fold ? lowerCase() : null, tokens, starts);
   return { tokens: tokens.slice(0, count), starts: starts.slice(0, count) };
 }
 

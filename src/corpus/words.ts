@@ -31,6 +31,18 @@ export function unitClasses(): Uint8Array {
   return classes;
 }
 
+let folds: Uint16Array | undefined;
+/** Lower case of every UTF-16 unit, where it is one unit too. */
+export function lowerCase(): Uint16Array {
+  if (folds) return folds;
+  folds = new Uint16Array(65536);
+  for (let unit = 0; unit < 65536; unit++) {
+    const lower = String.fromCharCode(unit).toLowerCase();
+    folds[unit] = lower.length === 1 ? lower.charCodeAt(0) : unit;
+  }
+  return folds;
+}
+
 /** Words and symbols in their order: [start, end) in UTF-16 units; `kind` is WORD, SINGLE or SYMBOL. */
 export interface Words {
   text: string;

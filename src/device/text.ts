@@ -16,7 +16,7 @@ export interface TextKernels {
   minhashJaccard(a: BigUint64Array, na: number, b: BigUint64Array, nb: number): number;
   minhashBands(signatures: Uint32Array, documents: number, bands: number, rows: number, keys: BigUint64Array): void;
   minhashOrder(keys: BigUint64Array, order: Uint32Array, keyWork: BigUint64Array, orderWork: Uint32Array, n: number): void;
-  suffixTokens(text: Uint16Array, n: number, classes: Uint8Array, tokens: Uint32Array, starts: Int32Array): number;
+  suffixTokens(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array | null, tokens: Uint32Array, starts: Int32Array): number;
   suffixSort(tokens: Uint32Array, n: number, depth: number, sa: Uint32Array, rank: Uint32Array, work: Uint8Array): number;
   suffixRepeats(sa: Uint32Array, rank: Uint32Array, n: number, length: number, room: Uint32Array, keepFirst: number, marks: Uint8Array): void;
   suffixWindows(tokens: Uint32Array, n: number, length: number, hashes: BigUint64Array): number;
