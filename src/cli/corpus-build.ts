@@ -4,6 +4,7 @@ import { basename, extname } from "node:path";
 import { type BuildSummary, build } from "../corpus/build.js";
 import { funnelLines } from "../corpus/funnel.js";
 import { loadRecipe } from "../corpus/recipe.js";
+import { writeReport } from "../corpus/report.js";
 import { UserError } from "../run/errors.js";
 import { duration, mebibytes, openProgress } from "../run/progress.js";
 
@@ -21,6 +22,7 @@ export async function command(file: string, flags: BuildFlags): Promise<void> {
     throw new UserError(`--workers ${flags.workers}: it must be a whole number from 1 to 256.`, 2);
   const dir = flags.out ?? `runs/${recipe.name ?? basename(file, extname(file))}`;
   const summary = await build(recipe, dir, workers, openProgress());
+  writeReport(dir);
   if (flags.json) console.log(JSON.stringify({ dir, ...summary }));
   else for (const line of summaryLines(dir, summary)) console.error(line);
 }

@@ -91,6 +91,35 @@ corpus
   .option("--json", "print the funnel as JSON")
   .action(async (file, flags) => (await import("./corpus-build.js")).command(file, flags));
 corpus
+  .command("why")
+  .description("every rule's value and threshold for a document; its twin, if it has one")
+  .argument("<dir>", "folder of a build")
+  .argument("<id>", "id or URL of a document")
+  .option("--json", "print a JSON object")
+  .action(async (dir, id, options) => (await import("./corpus-ask.js")).whyCommand(dir, id, options));
+corpus
+  .command("what-if")
+  .description("what other thresholds would keep, without reading the input again")
+  .argument("<dir>", "folder of a build")
+  .requiredOption("--rule <name=value...>", "such as gopher.minWords=100; off switches a rule off")
+  .option("--json", "print a JSON object")
+  .action(async (dir, options) => (await import("./corpus-ask.js")).whatIfCommand(dir, options));
+corpus
+  .command("report")
+  .description("write report.html of a build again")
+  .argument("<dir>", "folder of a build")
+  .action(async (dir) => (await import("./corpus-ask.js")).reportCommand(dir));
+corpus
+  .command("dedup")
+  .description("pairs of near duplicates in files, by MinHash, each verified by its true Jaccard similarity")
+  .argument("<files...>", "JSONL, Parquet, WARC, HTML or text")
+  .option("--threshold <t>", "least similarity of a pair", "0.8")
+  .option("--shingle <n>", "words of a shingle (characters in scripts without spaces)", "5")
+  .option("--bands <n>", "bands of the MinHash (default: by the threshold)")
+  .option("--rows <n>", "rows of a band (default: by the threshold)")
+  .option("--json", "print a JSON array of {a, b, similarity}")
+  .action(async (files, options) => (await import("./corpus-dedup.js")).command(files, options));
+corpus
   .command("extract")
   .description("title, main text and language of HTML pages")
   .argument("<files...>", "HTML files; - reads standard input")

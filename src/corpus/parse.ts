@@ -4,6 +4,8 @@ import type { RawRecord } from "./input/record.js";
 
 export interface ParseContext {
   dataset: string;
+  /** A file's name for ids. */
+  label(file: string): string;
   mode: "fast" | "readability";
   timeout: number;
   maxRecordBytes: number;
@@ -56,10 +58,7 @@ function document(
   if (record.date !== undefined) metadata.date = record.date;
   return {
     document: {
-      id:
-        fields.id ??
-        record.id ??
-        (record.line === 1 && record.kind !== "json" ? record.file : `${record.file}:${record.line}`),
+      id: fields.id ?? record.id ?? ownId(record, context),
       text: fields.text,
       ...(url === undefined ? {} : { url }),
       source: {
@@ -72,6 +71,12 @@ function document(
     },
     url: context.judgeUrl(url),
   };
+}
+
+/** WEB/page.html for a file that is one record, WEB/pages.jsonl:12 otherwise. */
+function ownId(record: RawRecord, { dataset, label }: ParseContext): string {
+  const name = `${dataset}/${label(record.file)}`;
+  return record.line === 1 && record.kind !== "json" && record.url === undefined ? name : `${name}:${record.line}`;
 }
 
 function fromJson(record: RawRecord, context: ParseContext, rejected: Reject): Parsed | Rejected {

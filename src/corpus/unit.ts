@@ -2,6 +2,8 @@
  * The two steps of a unit of work, as pure functions of its input: reading (records to documents) and judging (documents to
  * signals, decisions, spans, and what deduplication needs). They run in worker threads or in place, with the same bytes out.
  */
+import { basename } from "node:path";
+import { getDomain } from "tldts";
 import type { Document, Finding, Rejected, Span } from "./document.js";
 import { exactKey } from "./exact.js";
 import { BuildFolder, readRows, toRows } from "./folder.js";
@@ -109,8 +111,11 @@ export class Worker {
 
   private async read(task: ReadTask): Promise<{ marker: ReadMarker; rows: Row[] }> {
     const { extract, limits } = this.recipe;
+    const roots =
+      this.recipe.sources.find((s) => s.name === task.source)?.files ?? this.recipe.deduplicate?.against ?? [];
     const context: ParseContext = {
       dataset: task.source,
+      label: (file) => labelOf(file, roots),
       mode: extract.mode,
       timeout: limits.timeout,
       maxRecordBytes: limits.maxRecordBytes,
@@ -172,7 +177,8 @@ export class Worker {
       counts.bytes += bytes;
       const language = result.language ?? "und";
       counts.languages[language] = (counts.languages[language] ?? 0) + 1;
-      signals.push({ id: document.id, language, characters: document.text.length, ...finite(result.signals) });
+      const domain = document.url === undefined ? null : (getDomain(document.url) ?? null);
+      signals.push({ id: document.id, language, domain, characters: document.text.length, ...finite(result.signals) });
       decisions.push({
         id: document.id,
         action: result.dropped ? "drop" : "keep",
@@ -227,6 +233,12 @@ export class Worker {
     const { loadIdentifier } = await import("./language.js");
     return { recipe: this.recipe, identifier: this.recipe.language ? await loadIdentifier() : undefined };
   }
+}
+
+/** A file's name as it stands in ids: below the folder that the recipe names, so that a moved corpus keeps its ids. */
+function labelOf(file: string, roots: readonly string[]): string {
+  const root = roots.find((r) => file.startsWith(`${r}/`));
+  return root === undefined ? basename(file) : file.slice(root.length + 1);
 }
 
 function count(counts: Counts, finding: Finding, first: boolean, bytes: number): void {

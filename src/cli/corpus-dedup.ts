@@ -1,0 +1,81 @@
+/** `lyceum corpus dedup`: all pairs of near duplicates of files, with their true similarity. */
+
+import { listFiles, readSource } from "../corpus/input/source.js";
+import { MinHasher, nearPairs } from "../corpus/minhash.js";
+import { parseRecord } from "../corpus/parse.js";
+import { UserError } from "../run/errors.js";
+
+export interface DedupFlags {
+  threshold: string;
+  shingle: string;
+  bands?: string;
+  rows?: string;
+  json?: boolean;
+}
+
+/** Chance to overlook a pair that is just as similar as the threshold, which the choice of bands keeps to. */
+const MISS = 1e-4;
+const HASHES = 128;
+
+/** The most rows (fewest candidates) with which a pair at the threshold is overlooked with at most MISS: (1 - t^rows)^bands. */
+export function bandsFor(threshold: number): { bands: number; rows: number } {
+  for (let rows = 16; rows > 1; rows--) {
+    const bands = Math.floor(HASHES / rows);
+    if ((1 - threshold ** rows) ** bands <= MISS) return { bands, rows };
+  }
+  return { bands: HASHES, rows: 1 };
+}
+
+export async function command(files: string[], flags: DedupFlags): Promise<void> {
+  const number = (name: "threshold" | "shingle" | "bands" | "rows"): number => {
+    const value = Number(flags[name]);
+    if (!Number.isFinite(value)) throw new UserError(`--${name} ${flags[name]}: it must be a number.`, 2);
+    return value;
+  };
+  const threshold = number("threshold");
+  const banding = bandsFor(threshold);
+  const hasher = new MinHasher({
+    threshold,
+    shingle: number("shingle"),
+    bands: flags.bands === undefined ? banding.bands : number("bands"),
+    rows: flags.rows === undefined ? banding.rows : number("rows"),
+  });
+  const ids: string[] = [];
+  const texts: string[] = [];
+  let rejected = 0;
+  const context = {
+    dataset: "",
+    label: (f: string) => f,
+    mode: "fast",
+    timeout: 20,
+    maxRecordBytes: 64e6,
+    judgeUrl: () => [],
+  } as const;
+  for await (const { record } of readSource(
+    listFiles(files, "the command"),
+    { file: 0, records: 0 },
+    { maxRecordBytes: 64e6 },
+  )) {
+    if (record.skip) continue;
+    const parsed = await parseRecord(record, { ...context, judgeUrl: () => [] });
+    if ("document" in parsed) {
+      ids.push(parsed.document.id);
+      texts.push(parsed.document.text);
+    } else {
+      rejected++;
+      console.error(`${parsed.file}:${parsed.line}: ${parsed.reason}`);
+    }
+  }
+  const signatures = new Uint32Array(texts.length * hasher.hashes);
+  for (const [i, text] of texts.entries())
+    hasher.signature(text, signatures.subarray(i * hasher.hashes, (i + 1) * hasher.hashes));
+  const pairs = nearPairs({ count: texts.length, signatures, textOf: (i) => texts[i] }, hasher.options);
+  if (flags.json)
+    console.log(JSON.stringify(pairs.map(({ a, b, similarity }) => ({ a: ids[a], b: ids[b], similarity }))));
+  else {
+    for (const { a, b, similarity } of pairs) console.log(`${similarity.toFixed(4)}  ${ids[a]}  ${ids[b]}`);
+    console.error(
+      `${pairs.length} pairs among ${texts.length} documents${rejected ? `; ${rejected} records could not be used` : ""}`,
+    );
+  }
+}
