@@ -36,17 +36,18 @@ export interface Tokens {
 }
 
 let units = new Uint16Array(1 << 16);
-/**
- * Words and symbols as 32-bit hashes: the tokens of this stage, when the recipe gives no tokenizer. Case and marks count, unless
- * `fold` is set: then all is lower case, and words only.
- */
-export function tokensOf(text: string, fold = false): Tokens {
+/** Words and symbols as 32-bit hashes: the tokens of this stage, when the recipe gives no tokenizer. Case and marks count. */
+export const tokensOf = (text: string): Tokens => cut(text, null);
+/** Words only, in lower case. */
+export const wordsOf = (text: string): Tokens => cut(text, lowerCase());
+
+function cut(text: string, fold: Uint16Array | null): Tokens {
   const n = text.length;
   if (units.length < n) units = new Uint16Array(n * 2);
   Buffer.from(units.buffer, units.byteOffset, units.byteLength).write(text, "utf16le");
   const tokens = new Uint32Array(n);
   const starts = new Int32Array(n);
-  const count = openTextKernels().suffixTokens(units, n, unitClasses(), fold ? lowerCase() : null, tokens, starts);
+  const count = openTextKernels().suffixTokens(units, n, unitClasses(), fold, tokens, starts);
   return { tokens: tokens.slice(0, count), starts: starts.slice(0, count) };
 }
 
