@@ -9,7 +9,7 @@ static int64_t chunk_rows(int64_t N, int64_t V) {
 }
 
 typedef struct {
-  float *logits; const int32_t *target; float *logp, *lse, *entropy; const float *known_lse, *g; void *dlogits;
+  float *logits; const int32_t *target; float *logp, *lse, *entropy; const float *known_lse, *known_entropy, *g; void *dlogits;
   int64_t rows, V; float scale; int dt;
 } Chunk;
 
@@ -43,13 +43,19 @@ static void row_body(void *ctx, int64_t i, int thread) {
   }
   if (!t->dlogits) return;
   float g = t->g[i] * t->scale;
+  if (t->known_entropy) { /* of the entropy: dH / dz = -p (log p + H) */
+    float H = t->known_entropy[i];
+    for (int64_t v = 0; v < V; v++) { float logp = x[v] * t->scale - lse, p = fast_expf(logp); x[v] = p == 0 ? 0 : -g * p * (logp + H); }
+    if (t->dlogits != t->logits) store_row(t->dlogits, i * V, x, V, t->dt);
+    return;
+  }
   for (int64_t v = 0; v < V; v++) x[v] = -g * fast_expf(x[v] * t->scale - lse);
   x[target] += g;
   if (t->dlogits != t->logits) store_row(t->dlogits, i * V, x, V, t->dt);
 }
 
 static void run(const void *hidden, const void *W, const int32_t *target, float *logp, float *lse, float *entropy, const float *known_lse,
-                const float *g, void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float scale, int dt) {
+                const float *known_entropy, const float *g, void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float scale, int dt) {
   int64_t rows = chunk_rows(N, V), size = dt == LY_F32 ? 4 : 2;
   float *logits = ly_scratch(-1, 2, (size_t)(rows * V) * 4);
   void *dlogits = !g ? NULL : dt == LY_F32 ? (void *)logits : ly_scratch(-1, 3, (size_t)(rows * V) * 2);
@@ -60,7 +66,7 @@ static void run(const void *hidden, const void *W, const int32_t *target, float 
     const char *h = (const char *)hidden + (size_t)(at * D * size);
     ly_matmul(0, 1, n, V, D, 1, h, dt, D, W, dt, D, 0, logits, LY_F32, V, NULL, 1, 0, 0, 0);
     Chunk t = {logits, target + at, logp ? logp + at : NULL, lse ? lse + at : NULL, entropy ? entropy + at : NULL,
-               known_lse ? known_lse + at : NULL, g ? g + at : NULL, dlogits, n, V, scale, dt};
+               known_lse ? known_lse + at : NULL, known_entropy ? known_entropy + at : NULL, g ? g + at : NULL, dlogits, n, V, scale, dt};
     ly_parallel(n, row_body, &t);
     if (!g) continue;
     if (dhidden) ly_matmul(0, 0, n, D, V, 1, dlogits, dt, V, W, dt, D, 0, (char *)dhidden + (size_t)(at * D * size), dt, D, NULL, 1, 0, 0, 0);
@@ -72,13 +78,17 @@ static void run(const void *hidden, const void *W, const int32_t *target, float 
 
 void ly_logprob_forward(const void *hidden, const void *W, const int32_t *target, float *logp, float *lse, float *entropy,
                         int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {
-  run(hidden, W, target, logp, lse, entropy, NULL, NULL, NULL, NULL, N, D, V, inv_temperature, dt);
+  run(hidden, W, target, logp, lse, entropy, NULL, NULL, NULL, NULL, NULL, N, D, V, inv_temperature, dt);
 }
 void ly_logprob_backward(const void *hidden, const void *W, const int32_t *target, const float *lse, const float *g,
                          void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {
-  run(hidden, W, target, NULL, NULL, NULL, lse, g, dhidden, dW, N, D, V, inv_temperature, dt);
+  run(hidden, W, target, NULL, NULL, NULL, lse, NULL, g, dhidden, dW, N, D, V, inv_temperature, dt);
 }
 void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_t *target, const float *g, float *logp,
                                  void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {
-  run(hidden, W, target, logp, NULL, NULL, NULL, g, dhidden, dW, N, D, V, inv_temperature, dt);
+  run(hidden, W, target, logp, NULL, NULL, NULL, NULL, g, dhidden, dW, N, D, V, inv_temperature, dt);
+}
+void ly_entropy_backward(const void *hidden, const void *W, const int32_t *target, const float *lse, const float *entropy, const float *g,
+                         void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {
+  run(hidden, W, target, NULL, NULL, NULL, lse, entropy, g, dhidden, dW, N, D, V, inv_temperature, dt);
 }

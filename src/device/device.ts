@@ -56,6 +56,8 @@ export interface Device {
   // biome-ignore format: one line a kernel
   logprobBackward(hidden: Ptr, W: Ptr, target: Ptr, lse: Ptr, g: Ptr, dhidden: Ptr, dW: Ptr, N: number, D: number, V: number, invTemperature: number, dt: DType): void;
   // biome-ignore format: one line a kernel
+  entropyBackward(hidden: Ptr, W: Ptr, target: Ptr, lse: Ptr, entropy: Ptr, g: Ptr, dhidden: Ptr, dW: Ptr, N: number, D: number, V: number, invTemperature: number, dt: DType): void;
+  // biome-ignore format: one line a kernel
   logprobForwardBackward(hidden: Ptr, W: Ptr, target: Ptr, g: Ptr, logp: Ptr, dhidden: Ptr, dW: Ptr, N: number, D: number, V: number, invTemperature: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   adamw(n: number, master: Ptr, m: Ptr, v: Ptr, grad: Ptr, param: Ptr, dt: DType, lr: number, b1: number, b2: number, eps: number, weightDecay: number, c1: number, c2: number, gscale: number): void;

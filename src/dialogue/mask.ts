@@ -18,6 +18,9 @@ export interface Sample {
   trainable: Uint8Array;
 }
 
+/** Where the reply of a sample with one trained reply begins. */
+export const replyStart = (sample: Sample): number => sample.trainable.indexOf(1);
+
 /** The three constructions of multi-turn samples in the notes (4.2.2). */
 export const CONSTRUCTIONS = ["all", "last", "split"] as const;
 export type Construction = (typeof CONSTRUCTIONS)[number];

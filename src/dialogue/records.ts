@@ -119,6 +119,12 @@ function messagesOf(r: Json): Message[] | string {
   return messages;
 }
 
+/** Messages in either spelling (role and content, from and value), or what is wrong with them. */
+export function messagesFrom(list: unknown[]): Message[] | string {
+  const sharegpt = (list[0] as Json | undefined)?.from !== undefined;
+  return sharegpt ? listed(list, "from", "value", "messages") : listed(list, "role", "content", "messages");
+}
+
 function listed(list: unknown[], roleKey: string, textKey: string, where: string): Message[] | string {
   const messages: Message[] = [];
   for (const [i, entry] of list.entries()) {

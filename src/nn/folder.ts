@@ -8,12 +8,16 @@ import { UserError } from "../run/errors.js";
 import { openSafetensors, writeSafetensors } from "../run/safetensors.js";
 import { dtypeOf } from "../tensor/tensor.js";
 import { llamaConfigJson, readLlamaConfig } from "./config.js";
-import { Llama, type Precision } from "./llama.js";
+import { type Head, Llama, type Precision } from "./llama.js";
 
 export interface LoadOptions {
   trainable?: boolean;
   /** At least this many tokens: rows are added to a smaller vocabulary, each the mean of the rows that are there. */
   vocabSize?: number;
+  /** `scalar`: a reward or value model. From a language model's folder its head is new: normal, std 1 / sqrt(d + 1). */
+  head?: Head;
+  /** For a new head. */
+  seed?: number;
 }
 
 /** Loads a folder in the given precision, whatever type its file has (F32, BF16, F16). */
@@ -27,6 +31,11 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
     const model = new Llama(device, config, precision, options);
     const target = dtypeOf(precision);
     for (const t of model.parameters.named()) {
+      if (t.name === SCORE && !names.has(SCORE) && names.has("model.norm.weight")) {
+        // Stiennon et al. 2020, appendix B.1
+        device.randomNormal(t.ptr, t.size, options.seed ?? 0, 1 << 20, 0, 1 / Math.sqrt(t.size + 1), target);
+        continue;
+      }
       if (!names.has(t.name))
         throw new UserError(
           `${dir}: the tensor ${t.name} is missing from the model's file. The file is incomplete, or config.json belongs to another model.`,
@@ -61,13 +70,19 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
   }
 }
 
-/** Writes config.json, generation_config.json and the weights in the model's own precision. */
-export function saveLlama(model: Llama, dir: string): void {
+/** Writes config.json (with `extra` keys), generation_config.json and the weights in the model's own precision. */
+export function saveLlama(model: Llama, dir: string, extra: Record<string, unknown> = {}): void {
   mkdirSync(dir, { recursive: true });
   const bf16 = model.precision === "bf16";
   const json = (name: string, value: unknown): void =>
     writeFileSync(`${dir}/${name}`, `${JSON.stringify(value, null, 2)}\n`);
-  json("config.json", llamaConfigJson(model.config, bf16 ? "bfloat16" : "float32"));
+  const config = llamaConfigJson(model.config, bf16 ? "bfloat16" : "float32");
+  const scalar = {
+    architectures: ["LlamaForSequenceClassification"],
+    id2label: { 0: "reward" },
+    label2id: { reward: 0 },
+  };
+  json("config.json", { ...config, ...(model.head === "scalar" && scalar), ...extra });
   const { bosTokenId, eosTokenId, padTokenId } = model.config;
   json("generation_config.json", {
     ...(bosTokenId !== undefined && { bos_token_id: bosTokenId }),
@@ -81,6 +96,17 @@ export function saveLlama(model: Llama, dir: string): void {
     }
   };
   writeSafetensors(`${dir}/model.safetensors`, entries(), { format: "pt" });
+}
+
+const SCORE = "score.weight";
+/** Whether a folder holds a model with a scalar head. */
+export function hasScalarHead(dir: string): boolean {
+  const file = openSafetensors(dir);
+  try {
+    return file.names().includes(SCORE);
+  } finally {
+    file.close();
+  }
 }
 
 /** Tensors with a row for each token. */

@@ -19,6 +19,7 @@ import {
   scalarHead,
   spreadRows,
   swiglu,
+  tokenEntropy,
   tokenLogProb,
 } from "../tensor/ops.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
@@ -247,6 +248,13 @@ export class Llama {
     const { hidden, rows, kept } = this.targetRows(tape, batch, targets);
     const logp = tokenLogProb(tape, hidden, this.outputMatrix, tape.upload(kept), 1 / temperature);
     return rows ? spreadRows(tape, logp, rows, targets.length) : logp;
+  }
+
+  /** Entropy (nats) of the distribution over the next token, for rows with a target; 0 elsewhere: [N] fp32. */
+  entropies(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
+    const { hidden, rows, kept } = this.targetRows(tape, batch, targets);
+    const entropy = tokenEntropy(tape, hidden, this.outputMatrix, tape.upload(kept), 1 / temperature);
+    return rows ? spreadRows(tape, entropy, rows, targets.length) : entropy;
   }
 
   /** Weighted cross entropy (see ops.ts): -sum(weights * log p). `logp` is what backward starts from. */

@@ -103,3 +103,14 @@ export function loadAdapter(model: Llama, dir: string): void {
     file.close();
   }
 }
+
+/** What `body` finds when the adapters are taken off: the frozen model itself. */
+export function withoutLora<T>(model: Llama, body: () => T): T {
+  const { lora } = model;
+  model.lora = undefined;
+  try {
+    return body();
+  } finally {
+    model.lora = lora;
+  }
+}

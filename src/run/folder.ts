@@ -125,10 +125,17 @@ export function checkpointSteps(dir: string): number[] {
 export const latestStep = (dir: string): number => checkpointSteps(dir).at(-1) ?? 0;
 
 function publish(partial: string, final: string): void {
-  for (const name of readdirSync(partial)) if (statSync(`${partial}/${name}`).isFile()) sync(`${partial}/${name}`);
-  sync(partial);
+  syncAll(partial);
   renameSync(partial, final);
   sync(final.slice(0, final.lastIndexOf("/")));
+}
+function syncAll(dir: string): void {
+  for (const name of readdirSync(dir)) {
+    const path = `${dir}/${name}`;
+    if (statSync(path).isDirectory()) syncAll(path);
+    else sync(path);
+  }
+  sync(dir);
 }
 function sync(path: string): void {
   const fd = openSync(path, "r");

@@ -189,6 +189,25 @@ export function tokenLogProb(tape: Tape, hidden: Tensor, W: Parameter, targets: 
   return tape.record(logp, backward, [lse]);
 }
 
+/** Entropy (nats) of softmax(hidden W^T * invTemperature) per row: [N] fp32; rows with a target below 0 are skipped. */
+export function tokenEntropy(tape: Tape, hidden: Tensor, W: Parameter, targets: Ptr, invTemperature = 1): Tensor {
+  const { device } = tape;
+  const [N, D] = hidden.shape;
+  const V = W.shape[0];
+  const dt = hidden.dtype;
+  const entropy = tape.tensor(F32, [N], hidden.requiresGrad || W.requiresGrad);
+  const lse = tape.tensor(F32, [N]);
+  device.logprobForward(hidden.ptr, W.ptr, targets, 0, lse.ptr, entropy.ptr, N, D, V, invTemperature, dt);
+  const backward = (g: Tensor): void => {
+    const dh = hidden.requiresGrad ? tape.tensor(dt, hidden.shape) : undefined;
+    const dW = W.requiresGrad ? W.gradForAccumulation() : 0;
+    // biome-ignore format: one call
+    device.entropyBackward(hidden.ptr, W.ptr, targets, lse.ptr, entropy.ptr, g.ptr, dh?.ptr ?? 0, dW, N, D, V, invTemperature, dt);
+    if (dh) tape.accumulate(hidden, dh);
+  };
+  return tape.record(entropy, backward, [lse]);
+}
+
 /**
  * Weighted cross entropy: loss = - sum_i weights[i] log p(target[i] | hidden[i]). Because the weights are known before
  * the forward pass, gradients are computed in the same pass over the chunks of logits, which are made only once.

@@ -1,0 +1,139 @@
+/**
+ * Preferences (notes 4.2.3): {prompt, chosen, rejected}, or {prompt, completions, ranking} with K replies, as texts or as
+ * message lists. A pair is a ranking of two. A record that cannot teach anything is set aside with its reason.
+ */
+import { existsSync } from "node:fs";
+import type { Rejected } from "../corpus/read.js";
+import { packSequences, type TokenBatch } from "../nn/llama.js";
+import { UserError } from "../run/errors.js";
+import { type DialogueEncoder, replyStart, type Sample } from "./mask.js";
+import { checkTurns, jsonRecords, messagesFrom } from "./records.js";
+import type { Message } from "./templates.js";
+
+export interface Preference {
+  prompt: Message[];
+  /** Best first. */
+  replies: string[];
+  source: { file: string; line: number };
+}
+
+type Json = Record<string, unknown>;
+
+/** Every usable record of the files. Throws UserError when a file is missing, or when no record is usable. */
+export function readPreferences(files: readonly string[], rejected: Rejected[]): Preference[] {
+  const found: Preference[] = [];
+  for (const file of files) {
+    if (!existsSync(file)) throw new UserError(`${file} does not exist. It is named under data.`, 2);
+    for (const { line, value, error } of jsonRecords(file)) {
+      const result = error ?? toPreference(value);
+      if (typeof result === "string") rejected.push({ file, line, reason: result });
+      else found.push({ ...result, source: { file, line } });
+    }
+  }
+  if (found.length === 0) {
+    const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";
+    throw new UserError(`${files.join(", ")}: no preference can be used.${why}`);
+  }
+  return found;
+}
+
+export function toPreference(record: unknown): Omit<Preference, "source"> | string {
+  if (typeof record !== "object" || record === null || Array.isArray(record)) return "the record is not a JSON object";
+  const r = record as Json;
+  const replies = repliesOf(r);
+  if (typeof replies === "string") return replies;
+  const prompt = promptOf(r, replies.sharedPrompt);
+  if (typeof prompt === "string") return prompt;
+  const { texts } = replies;
+  const empty = texts.findIndex((t) => t.trim() === "");
+  if (empty >= 0) return `reply ${empty + 1} is empty`;
+  const twin = texts.findIndex((t, i) => texts.indexOf(t) !== i);
+  if (twin >= 0) return `replies ${texts.indexOf(texts[twin]) + 1} and ${twin + 1} are equal: nothing is preferred`;
+  if (texts.some((t) => /\p{Cs}/u.test(t))) return "a reply holds half of a surrogate pair";
+  return { prompt, replies: texts };
+}
+
+/** The replies, best first; from message lists also the messages that they share. */
+function repliesOf(r: Json): { texts: string[]; sharedPrompt?: Message[] } | string {
+  if (r.chosen !== undefined || r.rejected !== undefined) {
+    const pair = [r.chosen, r.rejected].map(lastReply);
+    const bad = pair.findIndex((p) => typeof p === "string");
+    if (bad >= 0) return `${bad === 0 ? "chosen" : "rejected"}: ${pair[bad] as string}`;
+    const [chosen, rejected] = pair as { text: string; before: Message[] }[];
+    if (JSON.stringify(chosen.before) !== JSON.stringify(rejected.before))
+      return "chosen and rejected answer different conversations";
+    return { texts: [chosen.text, rejected.text], sharedPrompt: chosen.before };
+  }
+  const { completions, ranking } = r;
+  if (!Array.isArray(completions))
+    return `its keys (${Object.keys(r).join(", ") || "none"}) are of no known format: a preference has prompt, chosen and rejected, or prompt, completions and ranking`;
+  if (completions.length < 2 || completions.some((c) => typeof c !== "string"))
+    return '"completions" must be two or more texts';
+  const order = ranking as number[];
+  const sorted = Array.isArray(ranking) ? [...order].sort((a, b) => a - b) : [];
+  if (sorted.length !== completions.length || sorted.some((n, i) => n !== i))
+    return `"ranking" must hold each number from 0 to ${completions.length - 1} once, the best completion first`;
+  return { texts: order.map((i) => completions[i] as string) };
+}
+
+function lastReply(value: unknown): { text: string; before: Message[] } | string {
+  if (typeof value === "string") return { text: value, before: [] };
+  if (!Array.isArray(value)) return "it is neither a text nor a list of messages";
+  const messages = messagesFrom(value);
+  if (typeof messages === "string") return messages;
+  const last = messages.at(-1);
+  if (last?.role !== "assistant") return "its last message is not the assistant's";
+  return { text: last.content, before: messages.slice(0, -1) };
+}
+
+/** A prompt as messages: a text, a list, or what the replies' own lists begin with. Its last message is the user's. */
+export function promptOf(r: Json, shared: Message[] = []): Message[] | string {
+  let prompt: Message[] | string = shared;
+  if (typeof r.prompt === "string") prompt = [{ role: "user", content: r.prompt }, ...shared];
+  else if (Array.isArray(r.prompt)) prompt = messagesFrom(r.prompt);
+  else if (r.prompt !== undefined) return '"prompt" is neither a text nor a list of messages';
+  if (typeof prompt === "string") return `prompt: ${prompt}`;
+  if (prompt.length === 0) return 'there is no "prompt"';
+  const wrong = checkTurns(prompt);
+  if (wrong) return `prompt: ${wrong}`;
+  return prompt.at(-1)?.role === "user" ? prompt : "the prompt does not end with the user's turn";
+}
+
+/** One reply under its prompt as tokens. */
+export interface EncodedReply {
+  ids: Int32Array;
+  /** Tokens start .. ids.length - 1 are the reply, its end-of-turn token included. */
+  start: number;
+}
+
+/** All replies of a preference as tokens, or why they cannot be used. */
+export function encodePreference(encoder: DialogueEncoder, p: Preference, maxLength: number): EncodedReply[] | string {
+  const encoded: EncodedReply[] = [];
+  for (const [i, content] of p.replies.entries()) {
+    const samples = encoder.samples([...p.prompt, { role: "assistant", content }], "last", Number.POSITIVE_INFINITY);
+    if (!Array.isArray(samples)) return samples.rejected;
+    const sample: Sample = samples[0];
+    const start = replyStart(sample);
+    if (start >= maxLength) return `its prompt of ${start} tokens leaves no room for a reply in ${maxLength}`;
+    if (sample.ids.length > maxLength)
+      return `reply ${i + 1} and its prompt are ${sample.ids.length} tokens, more than ${maxLength}`;
+    encoded.push({ ids: sample.ids, start });
+  }
+  return encoded;
+}
+
+/** Replies end to end, their own tokens as targets. Reply s is the rows spans[s].from .. spans[s].to - 1 of the batch. */
+export function replyBatch(replies: readonly EncodedReply[]): TokenBatch & {
+  targets: Int32Array;
+  spans: { from: number; to: number }[];
+} {
+  const batch = packSequences(replies.map((r) => r.ids));
+  const targets = new Int32Array(batch.ids.length).fill(-1);
+  const spans = replies.map((r, s) => {
+    const first = batch.cuSeqlens[s];
+    // Row i predicts token i + 1: the row before a reply predicts its first token.
+    for (let i = r.start - 1; i + 1 < r.ids.length; i++) targets[first + i] = r.ids[i + 1];
+    return { from: first + r.start - 1, to: first + r.ids.length - 1 };
+  });
+  return { ...batch, targets, spans };
+}

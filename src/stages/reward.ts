@@ -1,0 +1,261 @@
+/**
+ * The reward model (notes 4.2.3): a language model whose output matrix is replaced by one number, trained on ranked
+ * replies so that the better one gets the larger number.
+ *
+ *   loss = mean over the K (K - 1) / 2 pairs of a prompt of  -log sigmoid(r_better - r_worse)
+ *
+ * (Ouyang et al. 2022, equation 1; all pairs of a prompt in one pass). The reward of a reply is read at its last token.
+ */
+import { z } from "zod";
+import type { Rejected } from "../corpus/read.js";
+import { isValidation, shuffled } from "../corpus/shards.js";
+import { openCpu } from "../device/cpu.js";
+import { F32 } from "../device/device.js";
+import { DialogueEncoder } from "../dialogue/mask.js";
+import { type EncodedReply, encodePreference, readPreferences } from "../dialogue/preference.js";
+import { installTemplate } from "../dialogue/templates.js";
+import { loadLlama, saveLlama } from "../nn/folder.js";
+import { type Llama, packSequences } from "../nn/llama.js";
+import { Trainer } from "../optim/trainer.js";
+import { UserError } from "../run/errors.js";
+import type { RunFolder } from "../run/folder.js";
+import { runLoop } from "../run/loop.js";
+import { trainingSettings } from "../run/settings.js";
+import { Tape } from "../tensor/tensor.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
+
+const natural = z.int().min(1);
+
+export const preferenceData = z.strictObject({
+  train: z.array(z.string().min(1)).min(1),
+  validation: z.array(z.string().min(1)).optional(),
+  validationShare: z.number().min(0).lt(1).default(0.1),
+  contextLength: z.int().min(2).default(256),
+});
+
+export const rewardSchema = z.strictObject({
+  stage: z.literal("reward").optional(),
+  ...trainingSettings,
+  /** The model whose body it starts from: the SFT model, or another (smaller) one. */
+  from: z.string().min(1),
+  /** Random weights in the shape of `from`: a reward model from scratch. */
+  fromScratch: z.boolean().default(false),
+  template: z.enum(["notes", "alpaca", "chatml"]).optional(),
+  data: preferenceData,
+  /** Prompts of a micro-batch, each with all its replies. */
+  batchSize: natural.default(8),
+  /** The better reply must lead by this much. */
+  margin: z.number().min(0).default(0),
+  /** Weight of (r_better + r_worse)^2, which keeps rewards near 0 (Eisenstein et al. 2023). */
+  centering: z.number().min(0).default(0),
+  /** After training, note the mean reward of the training replies, which PPO subtracts. */
+  normalize: z.boolean().default(true),
+});
+export type RewardConfig = z.output<typeof rewardSchema>;
+
+export const sigmoid = (x: number): number => (x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x)));
+/** log sigmoid(x), without overflow. */
+export const logSigmoid = (x: number): number => (x >= 0 ? -Math.log1p(Math.exp(-x)) : x - Math.log1p(Math.exp(x)));
+
+/**
+ * The ranking loss. `groups`: rewards of each prompt's replies, best first. Returns the mean over prompts of the mean
+ * over pairs, its gradient in the same shape, and the difference of every pair.
+ */
+export function rankingLoss(
+  groups: readonly (readonly number[])[],
+  { margin = 0, centering = 0 }: { margin?: number; centering?: number } = {},
+): { loss: number; gradients: number[][]; differences: number[] } {
+  let loss = 0;
+  const differences: number[] = [];
+  const gradients = groups.map((rewards) => {
+    const g = rewards.map(() => 0);
+    const scale = 2 / (rewards.length * (rewards.length - 1)) / groups.length;
+    for (let i = 0; i < rewards.length; i++)
+      for (let j = i + 1; j < rewards.length; j++) {
+        const difference = rewards[i] - rewards[j];
+        const sum = rewards[i] + rewards[j];
+        differences.push(difference);
+        loss += scale * (-logSigmoid(difference - margin) + centering * sum * sum);
+        const d = -sigmoid(margin - difference);
+        g[i] += scale * (d + 2 * centering * sum);
+        g[j] += scale * (-d + 2 * centering * sum);
+      }
+    return g;
+  });
+  return { loss, gradients, differences };
+}
+
+/** How good a reward model is at telling the better reply, and at what it should not do. */
+export function rewardMetrics(
+  groups: readonly (readonly { reward: number; length: number }[])[],
+): Record<string, number> {
+  const rewards = groups.map((g) => g.map((x) => x.reward));
+  const { loss, differences } = rankingLoss(rewards);
+  const flat = groups.flat();
+  const mean = average(flat.map((x) => x.reward));
+  const std = Math.sqrt(average(flat.map((x) => (x.reward - mean) ** 2)));
+  const right = differences.map((d) => (d > 0 ? 1 : d === 0 ? 0.5 : 0));
+  return {
+    loss,
+    accuracy: average(right),
+    margin: average(differences),
+    calibrationError: calibrationError(differences),
+    rewardMean: mean,
+    rewardStd: std,
+    lengthCorrelation: correlation(
+      flat.map((x) => x.reward),
+      flat.map((x) => x.length),
+    ),
+  };
+}
+const average = (x: readonly number[]): number => x.reduce((a, b) => a + b, 0) / Math.max(1, x.length);
+function correlation(x: readonly number[], y: readonly number[]): number {
+  const [mx, my] = [average(x), average(y)];
+  const cov = average(x.map((v, i) => (v - mx) * (y[i] - my)));
+  const spread = Math.sqrt(average(x.map((v) => (v - mx) ** 2)) * average(y.map((v) => (v - my) ** 2)));
+  return spread > 0 ? cov / spread : 0;
+}
+/** Expected calibration error (Guo et al. 2017) of "the one with the larger reward is better" over ten bins of confidence. */
+function calibrationError(differences: readonly number[]): number {
+  const bins = Array.from({ length: 10 }, () => ({ n: 0, confidence: 0, right: 0 }));
+  for (const d of differences) {
+    const confidence = sigmoid(Math.abs(d));
+    const bin = bins[Math.min(9, Math.floor((confidence - 0.5) * 20))];
+    bin.n++;
+    bin.confidence += confidence;
+    bin.right += d > 0 ? 1 : 0;
+  }
+  return bins.reduce((e, b) => e + Math.abs(b.confidence - b.right), 0) / Math.max(1, differences.length);
+}
+
+/** The reward of each sequence of ids: the head's number at its last token. */
+export function scoreSequences(model: Llama, sequences: readonly ArrayLike<number>[], batchSize = 64): number[] {
+  const tape = new Tape(model.device, false);
+  const scores: number[] = [];
+  for (let i = 0; i < sequences.length; i += batchSize) {
+    const batch = packSequences(sequences.slice(i, i + batchSize));
+    const values = model.values(tape, batch).toArray();
+    for (let s = 1; s < batch.cuSeqlens.length; s++) scores.push(values[batch.cuSeqlens[s] - 1]);
+    tape.reset();
+  }
+  tape.arena.close();
+  return scores;
+}
+
+export async function reward(config: RewardConfig, run: RunFolder): Promise<void> {
+  const device = openCpu({ threads: config.threads });
+  const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
+  const tokenizer = Tokenizer.load(resumed ?? config.from);
+  if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
+  const { train, validation, rejected } = encodedPreferences(config.data, tokenizer);
+  const aside = run.setAside(rejected);
+  if (aside) console.error(aside);
+
+  const { seed, precision } = config;
+  const model = loadLlama(device, resumed ?? config.from, precision, {
+    head: "scalar",
+    vocabSize: tokenizer.vocabSize,
+    seed,
+  });
+  if (config.fromScratch && !resumed) model.parameters.initialize(seed, model.config.initializerRange);
+  Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
+  const perStep = config.batchSize * config.gradientAccumulation;
+  const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * train.length) / perStep));
+  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps);
+  if (resumed) trainer.load(resumed, run.startStep);
+  console.error(
+    `${(model.parameters.count / 1e6).toFixed(2)}M parameters, ${train.length} ranked prompts, ${steps} steps of ${perStep}`,
+  );
+
+  const tape = new Tape(device);
+  let current: EncodedReply[][] = [];
+  const measure = (groups: readonly EncodedReply[][]): Record<string, number> => {
+    const scores = scoreSequences(
+      model,
+      groups.flat().map((r) => r.ids),
+    );
+    let next = 0;
+    return rewardMetrics(groups.map((g) => g.map((r) => ({ reward: scores[next++], length: r.ids.length - r.start }))));
+  };
+  await runLoop(run, config, {
+    steps,
+    step(step) {
+      current = Array.from({ length: perStep }, (_, i) => {
+        const at = (step - 1) * perStep + i;
+        return train[shuffled(at % train.length, train.length, seed, Math.floor(at / train.length))];
+      });
+      let right = 0;
+      let pairs = 0;
+      const metrics = trainer.step(step, () => {
+        let loss = 0;
+        for (let i = 0; i < perStep; i += config.batchSize) {
+          const groups = current.slice(i, i + config.batchSize);
+          const batch = packSequences(groups.flat().map((r) => r.ids));
+          const values = model.values(tape, batch);
+          const all = device.f32(values.ptr, values.size);
+          let s = 0;
+          const rewards = groups.map((g) => g.map(() => all[batch.cuSeqlens[++s] - 1]));
+          const result = rankingLoss(rewards, config);
+          const seedGradient = tape.tensor(F32, values.shape);
+          const gradient = device.f32(seedGradient.ptr, values.size).fill(0);
+          s = 0;
+          for (const g of result.gradients.flat()) gradient[batch.cuSeqlens[++s] - 1] = g / config.gradientAccumulation;
+          tape.backward(values, seedGradient);
+          tape.reset();
+          loss += result.loss / config.gradientAccumulation;
+          right += result.differences.filter((d) => d > 0).length;
+          pairs += result.differences.length;
+        }
+        return loss;
+      });
+      const tokens = current.flat().reduce((n, r) => n + r.ids.length, 0);
+      return { tokens, metrics: { ...metrics, accuracy: right / pairs } };
+    },
+    ...(validation.length > 0 && {
+      evaluate: () => Object.fromEntries(Object.entries(measure(validation)).map(([k, v]) => [`validation/${k}`, v])),
+    }),
+    batch: () => current.map((g) => g.map((r) => [...r.ids])),
+    save(dir) {
+      saveLlama(model, dir);
+      tokenizer.save(dir);
+      trainer.save(dir);
+    },
+  });
+  const { rewardMean, rewardStd, lengthCorrelation } = measure(validation.length > 0 ? validation : train);
+  if (Math.abs(lengthCorrelation) > 0.9)
+    console.error(
+      `warning: the reward follows the length of a reply (correlation ${lengthCorrelation.toFixed(2)}). Check that the preferred replies are not simply the longer ones.`,
+    );
+  run.result("model", (dir) => {
+    saveLlama(model, dir, config.normalize ? { reward_mean: rewardMean, reward_std: rewardStd } : {});
+    tokenizer.save(dir);
+  });
+  tape.arena.close();
+  trainer.close();
+  model.close();
+}
+
+/** Preferences as tokens, split into training and validation. */
+export function encodedPreferences(
+  data: z.output<typeof preferenceData>,
+  tokenizer: Tokenizer,
+): { train: EncodedReply[][]; validation: EncodedReply[][]; rejected: Rejected[] } {
+  const encoder = new DialogueEncoder(tokenizer);
+  const rejected: Rejected[] = [];
+  const encode = (files: readonly string[]) =>
+    readPreferences(files, rejected).flatMap((p) => {
+      const replies = encodePreference(encoder, p, data.contextLength);
+      if (typeof replies !== "string") return [{ key: `${p.source.file}:${p.source.line}`, replies }];
+      rejected.push({ ...p.source, reason: replies });
+      return [];
+    });
+  const all = encode(data.train);
+  const held = (key: string): boolean => !data.validation && isValidation(key, data.validationShare);
+  const train = all.filter((r) => !held(r.key)).map((r) => r.replies);
+  if (train.length === 0) {
+    const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";
+    throw new UserError(`${data.train.join(", ")}: no preference is left to train on.${why}`);
+  }
+  const validation = data.validation ? encode(data.validation) : all.filter((r) => held(r.key));
+  return { train, validation: validation.map((r) => r.replies), rejected };
+}
