@@ -53,14 +53,38 @@ function hashBytes(bytes: string): number {
   return h >>> 0;
 }
 
-/** (h * 116049371 + next) modulo 2^64, with h as two halves; `next` is signed, as fastText keeps hashes in int32. */
-function nextGram(high: number, low: number, next: number): [number, number] {
-  const c = 116049371;
-  const low0 = (low & 0xffff) * c;
-  const low1 = (low >>> 16) * c + Math.floor(low0 / 65536);
-  const sum = (low1 % 65536) * 65536 + (low0 % 65536) + (next >>> 0);
-  const carry = Math.floor(low1 / 65536) + Math.floor(sum / 2 ** 32) + (next < 0 ? 0xffffffff : 0);
-  return [(Math.imul(high, c) + carry) >>> 0, sum >>> 0];
+/** The factor of fastText's n-gram hash, in halves of 16 bits. */
+const C1 = 116049371 >>> 16;
+const C0 = 116049371 & 0xffff;
+
+/** High half of h * 116049371 + next modulo 2^64, for h as two halves; `next` is signed, as fastText keeps hashes in int32. */
+function highOfNext(high: number, low: number, next: number): number {
+  const [a, b] = [low >>> 16, low & 0xffff];
+  const [ab, ba, bb] = [Math.imul(a, C0) >>> 0, Math.imul(b, C1), Math.imul(b, C0) >>> 0];
+  const middle = (bb >>> 16) + (ab & 0xffff) + (ba & 0xffff);
+  const product = ((middle << 16) | (bb & 0xffff)) >>> 0;
+  const carry = product + (next >>> 0) > 0xffffffff ? 1 : 0;
+  const above = Math.imul(a, C1) + (ab >>> 16) + (ba >>> 16) + (middle >>> 16) + carry + (next < 0 ? -1 : 0);
+  return (Math.imul(high, 116049371) + above) >>> 0;
+}
+const lowOfNext = (low: number, next: number): number => (Math.imul(low, 116049371) + next) >>> 0;
+
+/** x modulo m for whole x < 2^53: `%` of numbers above 2^31 is a slow library call. */
+function modulo(x: number, m: number): number {
+  const rest = x - Math.floor(x / m) * m;
+  return rest < 0 ? rest + m : rest >= m ? rest - m : rest;
+}
+
+const known = new WeakMap<Map<string, number>, Int32Array>();
+/** Hashes of the dictionary's words, by row. */
+function wordHashes(words: Map<string, number>): Int32Array {
+  let hashes = known.get(words);
+  if (!hashes) {
+    hashes = new Int32Array(words.size);
+    for (const [word, id] of words) hashes[id] = hashBytes(word);
+    known.set(words, hashes);
+  }
+  return hashes;
 }
 
 const SEPARATORS = /[ \n\r\t\v\f\0]+/;
@@ -70,23 +94,27 @@ export function features(model: FastTextModel, text: string): number[] {
   const { args, words } = model;
   const rows: number[] = [];
   const hashes: number[] = [];
-  // Latin-1 of the UTF-8 bytes: one unit of the string is one byte.
-  const line = Buffer.from(text, "utf8").toString("latin1");
-  for (const word of [...line.split(SEPARATORS), EOS]) {
-    if (word === "") continue;
+  const dictionary = wordHashes(words);
+  const take = (word: string): void => {
     const id = words.get(word);
-    if (id === undefined && word.startsWith("__label__")) continue;
-    hashes.push(hashBytes(word) | 0);
+    if (id === undefined && word.startsWith("__label__")) return;
+    hashes.push(id === undefined ? hashBytes(word) | 0 : dictionary[id]);
     if (id !== undefined) rows.push(id);
     if (args.maxn > 0 && word !== EOS) characterGrams(model, `<${word}>`, rows);
-  }
+  };
+  // Latin-1 of the UTF-8 bytes: one unit of the string is one byte.
+  for (const word of Buffer.from(text, "utf8").toString("latin1").split(SEPARATORS)) if (word !== "") take(word);
+  take(EOS);
+  const { bucket, wordNgrams } = args;
+  if (bucket === 0) return rows;
+  const step = modulo(2 ** 32, bucket);
   for (let i = 0; i < hashes.length; i++) {
     let high = hashes[i] < 0 ? 0xffffffff : 0;
     let low = hashes[i] >>> 0;
-    for (let j = i + 1; j < hashes.length && j < i + args.wordNgrams; j++) {
-      [high, low] = nextGram(high, low, hashes[j]);
-      const { bucket } = args;
-      rows.push(words.size + (((((high % bucket) * (2 ** 32 % bucket)) % bucket) + (low % bucket)) % bucket));
+    for (let j = i + 1; j < hashes.length && j < i + wordNgrams; j++) {
+      high = highOfNext(high, low, hashes[j]);
+      low = lowOfNext(low, hashes[j]);
+      rows.push(words.size + modulo(modulo(high, bucket) * step + low, bucket));
     }
   }
   return rows;
