@@ -57,10 +57,29 @@ function stage(
     .action(async (file, flags) => (await load()).command(file, flags));
 }
 stage("run", "a whole recipe: its stages, one after the other", () => import("./run.js"));
-stage("pretrain", "raw text to a base model", () => import("./pretrain.js"));
+/** Stages that have no options of their own. */
+const plain = (name: string, description: string): Command =>
+  stage(name, description, async () => {
+    const { command } = await import("./stage.js");
+    return { command: (file, flags) => command(name, file, flags) };
+  });
+plain("pretrain", "raw text to a base model");
 stage("sft", "a base model to one that follows instructions", () => import("./sft.js"))
   .option("--from-base <dir>", "the base model's folder, in place of the YAML file's `from`")
   .option("--show-mask [n]", "print the first records with their trained tokens marked, and do nothing else");
+plain("reward", "preferences to a reward model");
+plain("prefer", "preferences from a model's own replies and a judge");
+plain("ppo", "align with a reward model, by reinforcement learning");
+plain("grpo", "the same without a critic, with groups of replies");
+plain("dpo", "align with preferences directly");
+program
+  .command("score")
+  .description("rewards of the replies in a preference file")
+  .argument("<model>", "reward model folder")
+  .requiredOption("--file <prefs>", "JSONL with prompt, chosen and rejected, or completions and ranking")
+  .option("--precision <precision>", "fp32 or bf16", "fp32")
+  .option("--json", "print a JSON array: for each record its rewards, best reply first")
+  .action(async (model, options) => (await import("./score.js")).command(model, options));
 
 const tokenizer = program.command("tokenizer").description("train a byte-level BPE tokenizer, or use one");
 tokenizer

@@ -6,39 +6,10 @@ import { applyOverrides, type ConfigSource, check, nearest, readYaml } from "../
 import { UserError } from "../run/errors.js";
 import { RunFolder } from "../run/folder.js";
 import { duration } from "../run/progress.js";
-import { describeEvaluation, evaluateModels, evaluateSchema } from "../stages/evaluate.js";
-import { pretrain, pretrainSchema } from "../stages/pretrain.js";
-import { sft, sftSchema } from "../stages/sft.js";
+import { STAGES } from "../stages/registry.js";
 import { locate, type StageFlags } from "./stage.js";
 
 type Json = Record<string, unknown>;
-interface Entry {
-  schema: z.ZodType;
-  run(config: never, folder: RunFolder): Promise<void>;
-}
-
-/** Evaluation as a stage of a recipe: prints, and leaves evaluation.json. */
-async function evaluate(config: z.output<typeof evaluateSchema>, run: RunFolder): Promise<void> {
-  const results = evaluateModels(config);
-  const names = config.models.map((dir) => basename(basename(dir) === "model" ? dirname(dir) : dir));
-  console.log(describeEvaluation(config, results, names));
-  run.result("model", () => {}); // a finished stage is known by it
-  run.write(
-    "evaluation.json",
-    `${JSON.stringify(
-      results.map((r, i) => ({ name: names[i], ...r })),
-      null,
-      2,
-    )}\n`,
-  );
-}
-
-const STAGES: Record<string, Entry> = {
-  pretrain: { schema: pretrainSchema, run: pretrain },
-  sft: { schema: sftSchema, run: sft },
-  evaluate: { schema: evaluateSchema, run: evaluate },
-};
-
 const recipeSchema = z.strictObject({
   name: z.string().optional(),
   /** Where the stages' folders are made; --out overrides it. */
@@ -48,8 +19,9 @@ const recipeSchema = z.strictObject({
   stages: z.array(z.looseObject({ stage: z.string(), name: z.string().optional() })).min(1),
 });
 
-/** Keys that may name an earlier stage in the place of a folder. */
-const REFERENCES = ["from", "models", "reward", "reference", "tokenizer"];
+/** Keys that may name an earlier stage in the place of a model folder, and in the place of a data file. */
+const MODELS = new Set(["from", "models", "reward", "critic", "tokenizer"]);
+const FILES = new Set(["train", "validation", "prompts", "file"]);
 
 export async function command(file: string, flags: StageFlags): Promise<void> {
   const source = readYaml(file);
@@ -75,7 +47,7 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
       "shape" in entry.schema && "seed" in (entry.schema.shape as object) ? { seed: recipe.seed ?? 1 } : {};
     const value = { ...seeded, ...(locate(resolve(rest, made), dirname(file)) as Json) };
     const config = check(entry.schema, { ...at, value }) as Json;
-    made.set(name, `${out}/${name}/model`);
+    made.set(name, `${out}/${name}`);
     return { name, entry, config };
   });
 
@@ -101,10 +73,14 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
   );
 }
 
-/** Names of earlier stages become their model folders. */
-function resolve(value: Json, made: ReadonlyMap<string, string>): Json {
-  const one = (v: unknown): unknown => (typeof v === "string" ? (made.get(v) ?? v) : v);
-  return Object.fromEntries(
-    Object.entries(value).map(([k, v]) => [k, REFERENCES.includes(k) ? (Array.isArray(v) ? v.map(one) : one(v)) : v]),
-  );
+/** Names of earlier stages become their model folders, or the preferences that they made. */
+function resolve(value: unknown, made: ReadonlyMap<string, string>, key = ""): unknown {
+  if (typeof value === "string") {
+    const dir = made.get(value);
+    if (dir && MODELS.has(key)) return `${dir}/model`;
+    return dir && FILES.has(key) ? `${dir}/preferences.jsonl` : value;
+  }
+  if (Array.isArray(value)) return value.map((v) => resolve(v, made, key));
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolve(v, made, k)]));
 }

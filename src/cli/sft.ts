@@ -3,8 +3,8 @@ import { dirname } from "node:path";
 import { showMask } from "../dialogue/show.js";
 import { applyOverrides, check, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
-import { readSamples, sft, sftSchema, tunedTokenizer } from "../stages/sft.js";
-import { locate, runStage, type StageFlags } from "./stage.js";
+import { readSamples, sftSchema, tunedTokenizer } from "../stages/sft.js";
+import { locate, type StageFlags, command as stage } from "./stage.js";
 
 export interface SftFlags extends StageFlags {
   fromBase?: string;
@@ -14,8 +14,7 @@ export interface SftFlags extends StageFlags {
 export async function command(file: string, flags: SftFlags): Promise<void> {
   const set = [...(flags.set ?? []), ...(flags.fromBase ? [`from=${JSON.stringify(flags.fromBase)}`] : [])];
   if (flags.showMask !== undefined) return show(file, set, flags.showMask === true ? "5" : flags.showMask);
-  const dir = await runStage(file, { ...flags, set }, sftSchema, sft);
-  console.log(`${dir}/model`);
+  return stage("sft", file, { ...flags, set });
 }
 
 function show(file: string, set: string[], count: string): void {

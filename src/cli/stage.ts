@@ -2,7 +2,6 @@
 
 import { existsSync } from "node:fs";
 import { basename, dirname, extname } from "node:path";
-import type { z } from "zod";
 import { applyOverrides, check, readYaml } from "../run/config.js";
 import { RunFolder } from "../run/folder.js";
 
@@ -13,7 +12,7 @@ export interface StageFlags {
 }
 
 /** Keys whose values are files or folders; they are looked for beside the YAML file first, then from the current folder. */
-const PATHS = new Set(["train", "validation", "from", "tokenizer", "file", "reward", "prompts"]);
+const PATHS = new Set(["train", "validation", "from", "tokenizer", "file", "reward", "critic", "prompts", "models"]);
 
 export function locate(value: unknown, beside: string, key = ""): unknown {
   if (typeof value === "string" && PATHS.has(key)) {
@@ -25,21 +24,19 @@ export function locate(value: unknown, beside: string, key = ""): unknown {
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, locate(v, beside, k)]));
 }
 
-export async function runStage<T extends z.ZodType>(
-  file: string,
-  flags: StageFlags,
-  schema: T,
-  stage: (config: z.output<T>, run: RunFolder) => Promise<void>,
-): Promise<string> {
+/** Runs a stage by its name. Prints where its result is. */
+export async function command(name: string, file: string, flags: StageFlags): Promise<void> {
+  const { STAGES } = await import("../stages/registry.js");
+  const { schema, run } = STAGES[name];
   const source = readYaml(file);
   const value = locate(applyOverrides(source.value, flags.set ?? []), dirname(file));
-  const config = check(schema, { ...source, value }) as z.output<T> & { keepCheckpoints: number };
+  const config = check(schema, { ...source, value }) as { keepCheckpoints?: number };
   const dir = flags.out ?? `runs/${basename(file, extname(file))}`;
-  const run = RunFolder.open(dir, config, { resume: flags.resume, keepCheckpoints: config.keepCheckpoints });
+  const folder = RunFolder.open(dir, config, { resume: flags.resume, keepCheckpoints: config.keepCheckpoints ?? 1 });
   try {
-    await stage(config, run);
+    await run(config as never, folder);
   } finally {
-    run.close();
+    folder.close();
   }
-  return dir;
+  console.log(name === "prefer" ? `${dir}/preferences.jsonl` : `${dir}/model`);
 }

@@ -2,12 +2,14 @@
  * Evaluation on held-out questions: every model answers greedily, a reply is right when it contains one of the accepted
  * answers. Base and tuned models stand side by side: what fine-tuning adds, and what was known before.
  */
+import { basename, dirname } from "node:path";
 import { z } from "zod";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { jsonRecords } from "../dialogue/records.js";
 import { generate } from "../generate/generate.js";
 import { type Loaded, loadForGeneration } from "../generate/loaded.js";
 import { UserError } from "../run/errors.js";
+import type { RunFolder } from "../run/folder.js";
 
 export const evaluateSchema = z.strictObject({
   stage: z.literal("evaluate").optional(),
@@ -111,6 +113,22 @@ export function evaluateModels(config: EvaluateConfig): ModelResult[] {
     });
     return { model: dir, replies, right, groups };
   });
+}
+
+/** As a stage of a recipe: prints, and leaves evaluation.json. */
+export async function evaluate(config: EvaluateConfig, run: RunFolder): Promise<void> {
+  const results = evaluateModels(config);
+  const names = config.models.map((dir) => basename(basename(dir) === "model" ? dirname(dir) : dir));
+  console.log(describeEvaluation(config, results, names));
+  run.result("model", () => {}); // a finished stage is known by it
+  run.write(
+    "evaluation.json",
+    `${JSON.stringify(
+      results.map((r, i) => ({ name: names[i], ...r })),
+      null,
+      2,
+    )}\n`,
+  );
 }
 
 /** The result for people: some questions with every model's reply, then the table. */

@@ -1,0 +1,36 @@
+/** `lyceum score RM_DIR --file PREFS.jsonl`: what a reward model gives to replies. */
+import type { Rejected } from "../corpus/read.js";
+import { openCpu } from "../device/cpu.js";
+import { DialogueEncoder } from "../dialogue/mask.js";
+import { encodePreference, readPreferences } from "../dialogue/preference.js";
+import { hasScalarHead, loadLlama } from "../nn/folder.js";
+import { UserError } from "../run/errors.js";
+import { scoreSequences } from "../stages/reward.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
+
+export function command(dir: string, flags: { file: string; precision: string; json?: boolean }): void {
+  const { precision } = flags;
+  if (precision !== "fp32" && precision !== "bf16")
+    throw new UserError(`--precision is "${precision}"; it must be fp32 or bf16.`, 2);
+  if (!hasScalarHead(dir)) throw new UserError(`${dir} is not a reward model: there is no score.weight in it.`);
+  const model = loadLlama(openCpu(), dir, precision, { head: "scalar", trainable: false });
+  const encoder = new DialogueEncoder(Tokenizer.load(dir));
+  const rejected: Rejected[] = [];
+  const records = readPreferences([flags.file], rejected).flatMap((p) => {
+    const replies = encodePreference(encoder, p, model.config.maxPositionEmbeddings);
+    if (typeof replies !== "string") return [{ line: p.source.line, replies }];
+    rejected.push({ ...p.source, reason: replies });
+    return [];
+  });
+  const scores = scoreSequences(
+    model,
+    records.flatMap((r) => r.replies.map((e) => e.ids)),
+  );
+  let next = 0;
+  const results = records.map(({ line, replies }) => ({ line, rewards: replies.map(() => scores[next++]) }));
+  for (const r of rejected) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
+  if (flags.json) console.log(JSON.stringify(results));
+  else
+    for (const { line, rewards } of results)
+      console.log(`${flags.file}:${line}\t${rewards.map((r) => r.toFixed(4)).join("\t")}`);
+}

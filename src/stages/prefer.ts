@@ -1,0 +1,74 @@
+/**
+ * Preferences from a model's own replies: several replies to each prompt, scored by a judge, the best against the worst.
+ * On-policy pairs teach DPO what the model really says; pairs written by somebody else teach it to leave its own ground.
+ */
+import { z } from "zod";
+import type { Rejected } from "../corpus/read.js";
+import { openCpu } from "../device/cpu.js";
+import { DialogueEncoder } from "../dialogue/mask.js";
+import { loadLlama } from "../nn/folder.js";
+import { UserError } from "../run/errors.js";
+import type { RunFolder } from "../run/folder.js";
+import { trainingSettings } from "../run/settings.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { openJudge, readPrompts, rollout } from "./rollout.js";
+
+const natural = z.int().min(1);
+const { seed, precision, threads } = trainingSettings;
+
+export const preferSchema = z.strictObject({
+  stage: z.literal("prefer").optional(),
+  seed,
+  precision,
+  threads,
+  from: z.string().min(1),
+  /** Who judges: a .mjs module whose default export is (prompt, reply) => number, or a reward model's folder. */
+  reward: z.string().min(1),
+  prompts: z.array(z.string().min(1)).min(1),
+  maxPromptLength: natural.default(128),
+  maxTokens: natural.default(64),
+  temperature: z.number().positive().default(1),
+  /** Replies to each prompt. */
+  samples: z.int().min(2).default(4),
+  batchSize: natural.default(64),
+});
+export type PreferConfig = z.output<typeof preferSchema>;
+
+/** Leaves preferences.jsonl in the run folder: {prompt, chosen, rejected}. Prompts whose replies all score the same give none. */
+export async function prefer(config: PreferConfig, run: RunFolder): Promise<void> {
+  const device = openCpu({ threads: config.threads });
+  const tokenizer = Tokenizer.load(config.from);
+  const rejected: Rejected[] = [];
+  const prompts = readPrompts(config.prompts, new DialogueEncoder(tokenizer), config.maxPromptLength, rejected);
+  const aside = run.setAside(rejected);
+  if (aside) console.error(aside);
+  const model = loadLlama(device, config.from, config.precision, { trainable: false });
+  const judge = await openJudge(config.reward, device, config.precision, tokenizer, config.from);
+  const lines: string[] = [];
+  for (let from = 0; from < prompts.length; from += config.batchSize) {
+    const some = prompts.slice(from, from + config.batchSize);
+    const asked = some.flatMap((p) => Array.from({ length: config.samples }, () => p));
+    const { maxTokens, temperature } = config;
+    const episodes = rollout(model, tokenizer, asked, { maxTokens, temperature, seed: config.seed * 1_000_003 + from });
+    const scores = await judge.score(episodes);
+    some.forEach((prompt, i) => {
+      const own = episodes
+        .slice(i * config.samples, (i + 1) * config.samples)
+        .map((e, j) => ({ e, score: scores[i * config.samples + j] }));
+      // A reply that was cut off is nobody's preference.
+      const whole = own.filter(({ e }) => e.finished && e.text.trim() !== "").sort((a, b) => b.score - a.score);
+      const [best, worst] = [whole[0], whole.at(-1)];
+      if (best && worst && best.score > worst.score)
+        lines.push(JSON.stringify({ prompt: prompt.messages, chosen: best.e.text, rejected: worst.e.text }));
+    });
+  }
+  judge.close();
+  model.close();
+  if (lines.length === 0)
+    throw new UserError(
+      `No prompt of ${prompts.length} got replies that differ in score: there is nothing to prefer. Raise temperature or samples, or look at what ${config.reward} gives.`,
+    );
+  console.error(`${lines.length} preferences from ${prompts.length} prompts, ${config.samples} replies each`);
+  run.result("model", () => {}); // a finished stage is known by it
+  run.write("preferences.jsonl", `${lines.join("\n")}\n`);
+}
