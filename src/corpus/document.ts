@@ -39,6 +39,47 @@ export interface Rejected {
   offset?: number;
 }
 
+/** Where places in the text after the spans lie in the text before them. */
+export function spanMap(text: string, spans: readonly Span[]): { start(at: number): number; end(at: number): number } {
+  const pieces: { at: number; from: number; to: number; same: boolean }[] = [];
+  let length = 0;
+  let from = 0;
+  const add = (to: number, size: number, same: boolean): void => {
+    if (size > 0) pieces.push({ at: length, from, to, same });
+    length += size;
+    from = to;
+  };
+  for (const span of [...spans].sort((a, b) => a.start - b.start || b.end - a.end)) {
+    if (span.end <= from && span.end > span.start) continue;
+    if (span.start >= from) {
+      add(span.start, span.start - from, true);
+      add(span.end, span.replacement?.length ?? 0, false);
+    }
+    from = Math.max(from, span.end);
+  }
+  add(text.length, text.length - from, true);
+  const pieceAt = (at: number): (typeof pieces)[number] => {
+    let low = 0;
+    let high = pieces.length - 1;
+    while (low < high) {
+      const mid = (low + high + 1) >> 1;
+      if (pieces[mid].at <= at) low = mid;
+      else high = mid - 1;
+    }
+    return pieces[low];
+  };
+  return {
+    start(at) {
+      const piece = pieceAt(at);
+      return piece.same ? piece.from + at - piece.at : piece.from;
+    },
+    end(at) {
+      const piece = pieceAt(at - 1);
+      return piece.same ? piece.from + at - piece.at : piece.to;
+    },
+  };
+}
+
 /** The text after the spans; overlapping spans are joined, the first one's replacement counts. Spans need no order. */
 export function applySpans(text: string, spans: readonly Span[]): string {
   if (spans.length === 0) return text;

@@ -1,11 +1,12 @@
 /** Deduplication over the whole corpus: exact, then near, from the index that the units left. Writes a row beside every document. */
 import { closeSync, openSync, readFileSync, readSync } from "node:fs";
-import { applySpans, type Span } from "./document.js";
+import { applySpans, type Span, spanMap } from "./document.js";
 import { exactDuplicates, type Overlap, overlapTable, type Standing, type Twin } from "./exact.js";
 import { type BuildFolder, readRows, toRows } from "./folder.js";
 import { checkMinHash, nearDuplicates } from "./minhash.js";
 import { AGAINST } from "./plan.js";
 import type { Recipe } from "./recipe.js";
+import { RepeatFinder, textSpans, tokensOf } from "./substring.js";
 import type { IndexEntry, Row } from "./unit.js";
 
 export interface UnitOfSource {
@@ -33,6 +34,9 @@ export interface Duplicates {
   candidates: number;
   verified: number;
   overlaps: Overlap[];
+  /** Repeated runs that were cut out of documents that stay, and their characters. */
+  repeats: number;
+  repeatCharacters: number;
 }
 
 interface Entry extends Standing {
@@ -53,6 +57,8 @@ export function findDuplicates(folder: BuildFolder, units: readonly UnitOfSource
     candidates: 0,
     verified: 0,
     overlaps: [],
+    repeats: 0,
+    repeatCharacters: 0,
   };
   const rows: (Duplicate | null)[][] = units.map((u) => new Array(u.documents).fill(null));
   if (settings) {
@@ -90,6 +96,9 @@ export function findDuplicates(folder: BuildFolder, units: readonly UnitOfSource
     result.exactBytes = twins.slice(0, result.exact).reduce((n, t) => n + entries[t.index].index.bytes, 0);
     result.overlaps = overlapTable(entries, twins);
   }
+  const cuts = settings?.substring ? findRepeats(folder, units, rows, settings.substring, result) : undefined;
+  for (const [u, { unit, documents }] of units.entries())
+    folder.write(`repeats/${unit}.jsonl`, toRows(cuts?.[u] ?? new Array(documents).fill([])));
   for (const [u, { unit }] of units.entries()) folder.write(`duplicates/${unit}.jsonl`, toRows(rows[u]));
   return result;
 }
@@ -163,6 +172,50 @@ function findNear(
   } finally {
     texts.close();
   }
+}
+
+/** Spans of repeated runs for every row, in places of the whole text; the order of the sources says which place is the first. */
+function findRepeats(
+  folder: BuildFolder,
+  units: readonly UnitOfSource[],
+  twins: readonly (readonly (Duplicate | null)[])[],
+  settings: { tokens: number; mode: "keep-first" | "remove-all"; memoryTokens: number },
+  result: Duplicates,
+): Span[][][] {
+  const finder = new RepeatFinder({
+    length: settings.tokens,
+    mode: settings.mode,
+    memoryTokens: settings.memoryTokens,
+    directory: folder.path("windows"),
+  });
+  const rows: Span[][][] = units.map((u) => Array.from({ length: u.documents }, () => []));
+  const eachLeft = function* (): Generator<{ u: number; row: number; text: string; spans: Span[] }> {
+    for (const [u, { unit }] of units.entries()) {
+      const documents = readRows<Row>(folder.rows("documents", unit));
+      const spans = readRows<Span[]>(folder.rows("spans", unit));
+      for (const { row } of readRows<IndexEntry>(folder.path(`index/${unit}.jsonl`)))
+        if (!twins[u][row]) yield { u, row, text: documents[row].text, spans: spans[row] };
+    }
+  };
+  try {
+    for (const { text, spans } of eachLeft()) finder.add(tokensOf(applySpans(text, spans)).tokens);
+    const found = finder.finish();
+    let at = 0;
+    for (const { u, row, text, spans } of eachLeft()) {
+      const repeats = found[at++];
+      if (repeats.length === 0) continue;
+      const left = applySpans(text, spans);
+      const places = spanMap(text, spans);
+      for (const { start, end } of textSpans(repeats, tokensOf(left).starts, left)) {
+        rows[u][row].push({ start: places.start(start), end: places.end(end), reason: "substring" });
+        result.repeats++;
+        result.repeatCharacters += end - start;
+      }
+    }
+  } finally {
+    finder.close();
+  }
+  return rows;
 }
 
 /** Texts of single documents, after their cuts, read from the build's files. */

@@ -67,6 +67,7 @@ export function writeKept(folder: BuildFolder, units: readonly UnitOfSource[], r
     );
     const spans = readRows<Span[]>(folder.rows("spans", unit));
     const duplicates = readRows<Duplicate | null>(folder.rows("duplicates", unit));
+    const repeats = readRows<Span[]>(folder.path(`repeats/${unit}.jsonl`));
     const kept: Kept[] = [];
     const outcomes: Outcome[] = [];
     for (const [i, document] of documents.entries()) {
@@ -81,7 +82,7 @@ export function writeKept(folder: BuildFolder, units: readonly UnitOfSource[], r
         outcomes.push({ id, action: "drop", stage: `${twin.kind}-duplicates`, rule: `deduplicate.${twin.kind}` });
         continue;
       }
-      const text = applySpans(document.text, spans[i]).trim();
+      const text = applySpans(document.text, [...spans[i], ...repeats[i]]).trim();
       if (text.length < recipe.minCharacters) {
         outcomes.push({ id, action: "drop", stage: "length", rule: "minCharacters" });
         finished.tooShort++;

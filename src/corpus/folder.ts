@@ -2,7 +2,8 @@
  * The folder of a build. Rows of the same unit and number belong together:
  *   documents/WEB-000000.jsonl   what was extracted, whole; nothing is ever cut from it
  *   signals/, decisions/, spans/ every score; every rule's verdict; what would be cut
- *   duplicates/, outcome/        a document's twin; what became of it, and on which side of the split it is
+ *   duplicates/, repeats/        a document's twin; the runs in it that stand elsewhere too
+ *   outcome/                     what became of it, and on which side of the split it is
  *   rejected.jsonl  funnel.json  report.html  kept/*.jsonl  shards/train  shards/validation  manifest.json
  * Files of a unit appear under their names when they are whole. units/ holds a marker of each unit and step, written last.
  */
@@ -85,12 +86,12 @@ export class BuildFolder {
 
   /** Removes files of units that are no longer among `units`. */
   removeStale(units: ReadonlySet<string>): void {
-    for (const kind of [...ROWS, "rejected", "index", "kept", "units"]) {
+    for (const kind of [...ROWS, "repeats", "rejected", "index", "kept", "units"]) {
       const dir = this.path(kind);
       if (!existsSync(dir)) continue;
       for (const name of readdirSync(dir)) {
-        const unit = name.replace(/\.(?:read|judged)\.json$|\.(?:jsonl|bin)$/, "");
-        if (!units.has(unit)) rmSync(join(dir, name), { recursive: true });
+        const unit = name.replace(/\.(?:read|judged|finished)\.json$|\.(?:jsonl|bin)$/, "");
+        if (!units.has(unit) && unit !== "all") rmSync(join(dir, name), { recursive: true });
       }
     }
   }

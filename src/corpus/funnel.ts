@@ -70,7 +70,17 @@ export function documentStages(counts: Counts): FunnelStage[] {
     },
   ];
   const names = [...new Set(Object.values(counts.rules).map((r) => r.stage))];
-  const order = ["url", "extract", "language", "heuristics", "garbled", "harmful", "classifier", "decontaminate"];
+  const order = [
+    "url",
+    "extract",
+    "language",
+    "heuristics",
+    "garbled",
+    "ads",
+    "harmful",
+    "classifier",
+    "decontaminate",
+  ];
   for (const stage of names.sort((a, b) => order.indexOf(a) - order.indexOf(b))) {
     const rules = Object.entries(counts.rules)
       .filter(([, r]) => r.stage === stage)

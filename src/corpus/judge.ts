@@ -1,8 +1,15 @@
 /** All blocks that look at one document at a time: every rule is evaluated and recorded, also after one has said drop. */
+import { readFileSync } from "node:fs";
+import { basename } from "node:path";
+import { evaluateAds } from "./ads.js";
+import { Decontaminator } from "./decontaminate.js";
 import type { Document, Finding, Span } from "./document.js";
 import { applySpans } from "./document.js";
+import { evaluateGarbled } from "./garbled.js";
+import { evaluateHarmful } from "./harmful.js";
 import { evaluateHeuristics, type HeuristicRules, type PresetName } from "./heuristics/index.js";
 import type { LanguageIdentifier } from "./language.js";
+import { evaluatePii } from "./pii.js";
 import type { Recipe } from "./recipe.js";
 
 export interface Judgement {
@@ -20,7 +27,11 @@ export interface Judgement {
 export interface JudgeContext {
   recipe: Recipe;
   identifier: LanguageIdentifier | undefined;
+  evaluations: Decontaminator | undefined;
 }
+
+/** Stages that a trusted source is not spared: there is nothing to keep, or it must not be seen in training. */
+const ALWAYS = new Set(["extract", "decontaminate"]);
 
 /** The presets for a language, as the recipe has them. */
 export function rulesFor(recipe: Recipe, language: string | undefined): HeuristicRules | undefined {
@@ -60,20 +71,30 @@ export function judge(
       signals["language.score"] = found.score;
       findings.push(...judgeLanguage(found, recipe.language));
     }
+    const add = (found: { signals?: Record<string, number>; findings: Finding[]; spans?: Span[] }): void => {
+      Object.assign(signals, found.signals);
+      findings.push(...found.findings);
+      spans.push(...(found.spans ?? []));
+    };
     const rules = rulesFor(recipe, language);
-    if (rules) {
-      const evaluation = evaluateHeuristics(text, language, rules);
-      Object.assign(signals, evaluation.signals);
-      findings.push(...evaluation.findings);
-      spans.push(...evaluation.spans);
-    }
+    if (rules) add(evaluateHeuristics(text, language, rules));
+    if (recipe.garbled) add(staged("garbled", evaluateGarbled(text, recipe.garbled)));
+    if (recipe.ads) add(staged("ads", evaluateAds(text, recipe.ads)));
+    if (recipe.harmful) add(evaluateHarmful(text, language, recipe.harmful));
+    if (context.evaluations) add(context.evaluations.evaluate(text));
+    if (recipe.pii) add(evaluatePii(text, recipe.pii.kinds));
   }
   if (trusted)
-    for (const finding of findings) if (finding.verdict === "drop" && finding.stage !== "extract") trust(finding);
+    for (const finding of findings) if (finding.verdict === "drop" && !ALWAYS.has(finding.stage)) trust(finding);
   const dropped = findings.find((f) => f.verdict === "drop");
-  const kept = trusted ? [] : spans;
+  const kept = trusted ? spans.filter((s) => /^(?:decontaminate|pii)\b/.test(s.reason)) : spans;
   return { findings, signals, spans: kept, text: dropped ? "" : applySpans(text, kept), language, dropped };
 }
+
+const staged = <T extends { findings: Finding[] }>(stage: string, found: T): T => ({
+  ...found,
+  findings: found.findings.map((f) => ({ ...f, stage })),
+});
 
 function trust(finding: Finding): void {
   finding.verdict = "pass";
@@ -104,4 +125,37 @@ export function judgeLanguage(
       verdict: settings.keep.includes(found.language) ? "pass" : "drop",
     });
   return findings;
+}
+
+/** The runs of the evaluation sets; undefined when the recipe names none. */
+export function loadEvaluations(recipe: Recipe): Decontaminator | undefined {
+  if (!recipe.decontaminate) return undefined;
+  const { files, words, minWords, mode } = recipe.decontaminate;
+  const evaluations = new Decontaminator({ n: words, minWords: Math.min(minWords, words), mode });
+  for (const file of files) {
+    const set = basename(file);
+    for (const [i, line] of readFileSync(file, "utf8").split("\n").entries()) {
+      if (line.trim() === "") continue;
+      for (const text of stringsOf(line)) evaluations.addEvaluation(set, String(i + 1), text);
+    }
+  }
+  return evaluations;
+}
+
+/** Every string in a JSON line, or the line itself when it is none. */
+function stringsOf(line: string): string[] {
+  let value: unknown;
+  try {
+    value = JSON.parse(line);
+  } catch {
+    return [line];
+  }
+  const found: string[] = [];
+  const open = [value];
+  while (open.length > 0) {
+    const next = open.pop();
+    if (typeof next === "string") found.push(next);
+    else if (next !== null && typeof next === "object") open.push(...Object.values(next));
+  }
+  return found;
 }

@@ -1,5 +1,6 @@
 /** What a build has to do: the sources with their files, and the keys by which finished work is recognised. */
-import { closeSync, openSync, readSync, statSync } from "node:fs";
+import { closeSync, existsSync, openSync, readSync, statSync } from "node:fs";
+import { UserError } from "../run/errors.js";
 import { sha256 } from "./hash.js";
 import { listFiles } from "./input/source.js";
 import type { Recipe } from "./recipe.js";
@@ -41,12 +42,15 @@ export function planBuild(recipe: Recipe): Plan {
       JSON.stringify([CODE_VERSION, name, prints, recipe.limits, recipe.url, blocklists, recipe.extract, recipe.unit]),
     );
     const near = recipe.deduplicate?.near;
+    const { garbled, ads, harmful, pii, decontaminate } = recipe;
+    const blocks = [garbled, ads, harmful, pii, decontaminate, (decontaminate?.files ?? []).map(evaluationPrint)];
     const judgeKey = sha256(
       JSON.stringify([
         readKey,
         trusted,
         recipe.language,
         recipe.heuristics,
+        blocks,
         near && { ...near, threshold: 0 },
         recipe.seed,
       ]),
@@ -69,6 +73,11 @@ function fingerprint(file: string): unknown[] {
   } finally {
     closeSync(handle);
   }
+}
+
+function evaluationPrint(file: string): unknown[] {
+  if (!existsSync(file)) throw new UserError(`${file} does not exist. It is named under decontaminate.files.`, 2);
+  return fingerprint(file);
 }
 
 function fingerprints(dir: string): unknown[] {

@@ -3,7 +3,12 @@ import { dirname, isAbsolute, join } from "node:path";
 import { z } from "zod";
 import { applyOverrides, check, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
+import { ADS } from "./ads.js";
+import { GARBLED } from "./garbled.js";
+import { HARMFUL } from "./harmful.js";
 import { checkRules, PRESET_NAMES } from "./heuristics/index.js";
+import { checkThresholds } from "./heuristics/rules.js";
+import { PII_KINDS } from "./pii.js";
 import { AGAINST } from "./plan.js";
 
 const share = z.number().min(0).max(1);
@@ -36,6 +41,8 @@ const nearSchema = z.strictObject({
   rows: natural.default(8),
 });
 
+const thresholdsSchema = z.record(z.string(), z.number().nullable());
+
 export const recipeSchema = z.strictObject({
   name: z.string().min(1).optional(),
   seed: z.int().min(0).default(1),
@@ -67,10 +74,36 @@ export const recipeSchema = z.strictObject({
     })
     .optional(),
   heuristics: heuristicsSchema.optional(),
+  /** Thresholds by name (garbled.maxMojibake); {} for the published ones. */
+  garbled: thresholdsSchema.optional(),
+  ads: thresholdsSchema.optional(),
+  harmful: thresholdsSchema.optional(),
+  pii: z.strictObject({ kinds: z.array(z.enum(PII_KINDS)).default([...PII_KINDS]) }).optional(),
+  /** Evaluation sets (JSONL: every string in a record; text: every line), that must not be in the corpus. */
+  decontaminate: z
+    .strictObject({
+      files: z.array(z.string().min(1)).min(1),
+      words: natural.default(13),
+      minWords: natural.default(8),
+      mode: z.enum(["drop", "cut"]).default("drop"),
+    })
+    .optional(),
   deduplicate: z
     .strictObject({
       exact: z.boolean().default(true),
       near: z.union([z.literal(false), nearSchema]).prefault({}),
+      /** Runs of so many tokens (words and symbols) that stand in the corpus more than once are cut out. */
+      substring: z
+        .union([
+          z.literal(false),
+          z.strictObject({
+            tokens: z.int().min(2).default(50),
+            mode: z.enum(["keep-first", "remove-all"]).default("keep-first"),
+            /** Above this the windows are hashed on disk, in place of a suffix array in memory (41 bytes a token). */
+            memoryTokens: natural.default(40_000_000),
+          }),
+        ])
+        .default(false),
       /** Documents of other data sets: twins of theirs go. */
       against: words,
     })
@@ -97,6 +130,9 @@ export const recipeSchema = z.strictObject({
 export type Recipe = z.output<typeof recipeSchema>;
 export type SourceSettings = Recipe["sources"][number];
 
+/** Blocks whose rules compare one signal with one threshold. */
+export const SIMPLE_RULES = { garbled: GARBLED, ads: ADS, harmful: HARMFUL };
+
 /** Keys whose values are files or folders, looked for beside the recipe. */
 const PATHS = new Set(["files", "blocklists", "against", "tokenizer", "model", "good"]);
 
@@ -115,6 +151,8 @@ export function loadRecipe(file: string, overrides: readonly string[] = []): Rec
   if (recipe.heuristics)
     for (const presets of [recipe.heuristics.presets, ...Object.values(recipe.heuristics.byLanguage)])
       checkRules(presets, recipe.heuristics.thresholds);
+  for (const [block, rules] of Object.entries(SIMPLE_RULES))
+    checkThresholds(recipe[block as keyof typeof SIMPLE_RULES] ?? {}, new Set(rules.map((r) => r.name)));
   if (recipe.sources.some((s) => s.name === AGAINST))
     throw new UserError(`${file}: a source cannot have the name "${AGAINST}": it stands for deduplicate.against.`, 2);
   const names = recipe.sources.map((s) => s.name);

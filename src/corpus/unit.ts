@@ -8,7 +8,7 @@ import type { Document, Finding, Rejected, Span } from "./document.js";
 import { exactKey } from "./exact.js";
 import { BuildFolder, readRows, toRows } from "./folder.js";
 import type { Position, RawRecord } from "./input/record.js";
-import { type JudgeContext, judge } from "./judge.js";
+import { type JudgeContext, judge, loadEvaluations } from "./judge.js";
 import { MinHasher } from "./minhash.js";
 import { type ParseContext, parseRecord } from "./parse.js";
 import type { Recipe } from "./recipe.js";
@@ -231,14 +231,18 @@ export class Worker {
 
   private async prepare(): Promise<JudgeContext> {
     const { loadIdentifier } = await import("./language.js");
-    return { recipe: this.recipe, identifier: this.recipe.language ? await loadIdentifier() : undefined };
+    return {
+      recipe: this.recipe,
+      identifier: this.recipe.language ? await loadIdentifier() : undefined,
+      evaluations: loadEvaluations(this.recipe),
+    };
   }
 }
 
 /** A file's name as it stands in ids: below the folder that the recipe names, so that a moved corpus keeps its ids. */
 function labelOf(file: string, roots: readonly string[]): string {
   const root = roots.find((r) => file.startsWith(`${r}/`));
-  return root === undefined ? basename(file) : file.slice(root.length + 1);
+  return root === undefined ? basename(file) : `${basename(root)}/${file.slice(root.length + 1)}`;
 }
 
 function count(counts: Counts, finding: Finding, first: boolean, bytes: number): void {

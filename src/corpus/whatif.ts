@@ -2,6 +2,7 @@
 
 import { readFileSync } from "node:fs";
 import { parse } from "yaml";
+import { nearest } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import type { Finding, Span } from "./document.js";
 import { applySpans } from "./document.js";
@@ -9,8 +10,9 @@ import type { Duplicate } from "./duplicates.js";
 import type { Outcome } from "./finish.js";
 import { type BuildFolder, readRows } from "./folder.js";
 import { checkRules, evaluateHeuristics, judgeSignals, needsText, thresholdNames } from "./heuristics/index.js";
+import { judge as judgeRules } from "./heuristics/rules.js";
 import { judgeLanguage, rulesFor } from "./judge.js";
-import { type Recipe, recipeSchema } from "./recipe.js";
+import { type Recipe, recipeSchema, SIMPLE_RULES } from "./recipe.js";
 import type { Row } from "./unit.js";
 import { openBuild, restoreFinding, type StoredDecision, unitsOf } from "./why.js";
 
@@ -87,9 +89,21 @@ function apply(change: string, recipe: Recipe, changed: Recipe, rules: WhatIf["r
     else changed.language.threshold = value;
     return false;
   }
+  const block = (Object.keys(SIMPLE_RULES) as (keyof typeof SIMPLE_RULES)[]).find((b) => name.startsWith(`${b}.`));
+  const rule = block && SIMPLE_RULES[block].find((r) => r.name === name);
+  if (block && rule && recipe[block] && changed[block]) {
+    const old = recipe[block][name];
+    rules[name] = { before: old === undefined ? rule.threshold : old, after: value };
+    changed[block][name] = value;
+    return false;
+  }
   if (!recipe.heuristics || !changed.heuristics || !thresholdNames().includes(name)) {
     const names = [...(recipe.heuristics ? thresholdNames() : []), "language.threshold", "minCharacters"];
-    throw new UserError(`There is no rule "${name}" to change. There are: ${names.join(", ")}.`, 2);
+    const near = nearest(name, names);
+    throw new UserError(
+      `There is no rule "${name}" to change. ${near ? `Did you mean "${near}"?` : `There are: ${names.join(", ")}.`}`,
+      2,
+    );
   }
   checkRules(recipe.heuristics.presets, { [name]: value });
   changed.heuristics.thresholds[name] = value;
@@ -129,9 +143,12 @@ function judgeUnit(
         result.dropped[finding.rule] ??= { before: 0, after: 0 };
         result.dropped[finding.rule][key]++;
       }
-    const characters = lengthAfter(signals[i], documents[i], judged.spans ?? spans[i]);
+    const { characters: kept } = outcomes[i];
+    const cut = judged.spans ?? spans[i] ?? [];
+    const characters = !texts && kept !== undefined ? kept : lengthAfter(signals[i], documents[i], cut);
     const passes = !judged.findings.some((f) => f.verdict === "drop") && characters >= recipe.minCharacters;
-    const finish = (after: boolean): void => count(result, id, before, after, characters, lost);
+    const finish = (after: boolean): void =>
+      count(result, id, { before, after }, { before: kept ?? 0, after: characters }, lost);
     const twin = duplicates[i];
     if (passes && twin) later.push(() => finish(lost.has(twin.kept)));
     else finish(passes);
@@ -153,9 +170,15 @@ function rejudge(
   if (recipe.language && typeof signals["language.score"] === "number")
     for (const f of judgeLanguage({ language: language ?? "und", score: signals["language.score"] }, recipe.language))
       fresh.set(f.rule, f);
+  for (const block of Object.keys(SIMPLE_RULES) as (keyof typeof SIMPLE_RULES)[])
+    if (recipe[block])
+      for (const f of judgeRules(SIMPLE_RULES[block], signals as Record<string, number>, recipe[block]))
+        fresh.set(f.rule, { ...f, stage: block });
   // A rule that was switched off has no finding now; one of another stage keeps its own.
   const off = new Set(
-    Object.entries(recipe.heuristics?.thresholds ?? {}).flatMap(([name, v]) => (v === null ? [name] : [])),
+    Object.entries({ ...recipe.heuristics?.thresholds, ...recipe.garbled, ...recipe.ads, ...recipe.harmful }).flatMap(
+      ([name, v]) => (v === null ? [name] : []),
+    ),
   );
   const findings = old.filter((f) => !off.has(f.rule)).map((f) => fresh.get(f.rule) ?? f);
   return { findings, spans: evaluation?.spans };
@@ -173,23 +196,19 @@ function lengthAfter(
 function count(
   result: WhatIf,
   id: string,
-  before: boolean,
-  after: boolean,
-  characters: number,
+  kept: { before: boolean; after: boolean },
+  characters: { before: number; after: number },
   lost: Set<string>,
 ): void {
   result.documents++;
-  if (before) {
-    result.kept.before++;
-    result.characters.before += characters;
+  for (const when of ["before", "after"] as const) {
+    if (!kept[when]) continue;
+    result.kept[when]++;
+    result.characters[when] += characters[when];
   }
-  if (after) {
-    result.kept.after++;
-    result.characters.after += characters;
-  }
-  if (before === after) return;
-  const list = after ? result.gained : result.lost;
+  if (kept.before === kept.after) return;
+  const list = kept.after ? result.gained : result.lost;
   list.documents++;
   if (list.ids.length < 20) list.ids.push(id);
-  if (!after) lost.add(id);
+  if (!kept.after) lost.add(id);
 }

@@ -97,7 +97,7 @@ export function why(dir: string, wanted: string): Why {
     readRows<T>(folder.rows(kind, unit))[row];
   const document = at<Row>("documents");
   const outcome = at<Outcome>("outcome");
-  const spans = at<Span[]>("spans");
+  const spans = [...at<Span[]>("spans"), ...readRows<Span[]>(folder.path(`repeats/${unit}.jsonl`))[row]];
   const { id: _, language, domain: __, ...signals } = at<Record<string, number | string | null>>("signals");
   const duplicate = at<Duplicate | null>("duplicates");
   const text = applySpans(document.text, spans);

@@ -1,0 +1,269 @@
+import { spawn, spawnSync } from "node:child_process";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { gzipSync } from "node:zlib";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type BuildSummary, build } from "../../src/corpus/build.js";
+import { loadRecipe } from "../../src/corpus/recipe.js";
+import { whatIf } from "../../src/corpus/whatif.js";
+import { why } from "../../src/corpus/why.js";
+import { buildProgram } from "./cli-path.js";
+
+const dir = mkdtempSync(join(tmpdir(), "lyceum-corpus-"));
+let program = "";
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+const quiet = { note() {}, status() {}, end() {} };
+
+/** Words with a source of its own randomness, so that documents differ. */
+function prose(seed: number, words: number): string {
+  const list =
+    "the harbour of that old city was quiet and with all its boats in it we have to be patient when the ice of winter comes from north over water".split(
+      " ",
+    );
+  let x = seed * 7919 + 17;
+  let text = "";
+  for (let i = 0; i < words; i++) {
+    x = (Math.imul(x, 1103515245) + 12345) >>> 0;
+    const word =
+      i % 3 === 2
+        ? `${list[(x >>> 8) % list.length]}`
+        : `${"bcdfghklmnprst"[(x >>> 5) % 14]}${"aeiou"[(x >>> 11) % 5]}${"lmnrst"[(x >>> 15) % 6]}${"aeiou"[(x >>> 19) % 5]}n`;
+    text += i % 14 === 0 ? `${i > 0 ? ". " : ""}${word[0].toUpperCase()}${word.slice(1)}` : ` ${word}`;
+    if (i % 70 === 69) text += ".\n\n";
+  }
+  return `${text}.`;
+}
+
+const RECIPE = `
+seed: 3
+sources:
+  - { name: web, files: [in/pages, in/crawl.jsonl.gz], priority: 1 }
+  - { name: books, files: [in/books.jsonl] }
+heuristics: { presets: [gopher] }
+garbled: {}
+pii: {}
+decontaminate: { files: [in/eval.jsonl] }
+deduplicate: { substring: { tokens: 60 } }
+tokenizer: { vocabSize: 400 }
+unit: { records: 7 }
+split: { validation: 0.1 }
+`;
+
+beforeAll(() => {
+  mkdirSync(join(dir, "in/pages"), { recursive: true });
+  for (let i = 0; i < 20; i++)
+    writeFileSync(
+      join(dir, `in/pages/${i}.html`),
+      `<html><head><link rel=canonical href="https://example.org/${i}"></head><body><nav><a href=/>Home</a></nav><article><h1>Page ${i}</h1>${prose(
+        i,
+        200,
+      )
+        .split("\n\n")
+        .map((p) => `<p>${p}</p>`)
+        .join("")}</article></body></html>`,
+    );
+  const record = (id: string, text: string): string => JSON.stringify({ id, text, url: `https://example.com/${id}` });
+  const shared = prose(900, 120);
+  const crawl = [
+    ...Array.from({ length: 40 }, (_, i) => record(`c${i}`, prose(100 + i, 150))),
+    record("short", prose(999, 40)),
+    record("copy", prose(500, 150)),
+    record("near", `${prose(501, 150)} One more sentence was put in here.`),
+    record("mail", `${prose(700, 100)} Write to jane.doe@mail-company.com today.`),
+    record("leak", `${prose(701, 100)} ${prose(800, 30)}`),
+    record("quotes1", `${prose(702, 100)} ${shared}`),
+    record("quotes2", `${prose(703, 100)} ${shared}`),
+    "{ broken",
+    record("\ud800 \0", prose(704, 100)),
+  ];
+  writeFileSync(join(dir, "in/crawl.jsonl.gz"), gzipSync(crawl.join("\n")));
+  writeFileSync(
+    join(dir, "in/books.jsonl"),
+    [record("b500", prose(500, 150)), record("b501", prose(501, 150)), record("b1", prose(600, 300))].join("\n"),
+  );
+  writeFileSync(join(dir, "in/eval.jsonl"), JSON.stringify({ question: prose(800, 30) }));
+  writeFileSync(join(dir, "recipe.yaml"), RECIPE);
+  program = buildProgram();
+});
+
+const run = (out: string, ...more: string[]): { code: number | null; err: string } => {
+  const r = spawnSync(process.execPath, [program, "corpus", "build", "recipe.yaml", "--out", out, ...more], {
+    cwd: dir,
+    encoding: "utf8",
+  });
+  return { code: r.status, err: r.stderr };
+};
+
+/** Every file of a build and its content; report.html has the folder's name in it. */
+function contents(out: string): Map<string, string> {
+  const root = join(dir, out);
+  return new Map(
+    (readdirSync(root, { recursive: true }) as string[])
+      .filter((f) => statSync(join(root, f)).isFile() && f !== "report.html")
+      .sort()
+      .map((f) => [f, readFileSync(join(root, f), "latin1")]),
+  );
+}
+function expectSame(a: string, b: string): void {
+  const [x, y] = [contents(a), contents(b)];
+  expect([...y.keys()]).toEqual([...x.keys()]);
+  for (const [file, data] of x) expect(y.get(file) === data, `${file} differs`).toBe(true);
+}
+
+describe("build", () => {
+  let summary: BuildSummary;
+  beforeAll(async () => {
+    const before = process.cwd();
+    process.chdir(dir);
+    try {
+      summary = await build(loadRecipe("recipe.yaml"), "one", 1, quiet);
+    } finally {
+      process.chdir(before);
+    }
+  }, 60_000);
+
+  it("accounts for every record, stage by stage", () => {
+    const stages = Object.fromEntries(summary.stages.map((s) => [s.stage, s]));
+    expect(stages.read).toMatchObject({ in: 72, kept: 71, failed: 1 });
+    expect(stages.decontaminate).toMatchObject({ dropped: 1 });
+    expect(stages["exact-duplicates"].dropped).toBe(1);
+    expect(stages["near-duplicates"].dropped).toBe(1);
+    expect(stages.kept.kept).toBe(summary.finished.kept);
+    const { train, validation } = summary.finished;
+    expect(train!.documents + validation!.documents).toBe(summary.finished.kept);
+    expect(readFileSync(join(dir, "one/rejected.jsonl"), "utf8")).toMatch(
+      /crawl.jsonl.gz","line":48,"reason":"not JSON/,
+    );
+  });
+
+  it("says why: every rule, the twin and the difference, the cut, the replacement", () => {
+    const at = join(dir, "one");
+    expect(why(at, "short")).toMatchObject({ action: "drop", stage: "heuristics", rule: "gopher.minWords" });
+    expect(why(at, "short").findings.length).toBeGreaterThan(20);
+    expect(why(at, "copy").duplicate).toMatchObject({ kind: "exact", kept: "b500", dataset: "books", similarity: 1 });
+    const near = why(at, "near");
+    expect(near.duplicate).toMatchObject({ kind: "near", kept: "b501" });
+    expect(near.duplicate!.similarity).toBeGreaterThan(0.8);
+    expect(near.duplicate!.diff.some((c) => c.kind === "+" && c.text.includes("One more sentence"))).toBe(true);
+    expect(why(at, "leak")).toMatchObject({ action: "drop", rule: "decontaminate.runs" });
+    expect(why(at, "mail").spans.map((s) => s.text)).toEqual(["jane.doe@mail-company.com"]);
+    const [first, second] = [why(at, "quotes1"), why(at, "quotes2")];
+    expect(first.spans).toEqual([]);
+    expect(second.spans).toHaveLength(1);
+    expect(prose(900, 120)).toContain(second.spans[0].text.replace(/^[. ]+/, "").trim());
+    expect(why(at, "https://example.org/7").id).toBe("web/pages/7.html");
+    expect(why(at, "\ufffd \ufffd").action).toBe("keep");
+    expect(() => why(at, "nobody")).toThrow(/has the id or the URL "nobody". Ids look like "books\/|Ids look like/);
+  });
+
+  it("cuts and replaces only in what is kept, and leaves the documents whole", () => {
+    const kept = readdirSync(join(dir, "one/kept"))
+      .map((f) => readFileSync(join(dir, "one/kept", f), "utf8"))
+      .join("");
+    expect(kept).toContain("email@example.com");
+    expect(kept).not.toContain("jane.doe");
+    expect(kept.split(prose(900, 120).slice(100, 400).replaceAll("\n", "\\n")).length).toBe(2);
+    const rows = (kind: string): number =>
+      readdirSync(join(dir, "one", kind)).reduce(
+        (n, f) => n + readFileSync(join(dir, "one", kind, f), "utf8").split("\n").length - 1,
+        0,
+      );
+    for (const kind of ["signals", "decisions", "spans", "duplicates", "repeats", "outcome"])
+      expect(rows(kind)).toBe(71);
+  });
+
+  it("answers what-if without the input, as a build with that threshold would", async () => {
+    const unchanged = whatIf(join(dir, "one"), ["gopher.minWords=50"]);
+    expect(unchanged.kept.after).toBe(unchanged.kept.before);
+    expect(unchanged.kept.before).toBe(summary.finished.kept);
+    const stricter = whatIf(join(dir, "one"), ["gopher.minWords=155"]);
+    expect(stricter.lost.documents).toBeGreaterThan(40);
+    const looser = whatIf(join(dir, "one"), ["gopher.minWords=30", "gopher.maxMeanWordLength=off"]);
+    expect(looser.gained.ids).toEqual(["short"]);
+    expect(() => whatIf(join(dir, "one"), ["gopher.minWord=1"])).toThrow(/Did you mean "gopher.minWords"/);
+    expect(() => whatIf(join(dir, "one"), ["gopher.minWords"])).toThrow(/write it as NAME=VALUE/);
+    cpSync(join(dir, "recipe.yaml"), join(dir, "stricter.yaml"));
+    const r = run("strict", "--set", "heuristics.thresholds={gopher.minWords: 155}", "--json");
+    expect(r.code).toBe(0);
+    const funnel = JSON.parse(readFileSync(join(dir, "strict/funnel.json"), "utf8"));
+    expect(funnel.finished.kept).toBe(stricter.kept.after);
+  });
+
+  it("writes the same bytes with two workers as with one", () => {
+    expect(run("two", "--workers", "2").code).toBe(0);
+    expectSame("one", "two");
+  });
+
+  it("takes finished units over, and reruns only what a change touches", async () => {
+    const again = JSON.parse(
+      spawnSync(process.execPath, [program, "corpus", "build", "recipe.yaml", "--out", "two", "--json"], {
+        cwd: dir,
+        encoding: "utf8",
+      }).stdout,
+    );
+    expect(again.units).toEqual({ read: 0, judged: 0, reused: 11 });
+    const set = (...args: string[]): BuildSummary =>
+      JSON.parse(
+        spawnSync(
+          process.execPath,
+          [program, "corpus", "build", "recipe.yaml", "--out", "two", "--json", "--set", ...args],
+          { cwd: dir, encoding: "utf8" },
+        ).stdout,
+      );
+    expect(set("deduplicate.near.threshold=0.9").units).toEqual({ read: 0, judged: 0, reused: 11 });
+    expect(set("garbled={garbled.maxControl: 0.5}").units).toEqual({ read: 0, judged: 11, reused: 0 });
+    expect(set("extract.mode=readability").units).toEqual({ read: 11, judged: 0, reused: 0 });
+  });
+
+  it("ends with the same bytes when it is killed at 20 random moments", async () => {
+    let kills = 0;
+    for (let i = 0; kills < 20 && i < 60; i++) {
+      // From before the first unit to the tokenizer: a run takes about a second.
+      const child = spawn(
+        process.execPath,
+        [program, "corpus", "build", "recipe.yaml", "--out", "killed", "--workers", String(1 + (i % 2))],
+        { cwd: dir, stdio: "ignore" },
+      );
+      const done = new Promise<boolean>((resolve) => child.on("exit", (code) => resolve(code === 0)));
+      setTimeout(() => child.kill("SIGKILL"), 150 + ((i * 97) % 900));
+      if (!(await done)) kills++;
+      else if (i % 3 === 0) rmSync(join(dir, "killed"), { recursive: true, force: true });
+    }
+    expect(kills).toBe(20);
+    expect(run("killed").code).toBe(0);
+    expectSame("one", "killed");
+  }, 120_000);
+});
+
+describe("mistakes", () => {
+  const complaint = (yaml: string): string => {
+    writeFileSync(join(dir, "bad.yaml"), yaml);
+    const r = spawnSync(process.execPath, [program, "corpus", "build", "bad.yaml", "--out", "bad"], {
+      cwd: dir,
+      encoding: "utf8",
+    });
+    expect(r.stderr).not.toMatch(/\n\s+at .*:\d+:\d+/);
+    expect(r.status).toBe(2);
+    return r.stderr;
+  };
+  it("are told with the key, and what there is instead", () => {
+    expect(complaint("sources: []")).toMatch(/sources/);
+    expect(complaint("sources: [{ name: a, files: [none.jsonl] }]")).toMatch(
+      /none.jsonl does not exist. It is named under sources.a.files/,
+    );
+    expect(
+      complaint("sources: [{ name: a, files: [in/books.jsonl] }]\nheuristics: { thresholds: { gopher.minWord: 3 } }"),
+    ).toMatch(/no heuristic threshold "gopher.minWord"/);
+    expect(complaint("sources: [{ name: a, files: [in/books.jsonl] }, { name: a, files: [in/books.jsonl] }]")).toMatch(
+      /two sources have the name "a"/,
+    );
+    expect(complaint("sources: [{ name: a, files: [in/books.jsonl] }]\ndedup: {}")).toMatch(/Did you mean|Known here/);
+    expect(complaint("sources: [{ name: a, files: [in/books.jsonl] }]\nurl: { blocklists: [in/pages] }")).toMatch(
+      /layout of UT1/,
+    );
+  });
+  it("an unfinished build is no answer", () => {
+    expect(() => why(join(dir, "in"), "x")).toThrow(/is no corpus build/);
+  });
+});

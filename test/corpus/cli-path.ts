@@ -1,0 +1,21 @@
+/** The built program, for tests that need a process or threads: compiled once beside the sources, so that it is never an old one. */
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, symlinkSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+const root = fileURLToPath(new URL("../..", import.meta.url));
+
+export function buildProgram(): string {
+  const out = `${root}.cache/corpus-test`;
+  mkdirSync(out, { recursive: true });
+  // Types are checked elsewhere: the compiler also writes what has an error in its types.
+  spawnSync(process.execPath, [
+    `${root}node_modules/typescript/bin/tsc`,
+    "-p",
+    `${root}tsconfig.build.json`,
+    "--outDir",
+    `${out}/dist`,
+  ]);
+  if (!existsSync(`${out}/native`)) symlinkSync(`${root}native`, `${out}/native`);
+  return `${out}/dist/cli/main.js`;
+}
