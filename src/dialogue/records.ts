@@ -3,10 +3,12 @@
  * (messages), one JSON object a line or one JSON array a file. The format is told by the keys of each record.
  * A record that cannot be trained on is set aside with its file, line and reason.
  */
-import { existsSync, readFileSync } from "node:fs";
 import type { Rejected } from "../corpus/read.js";
 import { UserError } from "../run/errors.js";
+import { jsonRecords } from "./jsonl.js";
 import type { Message } from "./templates.js";
+
+export { jsonRecords } from "./jsonl.js";
 
 export interface Conversation {
   messages: Message[];
@@ -16,24 +18,25 @@ export interface Conversation {
 }
 
 type Json = Record<string, unknown>;
-const ROLES: Record<string, Message["role"]> = {
-  system: "system",
-  user: "user",
-  human: "user",
-  prompter: "user",
-  assistant: "assistant",
-  gpt: "assistant",
-  bot: "assistant",
-  model: "assistant",
-  chatgpt: "assistant",
-};
+/** A map and not an object: a role "constructor" is then as unknown as any other. */
+const ROLES = new Map<unknown, Message["role"]>([
+  ["system", "system"],
+  ["user", "user"],
+  ["human", "user"],
+  ["prompter", "user"],
+  ["assistant", "assistant"],
+  ["gpt", "assistant"],
+  ["bot", "assistant"],
+  ["model", "assistant"],
+  ["chatgpt", "assistant"],
+]);
+const isNothing = (value: unknown): value is null | undefined => value === undefined || value === null;
 
-/** Every usable conversation of the files, in order. Throws UserError when a file is missing, or when no record is usable. */
+/** Every usable conversation of the files, in order. Throws UserError when a file cannot be read, or when no record is usable. */
 export function readConversations(files: readonly string[], rejected: Rejected[]): Conversation[] {
   const conversations: Conversation[] = [];
+  const before = rejected.length;
   for (const file of files) {
-    if (!existsSync(file))
-      throw new UserError(`${file} does not exist. It is named under data.train or data.validation.`, 2);
     for (const { line, value, error } of jsonRecords(file)) {
       const source = { file, line };
       if (error !== undefined) {
@@ -46,7 +49,7 @@ export function readConversations(files: readonly string[], rejected: Rejected[]
     }
   }
   if (conversations.length === 0) {
-    const first = rejected[0];
+    const first = rejected[before];
     throw new UserError(
       `${files.join(", ")}: no record can be used.${first ? ` ${first.file}:${first.line}: ${first.reason}.` : " There is nothing in there."}`,
     );
@@ -54,63 +57,50 @@ export function readConversations(files: readonly string[], rejected: Rejected[]
   return conversations;
 }
 
-/** The records of a JSONL file, or of a JSON array, with their lines (in an array: their numbers). */
-export function* jsonRecords(file: string): Generator<{ line: number; value?: unknown; error?: string }> {
-  const text = new TextDecoder("utf-8").decode(readFileSync(file)); // drops the byte order mark; broken bytes become U+FFFD
-  if (/^\s*\[/.test(text)) {
-    let list: unknown[];
-    try {
-      list = JSON.parse(text) as unknown[];
-    } catch (error) {
-      yield { line: 1, error: `not JSON: ${(error as Error).message}` };
-      return;
-    }
-    for (const [i, value] of list.entries()) yield { line: i + 1, value };
-    return;
-  }
-  let line = 0;
-  for (const row of text.split("\n")) {
-    line++;
-    if (row.trim() === "") continue;
-    if (row.includes("\uFFFD")) {
-      yield { line, error: "there are bytes in it that are not UTF-8" };
-      continue;
-    }
-    try {
-      yield { line, value: JSON.parse(row) };
-    } catch (error) {
-      yield { line, error: `not JSON: ${(error as Error).message}` };
-    }
-  }
-}
-
 /** A record of any of the three formats, or the reason why it cannot be trained on. */
 export function toConversation(record: unknown): Omit<Conversation, "source"> | string {
   if (typeof record !== "object" || record === null || Array.isArray(record)) return "the record is not a JSON object";
   const r = record as Json;
+  const { type } = r;
+  if (!isNothing(type) && typeof type !== "string" && typeof type !== "number")
+    return '"type" is neither a text nor a number';
   const messages = messagesOf(r);
   if (typeof messages === "string") return messages;
   const wrong = checkTurns(messages);
   if (wrong) return wrong;
   if (messages.at(-1)?.role !== "assistant")
     return "the last message is not the assistant's: there is no reply to learn";
-  return { messages, ...(typeof r.type === "string" && { type: r.type }) };
+  return { messages, ...(!isNothing(type) && { type: String(type) }) };
 }
 
 function messagesOf(r: Json): Message[] | string {
-  if (Array.isArray(r.messages)) return listed(r.messages, "role", "content", "messages");
-  if (Array.isArray(r.conversations)) return listed(r.conversations, "from", "value", "conversations");
-  if (r.instruction === undefined)
+  const key = ["messages", "conversations", "conversation"].find((k) => !isNothing(r[k]));
+  let messages: Message[] | string;
+  if (key) messages = Array.isArray(r[key]) ? listed(r[key], key) : `"${key}" is not a list`;
+  else if (r.instruction !== undefined) messages = alpaca(r);
+  else
     return `its keys (${Object.keys(r).join(", ") || "none"}) are of no known format: Alpaca has instruction and output, ShareGPT conversations, OpenAI messages`;
-  const { instruction, input = "", output, system, history = [] } = r;
+  if (typeof messages === "string") return messages;
+  // An empty system message says nothing; a template would still write its frame.
+  if (messages[0]?.role === "system" && messages[0].content.trim() === "") messages.shift();
+  const { system } = r;
+  if (isNothing(system) || system === "") return messages;
+  if (typeof system !== "string") return '"system" is not text';
+  if (messages[0]?.role === "system") return 'there is a "system" and also a system message';
+  return [{ role: "system", content: system }, ...messages];
+}
+
+function alpaca(r: Json): Message[] | string {
+  const { instruction, output } = r;
+  const input = r.input ?? "";
+  const history = r.history ?? [];
   for (const [key, value] of Object.entries({ instruction, input, output }))
-    if (typeof value !== "string")
-      return value === undefined || value === null ? `there is no "${key}"` : `"${key}" is not text`;
-  if (!Array.isArray(history)) return '"history" is not a list of [instruction, reply] pairs';
-  const messages: Message[] = typeof system === "string" && system !== "" ? [{ role: "system", content: system }] : [];
+    if (typeof value !== "string") return isNothing(value) ? `there is no "${key}"` : `"${key}" is not text`;
+  const pairs = '"history" is not a list of [instruction, reply] pairs';
+  if (!Array.isArray(history)) return pairs;
+  const messages: Message[] = [];
   for (const pair of history) {
-    if (!Array.isArray(pair) || pair.length !== 2 || pair.some((t) => typeof t !== "string"))
-      return '"history" is not a list of [instruction, reply] pairs';
+    if (!Array.isArray(pair) || pair.length !== 2 || pair.some((t) => typeof t !== "string")) return pairs;
     messages.push({ role: "user", content: pair[0] as string }, { role: "assistant", content: pair[1] as string });
   }
   const user: Message = { role: "user", content: instruction as string };
@@ -120,34 +110,46 @@ function messagesOf(r: Json): Message[] | string {
 }
 
 /** Messages in either spelling (role and content, from and value), or what is wrong with them. */
-export function messagesFrom(list: unknown[]): Message[] | string {
-  const sharegpt = (list[0] as Json | undefined)?.from !== undefined;
-  return sharegpt ? listed(list, "from", "value", "messages") : listed(list, "role", "content", "messages");
-}
+export const messagesFrom = (list: unknown[]): Message[] | string => listed(list, "messages");
 
-function listed(list: unknown[], roleKey: string, textKey: string, where: string): Message[] | string {
+function listed(list: unknown[], where: string): Message[] | string {
   const messages: Message[] = [];
   for (const [i, entry] of list.entries()) {
-    const m = entry as Json | null;
-    const role = ROLES[String(m?.[roleKey])];
+    if (typeof entry !== "object" || entry === null) return `${where}[${i}] is not a message`;
+    const m = entry as Json;
+    const [roleKey, textKey] = m.from === undefined ? ["role", "content"] : ["from", "value"];
+    const role = ROLES.get(m[roleKey]);
     if (!role)
-      return `${where}[${i}].${roleKey} is ${JSON.stringify(m?.[roleKey])}; known are ${Object.keys(ROLES).join(", ")}`;
-    if (typeof m?.[textKey] !== "string") return `${where}[${i}].${textKey} is not text`;
-    messages.push({ role, content: m[textKey] });
+      return `${where}[${i}].${roleKey} is ${JSON.stringify(m[roleKey])}; known are ${[...ROLES.keys()].join(", ")}`;
+    const content = textOf(m[textKey]);
+    if (content === undefined)
+      return Array.isArray(m.tool_calls)
+        ? `${where}[${i}] calls a tool; only texts are learned`
+        : `${where}[${i}].${textKey} is not text`;
+    messages.push({ role, content });
   }
   return messages;
 }
 
+/** A content: a text, or OpenAI's list of text parts. Undefined for anything else, images among it. */
+function textOf(content: unknown): string | undefined {
+  if (typeof content === "string") return content;
+  if (!Array.isArray(content) || content.length === 0) return undefined;
+  const parts = content.map((part: Json | null) => (part?.type === "text" ? part.text : undefined));
+  return parts.every((t) => typeof t === "string") ? parts.join("") : undefined;
+}
+
 /** What is wrong with the order or the content of the turns; undefined: nothing. */
 export function checkTurns(messages: readonly Message[]): string | undefined {
-  const turns = messages[0]?.role === "system" ? messages.slice(1) : messages;
-  if (turns.length === 0) return "there are no messages in it";
-  for (const [i, { role, content }] of turns.entries()) {
-    const expected = i % 2 === 0 ? "user" : "assistant";
-    if (role !== expected) return `message ${i + 1} is the ${role}'s where the ${expected}'s turn is`;
-    if (content.trim() === "" && !turns[i].input)
-      return role === "assistant" ? `reply ${(i + 1) / 2} is empty` : `message ${i + 1} is empty`;
-    if (/\p{Cs}/u.test(content)) return `message ${i + 1} holds half of a surrogate pair`;
+  const first = messages[0]?.role === "system" ? 1 : 0;
+  if (messages.length === first) return "there are no messages in it";
+  for (const [i, { role, content, input = "" }] of messages.entries()) {
+    const turn = i - first;
+    const expected = turn % 2 === 0 ? "user" : "assistant";
+    if (turn >= 0 && role !== expected) return `message ${i + 1} is the ${role}'s where the ${expected}'s turn is`;
+    if (content.trim() === "" && input.trim() === "")
+      return role === "assistant" ? `reply ${(turn + 1) / 2} is empty` : `message ${i + 1} is empty`;
+    if (/\p{Cs}/u.test(content + input)) return `message ${i + 1} holds half of a surrogate pair`;
   }
   return undefined;
 }

@@ -1,11 +1,9 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import fc from "fast-check";
+import { gzipSync } from "node:zlib";
 import { afterAll, expect, test } from "vitest";
 import type { Rejected } from "../../src/corpus/read.js";
-import { drawMixture, INSTRUCTGPT, mixtureWeights } from "../../src/dialogue/mixture.js";
-import { packRows, sampleBatch } from "../../src/dialogue/pack.js";
 import { readConversations, toConversation } from "../../src/dialogue/records.js";
 
 const dir = mkdtempSync(join(tmpdir(), "lyceum-records-"));
@@ -70,7 +68,31 @@ test.each([
   ],
   [{ messages: [{ role: "wizard", content: "a" }] }, '"wizard"; known are'],
   [{ conversations: [{ from: "human" }] }, "conversations[0].value is not text"],
-  [{ instruction: "a\ud800", output: "b" }, "surrogate"],
+  [{ instruction: "a\ud800", output: "b" }, "message 1 holds half of a surrogate pair"],
+  [{ instruction: "a", input: "\udc00", output: "b" }, "message 1 holds half of a surrogate pair"],
+  [{ system: "\ud800", instruction: "a", output: "b" }, "message 1 holds half of a surrogate pair"],
+  [{ messages: [{ role: "constructor", content: "a" }] }, '"constructor"; known are system, user'],
+  [{ messages: [null] }, "messages[0] is not a message"],
+  [{ messages: "hello" }, '"messages" is not a list'],
+  [
+    { messages: [{ role: "user", content: [{ type: "image_url", image_url: "x" }] }] },
+    "messages[0].content is not text",
+  ],
+  [{ messages: [{ role: "assistant", content: null, tool_calls: [] }] }, "calls a tool"],
+  [{ instruction: "a", output: "b", type: ["chat"] }, '"type" is neither'],
+  [{ instruction: "a", output: "b", system: 3 }, '"system" is not text'],
+  [{ system: "a", messages: [{ role: "system", content: "b" }] }, 'a "system" and also a system message'],
+  [{ instruction: null, output: "b" }, 'no "instruction"'],
+  [{ instruction: " ", input: "", output: "b" }, "message 1 is empty"],
+  [
+    {
+      messages: [
+        { role: "user", content: "a" },
+        { role: "system", content: "b" },
+      ],
+    },
+    "message 2 is the system's where the assistant's turn is",
+  ],
   [{ instruction: "a", output: "b", history: "x" }, '"history" is not a list'],
 ])("%j is set aside: %s", (record, reason) => {
   expect(toConversation(record)).toContain(reason);
@@ -93,46 +115,72 @@ test("broken lines are listed with their numbers; with nothing left it is an err
   expect(() => readConversations([join(dir, "none.jsonl")], [])).toThrow(/none.jsonl does not exist/);
 });
 
-test("packing loses and repeats nothing, and fills rows to at most the context", () => {
-  fc.assert(
-    fc.property(fc.array(fc.integer({ min: 1, max: 90 }), { maxLength: 300 }), (lengths) => {
-      const rows = packRows(lengths, 64);
-      expect(rows.flat().sort((a, b) => a - b)).toEqual(lengths.map((_, i) => i));
-      for (const row of rows) expect(row.length === 1 || row.reduce((n, i) => n + lengths[i], 0) <= 64).toBe(true);
-      // First fit: no two rows could have been one.
-      const sums = rows.map((row) => row.reduce((n, i) => n + lengths[i], 0)).filter((n) => n <= 32);
-      expect(sums.length).toBeLessThanOrEqual(1);
-    }),
+test("what other collections write: nulls, text parts, a system beside the turns, input without an instruction", () => {
+  const turns = (record: unknown) => toConversation(record) as { messages: object[]; type?: string };
+  expect(turns({ instruction: "a", input: null, history: null, system: null, type: null, output: "b" })).toEqual({
+    messages: [
+      { role: "user", content: "a" },
+      { role: "assistant", content: "b" },
+    ],
+  });
+  expect(turns({ instruction: "", input: "x", output: "b" }).messages[0]).toEqual({
+    role: "user",
+    content: "",
+    input: "x",
+  });
+  const asked = { from: "human", value: "a" };
+  const said = { from: "gpt", value: "b" };
+  expect(turns({ system: "S", conversations: [asked, said] }).messages[0]).toEqual({ role: "system", content: "S" });
+  expect(turns({ conversations: [{ from: "system", value: " " }, asked, said] }).messages).toHaveLength(2);
+  expect(turns({ conversation: [{ role: "user", content: [{ type: "text", text: "a" }] }, said] }).messages).toEqual([
+    { role: "user", content: "a" },
+    { role: "assistant", content: "b" },
+  ]);
+  expect(turns({ instruction: "a", output: "b", type: 3 }).type).toBe("3");
+});
+
+test("U+FFFD that somebody wrote is text; a surrogate pair in escapes is whole", () => {
+  const file = write("e.jsonl", '{"instruction":"what is \uFFFD?","output":"\\ud83d\\ude00"}\n');
+  const rejected: Rejected[] = [];
+  expect(readConversations([file], rejected)[0].messages.map((m) => m.content)).toEqual(["what is \uFFFD?", "😀"]);
+  expect(rejected).toEqual([]);
+});
+
+test("lines across the chunks of a large file are whole", () => {
+  // Chinese text, so that chunk borders fall inside characters as well.
+  const records = Array.from({ length: 300 }, (_, i) => ({ instruction: `${i}`, output: "天".repeat(6000 + i) }));
+  const file = write("large.jsonl", records.map((r) => JSON.stringify(r)).join("\n"));
+  const read = readConversations([file], []);
+  expect(read.map((c) => c.messages[1].content)).toEqual(records.map((r) => r.output));
+  expect(read.at(-1)?.source.line).toBe(300);
+});
+
+test("arrays: broken ones name the line; a JSONL file whose first record is a list is still JSONL", () => {
+  const rejected: Rejected[] = [];
+  const good = JSON.stringify({ instruction: "a", output: "b" });
+  expect(() => readConversations([write("f.json", `[\n${good},\n${good}\n${good}]`)], rejected)).toThrow(
+    /f.json:4: not JSON/,
+  );
+  const jsonl = write("g.jsonl", `[1, 2]\n${good}\n`);
+  expect(readConversations([jsonl], rejected).map((c) => c.source.line)).toEqual([2]);
+  expect(rejected.at(-1)).toEqual({ file: jsonl, line: 1, reason: "the record is not a JSON object" });
+  expect(readConversations([write("h.json", `\uFEFF{\n"instruction": "a",\n"output": "b"}`)], [])).toHaveLength(1);
+  expect(readConversations([write("i.json", `${good}\n${good}`)], [])).toHaveLength(2);
+});
+
+test("what is no file of records is an error that says so", () => {
+  expect(() => readConversations([dir], [])).toThrow(/is a folder/);
+  expect(() => readConversations([write("z.jsonl.gz", gzipSync("{}"))], [])).toThrow(/z.jsonl.gz is compressed/);
+  // The reason that is told is of this call, not of a file read before.
+  const rejected: Rejected[] = [{ file: "other", line: 9, reason: "old" }];
+  expect(() => readConversations([write("y.jsonl", "5\n")], rejected)).toThrow(
+    /y.jsonl:1: the record is not a JSON object/,
   );
 });
 
-test("a batch predicts the next token where that is trainable, never across samples", () => {
-  const batch = sampleBatch([
-    { ids: Int32Array.of(1, 2, 3), trainable: Uint8Array.of(0, 1, 1) },
-    { ids: Int32Array.of(4, 5), trainable: Uint8Array.of(1, 0) },
-  ]);
-  expect(Array.from(batch.targets)).toEqual([2, 3, -1, -1, -1]);
-  expect(Array.from(batch.cuSeqlens)).toEqual([0, 3, 5]);
-  expect(Array.from(batch.positions)).toEqual([0, 1, 2, 0, 1]);
-});
-
-test("InstructGPT's table sums to one hundred as in the notes, and its Chinese names are read", () => {
-  const total = Object.values(INSTRUCTGPT).reduce((n, { share }) => n + share, 0);
-  expect(total).toBeCloseTo(99.9, 6);
-  expect(mixtureWeights({ 头脑风暴: 2, chat: 1 })).toEqual({ brainstorming: 2, chat: 1 });
-});
-
-test("a mixture draws exact shares, the same ones for the same seed, every record before any repeats", () => {
-  const types = Array.from({ length: 100 }, (_, i) => (i < 80 ? "open_qa" : "chat"));
-  const { order, report } = drawMixture(types, { open_qa: 1, chat: 1, extract: 5 }, 7, 0);
-  expect(order).toHaveLength(100);
-  expect(report.map((r) => [r.type, r.drawn, r.records, r.repeats])).toEqual([
-    ["open_qa", 0.5, 80, 50 / 80],
-    ["chat", 0.5, 20, 2.5],
-  ]);
-  expect(new Set(order.filter((i) => i < 80)).size).toBe(50);
-  expect(new Set(order.filter((i) => i >= 80)).size).toBe(20);
-  expect(drawMixture(types, { open_qa: 1, chat: 1 }, 7, 0).order).toEqual(order);
-  expect(drawMixture(types, { open_qa: 1, chat: 1 }, 7, 1).order).not.toEqual(order);
-  expect(() => drawMixture(types, { extract: 1 }, 7, 0)).toThrow(/the records' types are open_qa, chat/);
+test("the atlas's own records are all usable", () => {
+  const rejected: Rejected[] = [];
+  const files = ["sft.jsonl", "sft-dialogue.jsonl"].map((f) => `recipes/atlas/${f}`);
+  expect(readConversations(files, rejected).length).toBeGreaterThan(4000);
+  expect(rejected).toEqual([]);
 });

@@ -1,0 +1,111 @@
+/**
+ * Records of a JSONL file, or of a file that is one JSON array, one at a time. What cannot be read is told with its line.
+ * Bytes are checked before they are text: an invalid one would otherwise become U+FFFD, and be trained on.
+ */
+import { closeSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
+import { UserError } from "../run/errors.js";
+
+export interface JsonRecord {
+  /** Line of the file; in an array the number of the record, from 1. */
+  line: number;
+  value?: unknown;
+  /** Why it could not be read. */
+  error?: string;
+}
+
+const CHUNK = 1 << 22;
+const LINE_FEED = 10;
+const COMPRESSED = [Buffer.of(0x1f, 0x8b), Buffer.of(0x28, 0xb5, 0x2f, 0xfd)]; // gzip, Zstandard
+
+/**
+ * The records of `file`, in order; empty lines are none. JSONL is read as a stream, an array as a whole.
+ * Throws UserError when the file does not exist, is a folder, may not be read, or is compressed.
+ */
+export function* jsonRecords(file: string): Generator<JsonRecord> {
+  const fd = open(file);
+  try {
+    const start = Buffer.alloc(4096);
+    const head = start.subarray(0, readSync(fd, start, 0, start.length, 0));
+    if (COMPRESSED.some((magic) => head.subarray(0, magic.length).equals(magic)))
+      throw new UserError(`${file} is compressed; conversations are read from plain JSONL. Unpack it first.`, 2);
+    if (new TextDecoder().decode(head).trimStart().startsWith("[") || file.endsWith(".json")) {
+      const records = wholeFile(file);
+      if (records) return yield* records;
+    }
+    let line = 0;
+    for (const bytes of linesOf(fd)) {
+      line++;
+      const record = parse(bytes);
+      if (record) yield { line, ...record };
+    }
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function open(file: string): number {
+  try {
+    const fd = openSync(file, "r");
+    if (!fstatSync(fd).isDirectory()) return fd;
+    closeSync(fd);
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    throw new UserError(
+      code === "ENOENT"
+        ? `${file} does not exist. Name a file of records, one JSON object a line.`
+        : `${file} cannot be read: ${(error as Error).message}`,
+      2,
+    );
+  }
+  throw new UserError(`${file} is a folder. Name the files in it.`, 2);
+}
+
+/** A file that is one JSON value; undefined when it is JSONL after all. */
+function wholeFile(file: string): JsonRecord[] | undefined {
+  const bytes = readFileSync(file);
+  const whole = parse(bytes);
+  if (!whole) return [];
+  if (Array.isArray(whole.value)) return whole.value.map((value, i) => ({ line: i + 1, value }));
+  if (whole.error === undefined) return [{ line: 1, value: whole.value }];
+  const end = bytes.indexOf(LINE_FEED);
+  if (end >= 0 && parse(bytes.subarray(0, end))?.error === undefined) return undefined;
+  const at = /position (\d+)/.exec(whole.error);
+  const before = at ? new TextDecoder().decode(bytes).slice(0, Number(at[1])) : "";
+  return [{ line: before.split("\n").length, error: whole.error }];
+}
+
+/** Undefined for nothing but spaces. */
+function parse(bytes: Uint8Array): { value?: unknown; error?: string } | undefined {
+  let text: string;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes); // drops the byte order mark
+  } catch {
+    return { error: "there are bytes in it that are not UTF-8" };
+  }
+  if (text.trim() === "") return undefined;
+  try {
+    return { value: JSON.parse(text) };
+  } catch (error) {
+    return { error: `not JSON: ${(error as Error).message}` };
+  }
+}
+
+/** The lines of a file, without their line feeds. */
+function* linesOf(fd: number): Generator<Uint8Array> {
+  let rest: Uint8Array[] = [];
+  let position = 0;
+  for (;;) {
+    const chunk = Buffer.alloc(CHUNK);
+    const read = readSync(fd, chunk, 0, CHUNK, position);
+    if (read === 0) break;
+    position += read;
+    let start = 0;
+    for (let end = chunk.indexOf(LINE_FEED); end >= 0 && end < read; end = chunk.indexOf(LINE_FEED, start)) {
+      yield rest.length > 0 ? Buffer.concat([...rest, chunk.subarray(start, end)]) : chunk.subarray(start, end);
+      rest = [];
+      start = end + 1;
+    }
+    if (start < read) rest.push(chunk.subarray(start, read));
+  }
+  if (rest.length > 0) yield Buffer.concat(rest);
+}
