@@ -134,6 +134,21 @@ describe.skipIf(!compiler)(title, () => {
     });
   });
 
+  test("NaN that an earlier product left in the packed tiles is not seen in the next", () => {
+    const bad = b.put(new Float64Array(130 * 130).fill(Number.NaN), BF16);
+    for (const [M, N, K] of [
+      [32, 32, 33],
+      [64, 64, 1],
+      [65, 33, 95],
+    ]) {
+      const [A, B] = [numbers(M * K, 1), numbers(K * N, 2)];
+      const [a, w, y] = [b.put(A, BF16), b.put(B, BF16), b.alloc(130 * 130)];
+      call("ly_matmul", 0, 0, 130, 130, 130, 1, bad, BF16, 130, bad, BF16, 130, 0, y, F32, 130, 0, 1, 0, 0, 0);
+      call("ly_matmul", 0, 0, M, N, K, 1, a, BF16, K, w, BF16, N, 0, y, F32, N, 0, 1, 0, 0, 0);
+      expectClose(b.get(y, M * N), matmul(A, B, M, N, K, 0, 0), 1e-5, `${M}x${N}x${K}`);
+    }
+  });
+
   test("attention, forward and backward, whose tiles are multiplied by it", () => {
     const shape = { H: 4, KV: 2, D: 24 };
     const { H, KV, D } = shape;

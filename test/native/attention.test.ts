@@ -129,6 +129,21 @@ test.each([Number.NaN, Number.POSITIVE_INFINITY])("a query of %d is seen in its 
   });
 });
 
+test.each(DTYPES)("NaN that an earlier call left in the engine's buffers is not seen in the next, %s", (_, dt) => {
+  onEach((b) => {
+    const shape = { H: 2, KV: 1, D: 24 };
+    const width = widthOf(shape);
+    const [qkv, dy] = [held(numbers(67 * width, 7), dt), held(numbers(67 * 48, 8), dt)];
+    const both = (x: Float64Array, g: Float64Array) => {
+      const ran = forward(b, shape, [0, 67], x, dt);
+      return b.bytes(ran.y, 67 * 48, dt) + b.bytes(backward(b, shape, [0, 67], ran, g, dt), 67 * width, dt);
+    };
+    const before = both(qkv, dy);
+    both(new Float64Array(67 * width).fill(Number.NaN), new Float64Array(67 * 48).fill(Number.NaN));
+    expect(both(qkv, dy)).toBe(before);
+  });
+});
+
 test.each(DTYPES)("the number of threads does not change a byte, %s", (_, dt) => {
   const shape = { H: 4, KV: 2, D: 16 };
   const cu = [0, 70, 71, 150];

@@ -210,6 +210,23 @@ test.each(DTYPES)("beta 0 never reads the result; NaN and infinity are not hidde
   });
 });
 
+test.each(DTYPES)("NaN that an earlier product left in the engine's buffers is not seen in the next, %s", (_, dt) => {
+  onEach((b) => {
+    const bad = b.put(new Float64Array(130 * 130).fill(Number.NaN), dt);
+    for (const [M, N, K] of [
+      [32, 32, 33],
+      [64, 64, 1],
+      [65, 33, 95],
+    ]) {
+      const [A, B] = [numbers(M * K, 1), numbers(K * N, 2)];
+      const [a, w, y] = [b.put(A, dt), b.put(B, dt), b.alloc(130 * 130)];
+      multiply(b, 130, 130, 130, bad, bad, dt, y, F32);
+      multiply(b, M, N, K, a, w, dt, y, F32);
+      expectClose(b.get(y, M * N), matmul(A, B, M, N, K, 0, 0), ACCUMULATED, `${M}x${N}x${K}`);
+    }
+  });
+});
+
 test("bf16 products are accumulated in fp32 and rounded once", () => {
   onEach((b) => {
     // 1 + 512 * 2^-9: every partial sum in bf16 would stay at 1.

@@ -186,6 +186,8 @@ test("the ends of u, huge logits, minus infinity, and a vocabulary of one", () =
     const ends = [0, 1 - 2 ** -24];
     expect(draw(b, Float64Array.from([1e4, -1e4, 0]), ends).ids).toEqual([0, 0]);
     expect(draw(b, Float64Array.from([0, 0, 0]), ends).ids).toEqual([0, 2]);
+    // A token owns its share of [0, 1) with the lower end and without the upper.
+    expect(draw(b, Float64Array.from([0, 0]), [0.5 - 2 ** -25, 0.5]).ids).toEqual([0, 1]);
     expect(draw(b, Float64Array.from([3]), ends, { topP: 0.01, topK: 3 })).toEqual({ ids: [0, 0], logp: [0, 0] });
     const minus = Number.NEGATIVE_INFINITY;
     for (const options of [{}, { topP: 0.99 }, { topK: 3 }, { minP: 1e-9 }])

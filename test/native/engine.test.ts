@@ -1,0 +1,73 @@
+/** The engine itself: instruction sets, the thread pool, memory and mapped files. */
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { EngineError, offeredIsas, openCpu } from "../../src/device/cpu.js";
+import { F32 } from "../../src/device/device.js";
+
+test("portable is always offered, last, and every offered engine says its own name", () => {
+  const isas = offeredIsas();
+  expect(isas.at(-1)).toBe("portable");
+  for (const isa of isas) expect(openCpu({ isa }).isa).toBe(isa);
+});
+
+test("an instruction set that is not offered is refused by name, with those that are", () => {
+  expect(() => openCpu({ isa: "vax" })).toThrow(EngineError);
+  expect(() => openCpu({ isa: "vax" })).toThrow(/"vax" is not offered.*portable/);
+});
+
+test("the pool can be started again with another number of threads, many times", () => {
+  const n = 100_000;
+  for (const threads of [1, 4, 2, 7, 1, 3, 3]) {
+    const device = openCpu({ isa: "portable", threads });
+    expect(device.threads).toBe(threads);
+    const p = device.alloc(n * 4);
+    for (let i = 0; i < 20; i++) {
+      device.fill(p, i, n, F32);
+      expect(device.sumSquares(p, n, F32)).toBe(i * i * n);
+    }
+    device.free(p, n * 4);
+  }
+});
+
+test("two instruction sets side by side have pools of their own", () => {
+  const [n, isas] = [50_000, offeredIsas()];
+  const [a, b] = [openCpu({ isa: isas[0], threads: 2 }), openCpu({ isa: "portable", threads: 3 })];
+  const [p, q] = [a.alloc(n * 4), b.alloc(n * 4)];
+  for (let i = 1; i < 10; i++) {
+    a.fill(p, i, n, F32);
+    b.scale(p, 2, q, n, F32);
+    expect(a.sumSquares(q, n, F32)).toBe(4 * i * i * n);
+  }
+  a.free(p, n * 4);
+  b.free(q, n * 4);
+});
+
+test("memory comes zeroed and on a cache line; more than there is, is refused with what to do", () => {
+  const device = openCpu();
+  for (const bytes of [1, 100, 5 << 20]) {
+    const p = device.alloc(bytes);
+    expect(p % 64).toBe(0);
+    expect(device.bytes(p, bytes).every((x) => x === 0)).toBe(true);
+    device.free(p, bytes);
+  }
+  expect(() => device.alloc(2 ** 52)).toThrow(/MiB could not be allocated. Use a smaller/);
+});
+
+test("a mapped file is its bytes; one that is missing or empty is refused by name", () => {
+  const dir = mkdtempSync(join(tmpdir(), "lyceum-engine-"));
+  try {
+    const device = openCpu();
+    const path = join(dir, "values 值.bin");
+    writeFileSync(path, "seven bytes, or more");
+    const { ptr, bytes } = device.mapFile(path);
+    expect(Buffer.from(device.bytes(ptr, bytes)).toString()).toBe("seven bytes, or more");
+    device.unmapFile(ptr, bytes);
+    writeFileSync(path, "");
+    expect(() => device.mapFile(path)).toThrow(/values 值.bin cannot be opened, or is empty/);
+    expect(() => device.mapFile(join(dir, "missing"))).toThrow(/missing cannot be opened/);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+});
