@@ -18,7 +18,9 @@ export const INSTRUCTGPT: Record<string, { share: number; chinese: string }> = {
 
 export interface MixtureRow {
   type: string;
+  /** Share that the weights ask for; 0 for a type that they do not name: its records are left out. */
   wanted: number;
+  /** Share of the epoch's draws. More than wanted where another type has no records. */
   drawn: number;
   /** Different records of this type, and how often the average one was drawn. */
   records: number;
@@ -27,7 +29,9 @@ export interface MixtureRow {
 
 /**
  * Record numbers of an epoch of types.length draws: type by its weight, record within its type by a shuffle, both
- * functions of (seed, epoch). Types without a weight are left out; weights of types that no record has are shared by the others.
+ * functions of (seed, epoch). A type's records are all drawn before any is drawn again, over epochs as well. Weights of
+ * types that no record has fall to the others; records whose type has no weight are left out: the report tells both.
+ * Throws UserError when a weight is not a number, is negative or names an unknown type, or when nothing would be drawn.
  */
 export function drawMixture(
   types: readonly string[],
@@ -36,50 +40,85 @@ export function drawMixture(
   epoch: number,
 ): { order: number[]; report: MixtureRow[] } {
   const byType = new Map<string, number[]>();
-  types.forEach((type, i) => {
-    byType.set(type, [...(byType.get(type) ?? []), i]);
-  });
+  for (const [i, type] of types.entries()) {
+    const own = byType.get(type);
+    if (own) own.push(i);
+    else byType.set(type, [i]);
+  }
+  checkWeights(weights, byType);
+  const total = Object.values(weights).reduce((n, w) => n + w, 0);
   const present = Object.entries(weights).filter(([type, w]) => w > 0 && byType.has(type));
-  const total = present.reduce((n, [, w]) => n + w, 0);
-  if (total === 0)
+  const presentTotal = present.reduce((n, [, w]) => n + w, 0);
+  if (presentTotal === 0)
     throw new UserError(
       `data.mixture gives weights to ${Object.keys(weights).join(", ")}, but the records' types are ${[...byType.keys()].join(", ")}.`,
       2,
     );
-  // Largest remainder: the counts of an epoch are exact, not only in expectation.
-  const exact = present.map(([type, w]) => ({
-    type,
-    wanted: w / total,
-    count: Math.floor((w / total) * types.length),
-  }));
-  let left = types.length - exact.reduce((n, e) => n + e.count, 0);
-  const byRemainder = [...exact].sort((a, b) => fraction(b.wanted * types.length) - fraction(a.wanted * types.length));
-  for (const entry of byRemainder) if (left-- > 0) entry.count++;
-  const draws = exact.flatMap(({ type, count }) => {
+  const counts = largestRemainder(
+    present.map(([type, w]) => [type, (w / presentTotal) * types.length]),
+    types.length,
+  );
+  const draws = [...counts].flatMap(([type, count]) => {
     const own = byType.get(type)!;
-    return Array.from(
-      { length: count },
-      (_, i) => own[shuffled(i % own.length, own.length, seed, epoch * 1000 + Math.floor(i / own.length))],
-    );
+    return Array.from({ length: count }, (_, i) => {
+      const draw = epoch * count + i;
+      return own[shuffled(draw % own.length, own.length, seed, Math.floor(draw / own.length))];
+    });
   });
   const order = draws.map((_, i) => draws[shuffled(i, draws.length, seed + 1, epoch)]);
-  const report = exact.map(({ type, wanted, count }): MixtureRow => {
-    const records = byType.get(type)!.length;
-    return { type, wanted, drawn: count / types.length, records, repeats: count / records };
+  const all = new Set([...Object.keys(weights), ...byType.keys()]);
+  const report = [...all].map((type): MixtureRow => {
+    const records = byType.get(type)?.length ?? 0;
+    const count = counts.get(type) ?? 0;
+    const wanted = Object.hasOwn(weights, type) ? weights[type] / total : 0;
+    return { type, wanted, drawn: count / types.length, records, repeats: records > 0 ? count / records : 0 };
   });
   return { order, report };
 }
-const fraction = (x: number): number => x - Math.floor(x);
 
-/** Weights from the config: the preset, or a table whose keys may also be the Chinese names of the notes. */
+/** Whole counts with the given sum, each within one of its exact value (Hamilton's method; ties to the first). */
+function largestRemainder(exact: readonly [type: string, count: number][], sum: number): Map<string, number> {
+  const counts = new Map(exact.map(([type, count]) => [type, Math.floor(count)]));
+  let left = sum - [...counts.values()].reduce((n, c) => n + c, 0);
+  const fraction = ([, count]: readonly [string, number]): number => count - Math.floor(count);
+  for (const [type] of [...exact].sort((a, b) => fraction(b) - fraction(a)))
+    if (left-- > 0) counts.set(type, counts.get(type)! + 1);
+  return counts;
+}
+
+function checkWeights(weights: Readonly<Record<string, number>>, present: ReadonlyMap<string, unknown>): void {
+  for (const [type, weight] of Object.entries(weights)) {
+    if (!Number.isFinite(weight) || weight < 0)
+      throw new UserError(`data.mixture: the weight of ${type} is ${weight}; it must be a number of at least 0.`, 2);
+    if (present.has(type) || Object.hasOwn(INSTRUCTGPT, type)) continue;
+    const own = [...present.keys()].filter((t) => !Object.hasOwn(INSTRUCTGPT, t));
+    throw new UserError(
+      `data.mixture: no record has the type "${type}". Known are ${Object.keys(INSTRUCTGPT).join(", ")}` +
+        `${own.length > 0 ? `, and of these records ${own.join(", ")}` : ""}.`,
+      2,
+    );
+  }
+}
+
+const ENGLISH = new Map(Object.entries(INSTRUCTGPT).map(([key, { chinese }]) => [chinese, key]));
+
+/** Weights from the config: the preset, or a table whose keys may be spelled as records may spell their types. */
 export function mixtureWeights(setting: "instructgpt" | Readonly<Record<string, number>>): Record<string, number> {
-  const english = new Map(Object.entries(INSTRUCTGPT).map(([key, { chinese }]) => [chinese, key]));
   if (setting === "instructgpt")
     return Object.fromEntries(Object.entries(INSTRUCTGPT).map(([key, { share }]) => [key, share]));
-  return Object.fromEntries(Object.entries(setting).map(([key, w]) => [english.get(key) ?? key, w]));
+  const weights = new Map<string, number>();
+  for (const [key, weight] of Object.entries(setting)) {
+    const type = canonicalType(key);
+    if (weights.has(type)) throw new UserError(`data.mixture names ${type} twice, once as "${key}".`, 2);
+    weights.set(type, weight);
+  }
+  return Object.fromEntries(weights);
 }
-/** A record's type under the name that weights use. */
+
+/** A record's type under the name that weights use: 开放域问答, Open QA and open-qa are open_qa; none is `other`. */
 export function canonicalType(type: string | undefined): string {
-  const found = Object.entries(INSTRUCTGPT).find(([, { chinese }]) => chinese === type);
-  return found?.[0] ?? type ?? "other";
+  const name = (type ?? "").trim();
+  if (name === "") return "other";
+  const plain = name.toLowerCase().replace(/[\s-]+/g, "_");
+  return ENGLISH.get(name) ?? (Object.hasOwn(INSTRUCTGPT, plain) ? plain : name);
 }
