@@ -173,6 +173,7 @@ int64_t ly_suffix_sort(const uint32_t *tokens, int64_t n, int64_t depth, uint32_
 /* After a sort of depth `length`: marks[i] = 1 where `length` tokens begin that stand elsewhere too without overlap; with keep_first not
  * at the first place nor where they overlap it. room[i]: tokens from i to the end of its document. */
 void ly_suffix_repeats(const uint32_t *sa, const uint32_t *rank, int64_t n, int64_t length, const uint32_t *room, int keep_first, uint8_t *marks);
-/* hashes[i] of tokens[i .. i+length-1], rolling (Karp & Rabin 1987, modulo 2^64). Returns how many: max(0, n - length + 1). */
-int64_t ly_suffix_windows(const uint32_t *tokens, int64_t n, int64_t length, uint64_t *hashes);
+/* hashes[i] of tokens[i .. i+length-1], rolling (Karp & Rabin 1987, modulo 2^64); two salts give independent hashes.
+ * Returns how many: max(0, n - length + 1). */
+int64_t ly_suffix_windows(const uint32_t *tokens, int64_t n, int64_t length, uint32_t salt, uint64_t *hashes);
 #endif

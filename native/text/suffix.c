@@ -147,14 +147,17 @@ void ly_suffix_repeats(const uint32_t *sa, const uint32_t *rank, int64_t n, int6
   }
 }
 
-int64_t ly_suffix_windows(const uint32_t *tokens, int64_t n, int64_t length, uint64_t *hashes) {
+/* What a token weighs: mixed with the salt, so that hashes of two salts are independent, and no row of tokens fits both. */
+static inline uint64_t weight(uint32_t token, uint32_t salt) { return ly_mix64(((uint64_t)salt << 32 | token) + 1); }
+
+int64_t ly_suffix_windows(const uint32_t *tokens, int64_t n, int64_t length, uint32_t salt, uint64_t *hashes) {
   const uint64_t base = 0x9e3779b97f4a7c15ULL;
-  uint64_t h = 0, last = 1; /* last = base^length: what the token that leaves the window weighs */
+  uint64_t h = 0, last = 1; /* last = base^length: the factor of the token that leaves the window */
   if (length < 1 || n < length) return 0;
-  for (int64_t i = 0; i < length; i++) { h = (h + tokens[i] + 1) * base; last *= base; }
+  for (int64_t i = 0; i < length; i++) { h = (h + weight(tokens[i], salt)) * base; last *= base; }
   hashes[0] = ly_mix64(h);
   for (int64_t i = length; i < n; i++) {
-    h = (h - (tokens[i - length] + 1ULL) * last + tokens[i] + 1) * base;
+    h = (h - weight(tokens[i - length], salt) * last + weight(tokens[i], salt)) * base;
     hashes[i - length + 1] = ly_mix64(h);
   }
   return n - length + 1;

@@ -176,7 +176,7 @@ export class Decontaminator {
 
 function windows(tokens: Uint32Array, words: number): BigUint64Array {
   const hashes = new BigUint64Array(Math.max(0, tokens.length - words + 1));
-  openTextKernels().suffixWindows(tokens, tokens.length, words, hashes);
+  openTextKernels().suffixWindows(tokens, tokens.length, words, 0, hashes);
   return hashes;
 }
 

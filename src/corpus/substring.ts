@@ -4,7 +4,7 @@
  *
  * Defined by windows of N tokens, so that two methods can find the same: a window is repeated if the same N tokens stand elsewhere, inside
  * a document and without overlap. `keep-first` removes every window at least N after its first place; `remove-all` removes all. In memory
- * the windows are grouped by a suffix array; beyond that by hashes on disk (windows.ts), compared token by token.
+ * the windows are grouped by a suffix array; beyond that by hashes on disk (windows.ts).
  */
 import { openTextKernels } from "../device/text.js";
 import { UserError } from "../run/errors.js";
@@ -18,7 +18,7 @@ export interface SubstringOptions {
   mode: "keep-first" | "remove-all";
   /** Up to so many tokens the suffix array is used: it takes 41 bytes a token. */
   memoryTokens: number;
-  /** Where the hashed windows go when there are more (20 bytes a token); removed in the end. */
+  /** Where the hashed windows go when there are more (16 bytes a token); removed in the end. */
   directory?: string;
 }
 export const SUBSTRING_DEFAULTS: SubstringOptions = { length: 50, mode: "keep-first", memoryTokens: 40_000_000 };
@@ -35,7 +35,11 @@ export interface Tokens {
   starts: Int32Array;
 }
 
+/** Used again by every call: a token has at least one unit, so they are as long as the longest text. */
 let units = new Uint16Array(1 << 16);
+let cutTokens = new Uint32Array(1 << 16);
+let cutStarts = new Int32Array(1 << 16);
+
 /** Words and symbols as 32-bit hashes: the tokens of this stage, when the recipe gives no tokenizer. Case and marks count. */
 export const tokensOf = (text: string): Tokens => cut(text, null);
 /** Words only, in lower case. */
@@ -43,12 +47,14 @@ export const wordsOf = (text: string): Tokens => cut(text, lowerCase());
 
 function cut(text: string, fold: Uint16Array | null): Tokens {
   const n = text.length;
-  if (units.length < n) units = new Uint16Array(n * 2);
+  if (units.length < n) {
+    units = new Uint16Array(n * 2);
+    cutTokens = new Uint32Array(n * 2);
+    cutStarts = new Int32Array(n * 2);
+  }
   Buffer.from(units.buffer, units.byteOffset, units.byteLength).write(text, "utf16le");
-  const tokens = new Uint32Array(n);
-  const starts = new Int32Array(n);
-  const count = openTextKernels().suffixTokens(units, n, unitClasses(), fold, tokens, starts);
-  return { tokens: tokens.slice(0, count), starts: starts.slice(0, count) };
+  const count = openTextKernels().suffixTokens(units, n, unitClasses(), fold, cutTokens, cutStarts);
+  return { tokens: cutTokens.slice(0, count), starts: cutStarts.slice(0, count) };
 }
 
 /** Spans of tokens as spans of the text: from the first token to the beginning of the one after the last. */
@@ -150,7 +156,7 @@ export class RepeatFinder {
     if (this.files) {
       try {
         const marks = this.files.marks(mode);
-        return spansFromMarks((at) => (marks[at >>> 3] >> (at & 7)) % 2 === 1, this.ends, length);
+        return spansFromMarks((at) => ((marks[Math.floor(at / 8)] >> (at % 8)) & 1) === 1, this.ends, length);
       } finally {
         this.close();
       }

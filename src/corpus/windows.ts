@@ -1,19 +1,24 @@
-/** Windows of N tokens grouped on disk: hashes in partition files, read one partition at a time, equal hashes compared by their tokens. */
+/**
+ * Windows of N tokens grouped on disk: their hashes in partition files, read and sorted one partition at a time.
+ *
+ * Windows count as equal when 88 bits of two independent hashes are: in a corpus of 10^10 tokens two different ones meet with probability
+ * 2 x 10^-7. So the tokens themselves need not be kept.
+ */
 import { closeSync, mkdirSync, mkdtempSync, openSync, readSync, rmSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { openTextKernels } from "../device/text.js";
 import { UserError } from "../run/errors.js";
 
-/** A window's record: its hash and its place, 8 bytes each. */
-const RECORD = 16;
+/** 64 bits of the first hash; 40 bits of the place; 24 bits of the second hash. As four numbers of 32 bits. */
+const WORDS = 4;
+const RECORD = WORDS * 4;
 const PARTITIONS = 256;
-const BUFFERED = 1 << 16;
+const BUFFERED = 1 << 14;
 
 export class WindowFiles {
   private readonly folder: string;
-  private readonly tokens: number;
   private readonly parts: number[] = [];
-  private readonly buffers: BigUint64Array[] = [];
+  private readonly buffers: Uint32Array[] = [];
   private readonly filled = new Int32Array(PARTITIONS);
   private total = 0;
 
@@ -24,103 +29,104 @@ export class WindowFiles {
   ) {
     mkdirSync(directory, { recursive: true });
     this.folder = mkdtempSync(join(directory, "windows-"));
-    this.tokens = openSync(join(this.folder, "tokens"), "w+");
     for (let p = 0; p < PARTITIONS; p++) {
       this.parts.push(openSync(join(this.folder, `part-${p}`), "w+"));
-      this.buffers.push(new BigUint64Array(BUFFERED / 8));
+      this.buffers.push(new Uint32Array(BUFFERED));
     }
   }
 
   /** Appends a document. Its windows do not reach into the next one. */
   add(tokens: Uint32Array): void {
-    this.write(this.tokens, new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength));
-    const hashes = new BigUint64Array(Math.max(0, tokens.length - this.length + 1));
-    const count = openTextKernels().suffixWindows(tokens, tokens.length, this.length, hashes);
-    for (let i = 0; i < count; i++) {
-      const part = Number(hashes[i] >> 56n);
+    const kernels = openTextKernels();
+    const size = Math.max(0, tokens.length - this.length + 1);
+    const first = new BigUint64Array(size);
+    const second = new BigUint64Array(size);
+    kernels.suffixWindows(tokens, tokens.length, this.length, 1, first);
+    kernels.suffixWindows(tokens, tokens.length, this.length, 2, second);
+    // Numbers of 32 bits, low half first: a BigInt for each window would cost more than its hash.
+    const hashes = new Uint32Array(first.buffer);
+    const checks = new Uint32Array(second.buffer);
+    for (let i = 0; i < size; i++) {
+      const part = hashes[2 * i + 1] >>> 24;
       const buffer = this.buffers[part];
-      buffer[this.filled[part]++] = hashes[i];
-      buffer[this.filled[part]++] = BigInt(this.total + i);
-      if (this.filled[part] === buffer.length) this.flush(part);
+      const at = this.filled[part];
+      const place = this.total + i;
+      buffer[at] = hashes[2 * i];
+      buffer[at + 1] = hashes[2 * i + 1];
+      buffer[at + 2] = place;
+      buffer[at + 3] = (checks[2 * i + 1] & 0xffffff00) | Math.floor(place / 2 ** 32);
+      this.filled[part] = at + WORDS;
+      if (at + WORDS === BUFFERED) this.flush(part);
     }
     this.total += tokens.length;
   }
 
   private flush(part: number): void {
-    const buffer = this.buffers[part];
-    this.write(this.parts[part], new Uint8Array(buffer.buffer, 0, this.filled[part] * 8));
+    const bytes = new Uint8Array(this.buffers[part].buffer, 0, this.filled[part] * 4);
     this.filled[part] = 0;
-  }
-
-  private write(fd: number, bytes: Uint8Array): void {
     try {
-      for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at);
+      for (let at = 0; at < bytes.length; ) at += writeSync(this.parts[part], bytes, at);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "ENOSPC") throw error;
       throw new UserError(
-        `The disk of ${this.directory} is full: searching repeated spans needs ${RECORD + 4} bytes a token there. Free some space, or name another directory.`,
+        `The disk of ${this.directory} is full: searching repeated spans needs ${RECORD} bytes a token there. Free some space, or name another directory.`,
       );
     }
   }
 
   /** One bit a token: set where a window begins that goes. */
   marks(mode: "keep-first" | "remove-all"): Uint8Array {
-    const marks = new Uint8Array((this.total >>> 3) + 1);
+    const marks = new Uint8Array(Math.floor(this.total / 8) + 1);
     const kernels = openTextKernels();
     for (let part = 0; part < PARTITIONS; part++) {
       this.flush(part);
-      const bytes = statSync(join(this.folder, `part-${part}`)).size;
-      const records = new BigUint64Array(bytes / 8);
-      readFully(this.parts[part], new Uint8Array(records.buffer), 0);
-      const n = bytes / RECORD;
+      const records = new Uint32Array(statSync(join(this.folder, `part-${part}`)).size / 4);
+      readFully(this.parts[part], new Uint8Array(records.buffer));
+      const n = records.length / WORDS;
       const keys = new BigUint64Array(n);
-      for (let i = 0; i < n; i++) keys[i] = records[2 * i];
+      const halves = new Uint32Array(keys.buffer);
+      for (let i = 0; i < n; i++) {
+        halves[2 * i] = records[WORDS * i];
+        halves[2 * i + 1] = records[WORDS * i + 1];
+      }
       const order = new Uint32Array(n);
       kernels.minhashOrder(keys, order, new BigUint64Array(n), new Uint32Array(n), n);
       for (let i = 0; i < n; ) {
         let end = i + 1;
-        while (end < n && keys[end] === keys[i]) end++;
-        // The sort is stable and windows were written in order, so the places ascend.
-        if (end - i > 1)
-          this.group(
-            Array.from(order.subarray(i, end), (r) => Number(records[2 * r + 1])),
-            mode,
-            marks,
-          );
+        while (end < n && halves[2 * end] === halves[2 * i] && halves[2 * end + 1] === halves[2 * i + 1]) end++;
+        if (end - i > 1) this.group(records, order.subarray(i, end), mode, marks);
         i = end;
       }
     }
     return marks;
   }
 
-  /** Marks what goes of windows with equal hashes; ones with other tokens, should hashes meet, are taken apart first. */
-  private group(places: readonly number[], mode: "keep-first" | "remove-all", marks: Uint8Array): void {
-    const { length } = this;
-    for (let rest = places; rest.length > 1; ) {
-      const first = this.window(rest[0]);
-      const same = rest.filter((at, i) => i === 0 || Buffer.compare(first, this.window(at)) === 0);
-      const last = same[same.length - 1];
-      if (last >= same[0] + length)
-        for (const at of same) if (mode === "remove-all" || at >= same[0] + length) marks[at >>> 3] |= 1 << (at & 7);
-      rest = rest.length === same.length ? [] : rest.filter((at) => !same.includes(at));
+  /** Marks what goes of windows with the same first hash. The sort is stable, so their places ascend. */
+  private group(records: Uint32Array, rows: Uint32Array, mode: "keep-first" | "remove-all", marks: Uint8Array): void {
+    const placeOf = (row: number): number => records[WORDS * row + 2] + (records[WORDS * row + 3] & 0xff) * 2 ** 32;
+    const checkOf = (row: number): number => records[WORDS * row + 3] >>> 8;
+    for (let rest = rows; rest.length > 1; ) {
+      const check = checkOf(rest[0]);
+      const same = rest.filter((row) => checkOf(row) === check);
+      const first = placeOf(same[0]);
+      if (placeOf(same[same.length - 1]) >= first + this.length)
+        for (const row of same) {
+          const place = placeOf(row);
+          if (mode === "remove-all" || place >= first + this.length) marks[Math.floor(place / 8)] |= 1 << (place % 8);
+        }
+      rest = rest.length === same.length ? new Uint32Array(0) : rest.filter((row) => checkOf(row) !== check);
     }
   }
 
-  private window(at: number): Buffer {
-    const bytes = Buffer.alloc(this.length * 4);
-    readFully(this.tokens, bytes, at * 4);
-    return bytes;
-  }
-
   close(): void {
-    for (const fd of [this.tokens, ...this.parts]) closeSync(fd);
+    for (const fd of this.parts) closeSync(fd);
     rmSync(this.folder, { recursive: true, force: true });
   }
 }
 
-function readFully(fd: number, into: Uint8Array, position: number): void {
+function readFully(fd: number, into: Uint8Array): void {
   for (let at = 0; at < into.length; ) {
-    const read = readSync(fd, into, at, into.length - at, position + at);
+    const read = readSync(fd, into, at, into.length - at, at);
     if (read === 0) throw new UserError("A file of token windows ended early: was its folder changed meanwhile?");
     at += read;
   }

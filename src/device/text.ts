@@ -19,7 +19,7 @@ export interface TextKernels {
   suffixTokens(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array | null, tokens: Uint32Array, starts: Int32Array): number;
   suffixSort(tokens: Uint32Array, n: number, depth: number, sa: Uint32Array, rank: Uint32Array, work: Uint8Array): number;
   suffixRepeats(sa: Uint32Array, rank: Uint32Array, n: number, length: number, room: Uint32Array, keepFirst: number, marks: Uint8Array): void;
-  suffixWindows(tokens: Uint32Array, n: number, length: number, hashes: BigUint64Array): number;
+  suffixWindows(tokens: Uint32Array, n: number, length: number, salt: number, hashes: BigUint64Array): number;
 }
 
 const nativeDir = fileURLToPath(new URL("../../native/", import.meta.url));
