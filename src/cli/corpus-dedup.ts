@@ -1,8 +1,8 @@
 /** `lyceum corpus dedup`: all pairs of near duplicates of files, with their true similarity. */
 
-import { listFiles, readSource } from "../corpus/input/source.js";
+import type { Rejected } from "../corpus/document.js";
+import { documentsOf } from "../corpus/input/documents.js";
 import { MinHasher, nearPairs } from "../corpus/minhash.js";
-import { parseRecord } from "../corpus/parse.js";
 import { UserError } from "../run/errors.js";
 
 export interface DedupFlags {
@@ -43,28 +43,13 @@ export async function command(files: string[], flags: DedupFlags): Promise<void>
   const ids: string[] = [];
   const texts: string[] = [];
   let rejected = 0;
-  const context = {
-    dataset: "",
-    label: (f: string) => f,
-    mode: "fast",
-    timeout: 20,
-    maxRecordBytes: 64e6,
-    judgeUrl: () => [],
-  } as const;
-  for await (const { record } of readSource(
-    listFiles(files, "the command"),
-    { file: 0, records: 0 },
-    { maxRecordBytes: 64e6 },
-  )) {
-    if (record.skip) continue;
-    const parsed = await parseRecord(record, { ...context, judgeUrl: () => [] });
-    if ("document" in parsed) {
-      ids.push(parsed.document.id);
-      texts.push(parsed.document.text);
-    } else {
-      rejected++;
-      console.error(`${parsed.file}:${parsed.line}: ${parsed.reason}`);
-    }
+  const reject = (r: Rejected): void => {
+    rejected++;
+    console.error(`${r.file}:${r.line}: ${r.reason}`);
+  };
+  for await (const { id, text } of documentsOf(files, "", reject)) {
+    ids.push(id);
+    texts.push(text);
   }
   const signatures = new Uint32Array(texts.length * hasher.hashes);
   for (const [i, text] of texts.entries())

@@ -139,6 +139,16 @@ corpus
   .option("--json", "print a JSON array of {a, b, similarity}")
   .action(async (files, options) => (await import("./corpus-dedup.js")).command(files, options));
 corpus
+  .command("train-classifier")
+  .description("a quality classifier: good texts against crawled ones")
+  .requiredOption("--good <files...>", "texts as they should be")
+  .requiredOption("--crawled <files...>", "texts as they are on the web")
+  .requiredOption("--out <file>", "model, in fastText's format (.bin)")
+  .option("--epochs <n>", "passes over the texts", "5")
+  .option("--seed <n>", "of the split and the first weights", "1")
+  .option("--json", "print the report as a JSON object")
+  .action(async (flags) => (await import("./corpus-classifier.js")).command(flags));
+corpus
   .command("extract")
   .description("title, main text and language of HTML pages")
   .argument("<files...>", "HTML files; - reads standard input")

@@ -80,6 +80,7 @@ export function documentStages(counts: Counts): FunnelStage[] {
     "harmful",
     "classifier",
     "decontaminate",
+    "pii",
   ];
   for (const stage of names.sort((a, b) => order.indexOf(a) - order.indexOf(b))) {
     const rules = Object.entries(counts.rules)

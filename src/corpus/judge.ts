@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { evaluateAds } from "./ads.js";
+import { judgeScore, type QualityClassifier } from "./classifier.js";
 import { Decontaminator } from "./decontaminate.js";
 import type { Document, Finding, Span } from "./document.js";
 import { applySpans } from "./document.js";
@@ -28,6 +29,7 @@ export interface JudgeContext {
   recipe: Recipe;
   identifier: LanguageIdentifier | undefined;
   evaluations: Decontaminator | undefined;
+  classifier: QualityClassifier | undefined;
 }
 
 /** Stages that a trusted source is not spared: there is nothing to keep, or it must not be seen in training. */
@@ -81,6 +83,11 @@ export function judge(
     if (recipe.garbled) add(staged("garbled", evaluateGarbled(text, recipe.garbled)));
     if (recipe.ads) add(staged("ads", evaluateAds(text, recipe.ads)));
     if (recipe.harmful) add(evaluateHarmful(text, language, recipe.harmful));
+    if (context.classifier && recipe.classifier) {
+      const score = context.classifier.score(text);
+      const finding = judgeScore(score, document.id, { ...recipe.classifier, seed: recipe.seed });
+      add({ signals: { "classifier.score": score }, findings: [finding] });
+    }
     if (context.evaluations) add(context.evaluations.evaluate(text));
     if (recipe.pii) add(evaluatePii(text, recipe.pii.kinds));
   }

@@ -75,7 +75,7 @@ function document(
 
 /** WEB/page.html for a file that is one record, WEB/pages.jsonl:12 otherwise. */
 function ownId(record: RawRecord, { dataset, label }: ParseContext): string {
-  const name = `${dataset}/${label(record.file)}`;
+  const name = dataset === "" ? label(record.file) : `${dataset}/${label(record.file)}`;
   return record.line === 1 && record.kind !== "json" && record.url === undefined ? name : `${name}:${record.line}`;
 }
 

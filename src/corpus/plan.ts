@@ -42,8 +42,17 @@ export function planBuild(recipe: Recipe): Plan {
       JSON.stringify([CODE_VERSION, name, prints, recipe.limits, recipe.url, blocklists, recipe.extract, recipe.unit]),
     );
     const near = recipe.deduplicate?.near;
-    const { garbled, ads, harmful, pii, decontaminate } = recipe;
-    const blocks = [garbled, ads, harmful, pii, decontaminate, (decontaminate?.files ?? []).map(evaluationPrint)];
+    const { garbled, ads, harmful, pii, classifier, decontaminate } = recipe;
+    const blocks = [
+      garbled,
+      ads,
+      harmful,
+      pii,
+      decontaminate,
+      classifier,
+      classifier && existing(classifier.model, "classifier.model"),
+      (decontaminate?.files ?? []).map((f) => existing(f, "decontaminate.files")),
+    ];
     const judgeKey = sha256(
       JSON.stringify([
         readKey,
@@ -75,8 +84,8 @@ function fingerprint(file: string): unknown[] {
   }
 }
 
-function evaluationPrint(file: string): unknown[] {
-  if (!existsSync(file)) throw new UserError(`${file} does not exist. It is named under decontaminate.files.`, 2);
+function existing(file: string, where: string): unknown[] {
+  if (!existsSync(file)) throw new UserError(`${file} does not exist. It is named under ${where}.`, 2);
   return fingerprint(file);
 }
 

@@ -79,6 +79,18 @@ export const recipeSchema = z.strictObject({
   ads: thresholdsSchema.optional(),
   harmful: thresholdsSchema.optional(),
   pii: z.strictObject({ kinds: z.array(z.enum(PII_KINDS)).default([...PII_KINDS]) }).optional(),
+  classifier: z
+    .strictObject({
+      /** Of "corpus train-classifier", or any supervised fastText .bin. */
+      model: z.string().min(1),
+      /** The label of good texts, for a model from elsewhere. */
+      label: z.string().optional(),
+      mode: z.enum(["threshold", "pareto"]).default("pareto"),
+      threshold: share.default(0.5),
+      /** Of the Pareto distribution; GPT-3 took 9. */
+      alpha: z.number().positive().default(9),
+    })
+    .optional(),
   /** Evaluation sets (JSONL: every string in a record; text: every line), that must not be in the corpus. */
   decontaminate: z
     .strictObject({

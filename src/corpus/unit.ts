@@ -229,12 +229,19 @@ export class Worker {
     return offsets;
   }
 
+  private async classifier(): Promise<JudgeContext["classifier"]> {
+    const { classifier } = this.recipe;
+    if (!classifier) return undefined;
+    return (await import("./classifier.js")).QualityClassifier.load(classifier.model, classifier.label);
+  }
+
   private async prepare(): Promise<JudgeContext> {
     const { loadIdentifier } = await import("./language.js");
     return {
       recipe: this.recipe,
       identifier: this.recipe.language ? await loadIdentifier() : undefined,
       evaluations: loadEvaluations(this.recipe),
+      classifier: await this.classifier(),
     };
   }
 }

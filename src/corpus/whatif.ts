@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { parse } from "yaml";
 import { nearest } from "../run/config.js";
 import { UserError } from "../run/errors.js";
+import { judgeScore } from "./classifier.js";
 import type { Finding, Span } from "./document.js";
 import { applySpans } from "./document.js";
 import type { Duplicate } from "./duplicates.js";
@@ -87,6 +88,16 @@ function apply(change: string, recipe: Recipe, changed: Recipe, rules: WhatIf["r
     };
     if (code) changed.language.thresholds[code] = value;
     else changed.language.threshold = value;
+    return false;
+  }
+  if (
+    name === "classifier.minScore" &&
+    recipe.classifier?.mode === "threshold" &&
+    changed.classifier &&
+    value !== null
+  ) {
+    rules[name] = { before: recipe.classifier.threshold, after: value };
+    changed.classifier.threshold = value;
     return false;
   }
   const block = (Object.keys(SIMPLE_RULES) as (keyof typeof SIMPLE_RULES)[]).find((b) => name.startsWith(`${b}.`));
@@ -174,6 +185,11 @@ function rejudge(
     if (recipe[block])
       for (const f of judgeRules(SIMPLE_RULES[block], signals as Record<string, number>, recipe[block]))
         fresh.set(f.rule, { ...f, stage: block });
+  const score = signals["classifier.score"];
+  if (recipe.classifier?.mode === "threshold" && typeof score === "number") {
+    const finding = judgeScore(score, "", recipe.classifier);
+    fresh.set(finding.rule, finding);
+  }
   // A rule that was switched off has no finding now; one of another stage keeps its own.
   const off = new Set(
     Object.entries({ ...recipe.heuristics?.thresholds, ...recipe.garbled, ...recipe.ads, ...recipe.harmful }).flatMap(

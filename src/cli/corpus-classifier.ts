@@ -1,0 +1,48 @@
+/** `lyceum corpus train-classifier`: good texts against crawled ones, with precision and recall on held-out texts. */
+import { type Example, QualityClassifier, TRAIN_DEFAULTS } from "../corpus/classifier.js";
+import { documentsOf } from "../corpus/input/documents.js";
+import { UserError } from "../run/errors.js";
+
+export interface ClassifierFlags {
+  good: string[];
+  crawled: string[];
+  out: string;
+  epochs: string;
+  seed: string;
+  json?: boolean;
+}
+
+export async function command(flags: ClassifierFlags): Promise<void> {
+  const [epochs, seed] = [Number(flags.epochs), Number(flags.seed)];
+  if (!Number.isInteger(epochs) || epochs < 1)
+    throw new UserError(`--epochs ${flags.epochs}: it must be a whole number from 1.`, 2);
+  if (!Number.isInteger(seed)) throw new UserError(`--seed ${flags.seed}: it must be a whole number.`, 2);
+  const examples: Example[] = [];
+  let rejected = 0;
+  for (const [kind, paths] of [
+    ["good", flags.good],
+    ["crawled", flags.crawled],
+  ] as const)
+    for await (const { id, text } of documentsOf(paths, kind, () => rejected++))
+      if (text.trim() !== "") examples.push({ id: `${kind}/${id}`, text, good: kind === "good" });
+  const classifier = QualityClassifier.train(examples, { ...TRAIN_DEFAULTS, epochs, seed });
+  classifier.save(flags.out);
+  const { report } = classifier;
+  if (flags.json) {
+    console.log(JSON.stringify({ out: flags.out, rejected, ...report }));
+    return;
+  }
+  if (report) {
+    const { train, heldOut, atHalf, accuracy, auc } = report;
+    console.log(
+      `trained on ${train.good} good and ${train.crawled} crawled texts, measured on ${heldOut.good} and ${heldOut.crawled} held out`,
+    );
+    console.log(
+      `at 0.5: precision ${atHalf.precision.toFixed(3)}, recall ${atHalf.recall.toFixed(3)}, F1 ${atHalf.f1.toFixed(3)}; accuracy ${accuracy.toFixed(3)}, AUC ${auc.toFixed(3)}`,
+    );
+    for (const t of report.thresholds)
+      console.log(`  ${t.threshold.toFixed(2)}  precision ${t.precision.toFixed(3)}  recall ${t.recall.toFixed(3)}`);
+  }
+  if (rejected > 0) console.error(`${rejected} records could not be used`);
+  console.log(flags.out);
+}
