@@ -17,7 +17,7 @@ test.each([
   expect(dqkv.some((x) => Math.abs(x) > 0.1)).toBe(true);
 });
 
-test.each([0.5, 1, 2])("log p at inverse temperature %d, with rows that are skipped", (inverse) => {
+test.each([0.5, 1, 2])("log p and entropy at inverse temperature %d, with rows that are skipped", (inverse) => {
   const [N, D, V] = [6, 5, 7];
   const [hidden, W, g] = [numbers(N * D, 1), numbers(V * D, 2, 2), numbers(N, 3)];
   const target = [0, 6, -1, 3, 3, -1];
@@ -25,4 +25,12 @@ test.each([0.5, 1, 2])("log p at inverse temperature %d, with rows that are skip
   const loss = (): number => dot(g, logprob(hidden, W, target, D, inverse).logp);
   expectClose(dhidden, slopes(loss, hidden).values, 1e-8, "hidden");
   expectClose(dW, slopes(loss, W).values, 1e-8, "W");
+
+  const entropy = logprobGradient(hidden, W, target, g, D, inverse, "entropy");
+  const spread = (): number => {
+    const rows = logprob(hidden, W, target, D, inverse).entropy;
+    return rows.reduce((s, x, i) => s + (target[i] < 0 ? 0 : g[i] * x), 0);
+  };
+  expectClose(entropy.dhidden, slopes(spread, hidden).values, 1e-8, "entropy, hidden");
+  expectClose(entropy.dW, slopes(spread, W).values, 1e-8, "entropy, W");
 });

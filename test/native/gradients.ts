@@ -48,7 +48,10 @@ export function attentionGradient(
   return { lse, dqkv };
 }
 
-/** For loss = sum_i g[i] log p(target[i]): d(loss)/d(hidden) and d(loss)/dW; and log sum exp of each row. */
+/**
+ * For loss = sum_i g[i] log p(target[i]), or sum_i g[i] entropy[i] of the rows that are not skipped: d(loss)/d(hidden)
+ * and d(loss)/dW; and log sum exp of each row.
+ */
 export function logprobGradient(
   hidden: Float64Array,
   W: Float64Array,
@@ -56,6 +59,7 @@ export function logprobGradient(
   g: Float64Array,
   D: number,
   invTemperature: number,
+  of: "log p" | "entropy" = "log p",
 ): { lse: Float64Array; dhidden: Float64Array; dW: Float64Array } {
   const V = W.length / D;
   const lse = new Float64Array(target.length);
@@ -68,8 +72,11 @@ export function logprobGradient(
       for (let d = 0; d < D; d++) logits[v] += hidden[i * D + d] * W[v * D + d] * invTemperature;
     const max = Math.max(...logits);
     lse[i] = max + Math.log(logits.reduce((sum, x) => sum + Math.exp(x - max), 0));
+    const p = logits.map((x) => Math.exp(x - lse[i]));
+    const entropy = p.reduce((sum, x, v) => sum - x * (logits[v] - lse[i]), 0);
     for (let v = 0; v < V; v++) {
-      const dlogit = g[i] * ((v === t ? 1 : 0) - Math.exp(logits[v] - lse[i])) * invTemperature;
+      const slope = of === "log p" ? (v === t ? 1 : 0) - p[v] : -p[v] * (logits[v] - lse[i] + entropy);
+      const dlogit = g[i] * slope * invTemperature;
       for (let d = 0; d < D; d++) {
         dhidden[i * D + d] += dlogit * W[v * D + d];
         dW[v * D + d] += dlogit * hidden[i * D + d];
