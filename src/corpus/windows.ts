@@ -4,7 +4,7 @@
  * Windows count as equal when 88 bits of two independent hashes are: in a corpus of 10^10 tokens two different ones meet with probability
  * 2 x 10^-7. So the tokens themselves need not be kept.
  */
-import { closeSync, mkdirSync, mkdtempSync, openSync, readSync, rmSync, statSync, writeSync } from "node:fs";
+import { closeSync, fstatSync, mkdirSync, mkdtempSync, openSync, readSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { openTextKernels } from "../device/text.js";
 import { UserError } from "../run/errors.js";
@@ -17,8 +17,9 @@ const BUFFERED = 1 << 14;
 
 export class WindowFiles {
   private readonly folder: string;
-  private readonly parts: number[] = [];
-  private readonly buffers: Uint32Array[] = [];
+  /** Opened when something is written to them: a small corpus fills few. */
+  private readonly parts: (number | undefined)[] = new Array(PARTITIONS);
+  private readonly buffers: Uint32Array[] = new Array(PARTITIONS);
   private readonly filled = new Int32Array(PARTITIONS);
   private total = 0;
 
@@ -29,10 +30,6 @@ export class WindowFiles {
   ) {
     mkdirSync(directory, { recursive: true });
     this.folder = mkdtempSync(join(directory, "windows-"));
-    for (let p = 0; p < PARTITIONS; p++) {
-      this.parts.push(openSync(join(this.folder, `part-${p}`), "w+"));
-      this.buffers.push(new Uint32Array(BUFFERED));
-    }
   }
 
   /** Appends a document. Its windows do not reach into the next one. */
@@ -48,6 +45,7 @@ export class WindowFiles {
     const checks = new Uint32Array(second.buffer);
     for (let i = 0; i < size; i++) {
       const part = hashes[2 * i + 1] >>> 24;
+      this.buffers[part] ??= new Uint32Array(BUFFERED);
       const buffer = this.buffers[part];
       const at = this.filled[part];
       const place = this.total + i;
@@ -62,10 +60,12 @@ export class WindowFiles {
   }
 
   private flush(part: number): void {
+    if (this.filled[part] === 0) return;
+    this.parts[part] ??= openSync(join(this.folder, `part-${part}`), "w+");
     const bytes = new Uint8Array(this.buffers[part].buffer, 0, this.filled[part] * 4);
     this.filled[part] = 0;
     try {
-      for (let at = 0; at < bytes.length; ) at += writeSync(this.parts[part], bytes, at);
+      for (let at = 0; at < bytes.length; ) at += writeSync(this.parts[part]!, bytes, at);
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "ENOSPC") throw error;
       throw new UserError(
@@ -80,8 +80,10 @@ export class WindowFiles {
     const kernels = openTextKernels();
     for (let part = 0; part < PARTITIONS; part++) {
       this.flush(part);
-      const records = new Uint32Array(statSync(join(this.folder, `part-${part}`)).size / 4);
-      readFully(this.parts[part], new Uint8Array(records.buffer));
+      const fd = this.parts[part];
+      if (fd === undefined) continue;
+      const records = new Uint32Array(fstatSync(fd).size / 4);
+      readFully(fd, new Uint8Array(records.buffer));
       const n = records.length / WORDS;
       const keys = new BigUint64Array(n);
       const halves = new Uint32Array(keys.buffer);
@@ -119,7 +121,7 @@ export class WindowFiles {
   }
 
   close(): void {
-    for (const fd of this.parts) closeSync(fd);
+    for (const fd of this.parts) if (fd !== undefined) closeSync(fd);
     rmSync(this.folder, { recursive: true, force: true });
   }
 }
