@@ -27,6 +27,8 @@ export interface BuildSummary {
   /** Units done in this run, and taken over from earlier ones. */
   units: { read: number; judged: number; reused: number };
   seconds: number;
+  /** Processor time of this process, all its threads together. */
+  cpuSeconds: number;
   peakMemory: number;
 }
 
@@ -64,10 +66,11 @@ export async function build(recipe: Recipe, dir: string, workers: number, progre
       finished,
       units: work,
       seconds: (Date.now() - began) / 1000,
+      cpuSeconds: cpuSeconds(),
       peakMemory: peakMemory(),
     };
     // Without times: the same bytes for every run.
-    const { seconds: _, peakMemory: __, units: ___, ...lasting } = summary;
+    const { seconds: _, cpuSeconds: __, peakMemory: ___, units: ____, ...lasting } = summary;
     folder.write("funnel.json", `${JSON.stringify(lasting, null, 2)}\n`);
     return summary;
   } finally {
@@ -240,6 +243,11 @@ function stagesOf(recipe: Recipe, counts: Counts, duplicates: Duplicates, finish
   });
   return stages;
 }
+
+const cpuSeconds = (): number => {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1e6;
+};
 
 /** One process a folder. A lock whose process is gone is stale. */
 function lock(folder: BuildFolder): () => void {

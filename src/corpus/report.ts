@@ -12,7 +12,7 @@ const SAMPLE = 20_000;
 const SHOWN = 3;
 const EXCERPT = 280;
 
-type Lasting = Omit<BuildSummary, "seconds" | "peakMemory" | "units">;
+type Lasting = Omit<BuildSummary, "seconds" | "cpuSeconds" | "peakMemory" | "units">;
 
 interface Example {
   id: string;
