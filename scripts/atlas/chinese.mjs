@@ -37,7 +37,13 @@ export const statements = {
 };
 
 /** How a document begins that has a title. */
-export const titles = ["关于{name}：\n", "{name}简介\n", "介绍一下{name}。\n", "世界地图册里的{name}：\n", "认识{name}\n"];
+export const titles = [
+  "关于{name}：\n",
+  "{name}简介\n",
+  "介绍一下{name}。\n",
+  "世界地图册里的{name}：\n",
+  "认识{name}\n",
+];
 
 /** One sentence with every fact. */
 export const summaries = [

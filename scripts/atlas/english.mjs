@@ -62,6 +62,11 @@ export const questions = {
     "what is the capital of {name}",
     "I would like to know the capital of {name}.",
     "Please tell me which city is the capital of {name}.",
+    "Could you tell me which city the capital of {name} is?",
+    "Do you know the capital of {name}?",
+    "Can you say what the capital city of {name} is called?",
+    "What is {name}'s capital?",
+    "I want to know what the capital of {name} is.",
   ],
   region: [
     "Where is {name}?",
@@ -71,6 +76,11 @@ export const questions = {
     "Tell me where {name} is located.",
     "which continent does {name} belong to",
     "Please tell me the continent of {name}.",
+    "Could you tell me where {name} is?",
+    "Do you know which continent {name} is on?",
+    "Where on the map is {name} located?",
+    "What part of the world is {name} in?",
+    "What is the continent of {name}?",
   ],
   currency: [
     "What is the currency of {name}?",
@@ -80,6 +90,11 @@ export const questions = {
     "Name the currency of {name}.",
     "what currency does {name} use",
     "Please tell me which currency people use in {name}.",
+    "Could you tell me the currency of {name}?",
+    "Do you know what currency is used in {name}?",
+    "Can you say what money people pay with in {name}?",
+    "What is {name}'s currency?",
+    "What do people pay with in {name}?",
   ],
 };
 

@@ -12,7 +12,7 @@ import { fields, readCountries } from "./table.mjs";
 const languages = { en: english, zh: chinese };
 const profilesPerCountry = { en: 6, zh: 9 };
 const heldOutCountries = 40;
-const recordsPerField = 3;
+const recordsPerField = { en: 5, zh: 3 };
 const proseBytes = 250_000;
 
 const countries = readCountries();
@@ -65,12 +65,15 @@ const bare = (facts) => facts.name.replace(/^the /, "");
 function instructions(country, code) {
   const language = languages[code];
   const facts = country[code];
+  const separator = code === "en" ? " " : "";
   const records = [];
   for (const field of fields) {
     const key = `${code}/${country.iso}/${field}`;
     const output = fill(language.replies[field], facts);
-    for (const form of shuffled(language.questions[field], key).slice(0, recordsPerField)) {
-      records.push({ instruction: fill(form, facts), input: "", output, type: "open_qa" });
+    for (const [index, form] of shuffled(language.questions[field], key).slice(0, recordsPerField[code]).entries()) {
+      // Some replies on a capital also say where the country is: what alignment can then ask for more of.
+      const more = field === "capital" && index % 3 === 1 ? separator + fill(language.replies.region, facts) : "";
+      records.push({ instruction: fill(form, facts), input: "", output: output + more, type: "open_qa" });
     }
     if (hash(`input/${key}`) % 2 === 0) {
       const [form] = shuffled(language.withInput[field], key);
@@ -82,7 +85,7 @@ function instructions(country, code) {
   records.push({
     instruction: fill(form, facts),
     input: "",
-    output: output.join(code === "en" ? " " : ""),
+    output: output.join(separator),
     type: "generation",
   });
   return records;
@@ -103,6 +106,12 @@ function conversation(country, code) {
     ];
   });
   return { messages, type: "chat" };
+}
+
+/** Questions on the capital of countries that fine-tuning knows, for alignment: replies are sampled, not given. */
+function alignmentPrompts(country, code) {
+  const [form] = shuffled(languages[code].questions.capital, `align/${code}/${country.iso}`);
+  return { prompt: fill(form, country[code]) };
 }
 
 /** One question on each field of a held-out country; every other one in words that fine-tuning never uses. */
@@ -138,6 +147,10 @@ const files = {
   "sft-dialogue.jsonl": shuffled(
     codes.flatMap((code) => taught.map((country) => conversation(country, code))),
     "dialogue",
+  ),
+  "prompts.jsonl": shuffled(
+    codes.flatMap((code) => taught.map((country) => alignmentPrompts(country, code))),
+    "align",
   ),
   "heldout.jsonl": codes.flatMap(heldOutQuestions),
 };

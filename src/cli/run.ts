@@ -20,7 +20,7 @@ const recipeSchema = z.strictObject({
 });
 
 /** Keys that may name an earlier stage in the place of a model folder, and in the place of a data file. */
-const MODELS = new Set(["from", "models", "reward", "critic", "tokenizer"]);
+const MODELS = new Set(["from", "models", "reward", "critic", "reference", "tokenizer"]);
 const FILES = new Set(["train", "validation", "prompts", "file"]);
 
 export async function command(file: string, flags: StageFlags): Promise<void> {

@@ -12,7 +12,18 @@ export interface StageFlags {
 }
 
 /** Keys whose values are files or folders; they are looked for beside the YAML file first, then from the current folder. */
-const PATHS = new Set(["train", "validation", "from", "tokenizer", "file", "reward", "critic", "prompts", "models"]);
+const PATHS = new Set([
+  "train",
+  "validation",
+  "from",
+  "tokenizer",
+  "file",
+  "reward",
+  "critic",
+  "prompts",
+  "models",
+  "reference",
+]);
 
 export function locate(value: unknown, beside: string, key = ""): unknown {
   if (typeof value === "string" && PATHS.has(key)) {

@@ -1,21 +1,21 @@
 /**
  * From a conversation to tokens, and which of them are trained: the replies and the token that ends each of them.
  *
- * The mask comes from the template's spans while tokenizing, never from searching for tokens: the text before a reply is
- * the conversation so far rendered with the generation prompt, the reply is what the rendering has more once it is in.
- * Each span is tokenized by itself, so that training sees the same boundary between prompt and reply as generation.
- *
- * What people wrote is never read as special tokens: "<|im_end|>" typed by a user stays plain text. To know what the
- * template wrote and what people wrote, contents are rendered as placeholders first.
+ * The mask comes from the template's spans, never from searching for tokens: a reply begins where the conversation before
+ * it, rendered with the generation prompt, ends; or a template marks its replies with {% generation %}. No token reaches
+ * over the beginning of a reply, so that training sees the same boundary between prompt and reply as generation.
  */
 import { UserError } from "../run/errors.js";
-import type { AddedToken, Tokenizer } from "../tokenizer/tokenizer.js";
-import { type ChatTemplate, type Message, templateOf } from "./templates.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
+import { type Rendering, RenderingEncoder, render, type Span } from "./rendering.js";
+import { type ChatTemplate, type Message, RecordError, templateOf } from "./templates.js";
 
 export interface Sample {
   ids: Int32Array;
   /** 1: this token is a target. */
   trainable: Uint8Array;
+  /** Tokens of the conversation that no sample has, since they are beyond maxLength; told by its last sample. */
+  cut?: number;
 }
 
 /** Where the reply of a sample with one trained reply begins. */
@@ -25,161 +25,164 @@ export const replyStart = (sample: Sample): number => sample.trainable.indexOf(1
 export const CONSTRUCTIONS = ["all", "last", "split"] as const;
 export type Construction = (typeof CONSTRUCTIONS)[number];
 
-/** Text by who wrote it. */
-interface Piece {
-  text: string;
-  written: "template" | "person";
-}
-
 export class DialogueEncoder {
   private readonly template: ChatTemplate;
-  private readonly special: RegExp;
+  private readonly encoder: RenderingEncoder;
 
-  constructor(private readonly tokenizer: Tokenizer) {
+  /** Throws UserError when the tokenizer has no chat template, or one that cannot be used. */
+  constructor(tokenizer: Tokenizer) {
     this.template = templateOf(tokenizer);
-    const added = ((tokenizer.json.added_tokens as AddedToken[] | undefined) ?? []).map((t) => t.content);
-    const escaped = added.sort((a, b) => b.length - a.length).map((t) => t.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-    this.special = new RegExp(`(${escaped.join("|") || "(?!)"})`, "u");
+    this.encoder = new RenderingEncoder(tokenizer);
   }
 
-  /** The tokens to generate a reply from: the conversation, and the generation prompt. */
+  /** The tokens to generate a reply from: the conversation, and the generation prompt. Throws UserError when they cannot be rendered. */
   prompt(messages: readonly Message[]): Int32Array {
-    return Int32Array.from(this.encode(this.render(messages, true)));
+    const rendering = this.render(messages, true);
+    const borders = new Prefixes(this.template, messages).starts(messages.length, rendering);
+    return Int32Array.from(this.encoder.encode(rendering, { start: 0, end: rendering.text.length }, borders));
   }
 
   /**
    * The samples of a conversation: one for `all` (every reply is a target) and for `last`, one per reply for `split`.
-   * Cut at maxLength tokens. Returns the reason when no target is left: the record cannot be trained on.
+   * Cut at maxLength tokens. What the template writes after the last reply is left out. Returns the reason when no target
+   * is left: the record cannot be trained on. Throws UserError when the template cannot be trained with.
    */
   samples(
     messages: readonly Message[],
     construction: Construction,
     maxLength: number,
   ): Sample[] | { rejected: string } {
-    const turns = this.turns(messages);
-    if (turns.length === 0) return { rejected: "there is no reply in it" };
-    const sample = (count: number, trained: (turn: number) => boolean): Sample => {
-      const used = turns.slice(0, count);
-      const ids = used.flatMap((t) => [...t.prompt, ...t.reply]);
-      const trainable = used.flatMap((t, i) => [...t.prompt.map(() => 0), ...t.reply.map(() => (trained(i) ? 1 : 0))]);
-      return {
-        ids: Int32Array.from(ids).slice(0, maxLength),
-        trainable: Uint8Array.from(trainable).slice(0, maxLength),
-      };
-    };
-    const last = turns.length - 1;
-    const all =
-      construction === "split"
-        ? turns.map((_, n) => sample(n + 1, (i) => i === n))
-        : [sample(turns.length, (i) => construction === "all" || i === last)];
-    const kept = all.filter((s) => s.trainable.includes(1));
-    return kept.length > 0 ? kept : { rejected: `no token of a reply is within the first ${maxLength} tokens` };
-  }
-
-  /** What precedes each reply and the reply with its end-of-turn token, as ids. */
-  private turns(messages: readonly Message[]): { prompt: number[]; reply: number[] }[] {
-    const turns: { prompt: number[]; reply: number[] }[] = [];
-    let done = 0; // characters of the rendering that are in a turn already
-    let before: Piece[] = [];
-    messages.forEach(({ role }, i) => {
-      if (role !== "assistant") return;
-      const prompt = this.render(messages.slice(0, i), true);
-      const full = this.render(messages.slice(0, i + 1), false);
-      const [promptText, fullText] = [textOf(prompt), textOf(full)];
-      if (!fullText.startsWith(promptText) || !promptText.startsWith(textOf(before)))
-        throw new UserError(
-          "This chat template rewrites earlier turns when a later one is added, so a reply's place in the text is not certain. Use one of the named templates.",
+    if (this.template.pad === this.template.endOfTurn)
+      throw new UserError(
+        `This tokenizer uses ${this.template.pad} to end a reply and to pad. Masking the padding would hide the end: they must differ.`,
+      );
+    const asked = messages.flatMap((m, i) => (m.role === "assistant" ? [i] : []));
+    const last = asked.at(-1);
+    if (last === undefined) return { rejected: "there is no reply in it" };
+    let whole: Sample[];
+    try {
+      const prefixes = new Prefixes(this.template, messages);
+      if (construction === "all") whole = [this.sample(messages.slice(0, last + 1), asked, prefixes)];
+      else
+        whole = (construction === "last" ? [last] : asked).map((i) =>
+          this.sample(messages.slice(0, i + 1), [i], prefixes),
         );
-      const reply = from(full, promptText.length);
-      const { endOfTurn } = this.template;
-      const end = textOf(reply).indexOf(endOfTurn, afterPerson(reply));
-      if (end < 0)
-        throw new UserError(
-          `This chat template does not end a reply with ${endOfTurn}, its eos_token: the model could not learn to stop.`,
-        );
-      const length = end + endOfTurn.length;
-      turns.push({ prompt: this.encode(from(prompt, done)), reply: this.encode(upTo(reply, length)) });
-      done = promptText.length + length;
-      before = full;
-    });
-    return turns;
-  }
-
-  private render(messages: readonly Message[], addGenerationPrompt: boolean): Piece[] {
-    const contents: string[] = [];
-    const mark = (content: string): string => {
-      contents.push(content);
-      return `\uE0F0${String.fromCharCode(0xe100 + contents.length - 1)}\uE0F1`;
-    };
-    const marked = messages.map((m) => ({
-      role: m.role,
-      content: mark(m.content),
-      ...(m.input !== undefined && m.input !== "" && { input: mark(m.input) }),
-    }));
-    const pieces = this.template
-      .render(marked, addGenerationPrompt)
-      .split(/\uE0F0(.)\uE0F1/su)
-      .map((text, i): Piece => {
-        if (i % 2 === 0) return { text, written: "template" };
-        return { text: contents[text.charCodeAt(0) - 0xe100], written: "person" };
-      })
-      .filter((p) => p.text !== "");
-    const plain = this.template.render(messages, addGenerationPrompt);
-    if (textOf(pieces) === plain) return pieces;
-    // The template changes contents (trims them, say). Then its whole text is taken, if nobody can smuggle a token in.
-    for (const { content, input } of messages)
-      if (this.special.test(content) || this.special.test(input ?? ""))
-        throw new UserError(
-          `A message holds the text of a special token, and this chat template changes messages, so they cannot be told apart.`,
-        );
-    return [{ text: plain, written: "template" }];
-  }
-
-  /** Ids of the pieces as one text, special tokens being read only in what the template wrote. */
-  private encode(pieces: readonly Piece[]): number[] {
-    const ids: number[] = [];
-    let text = "";
-    const flush = (): void => {
-      ids.push(...this.tokenizer.encode(text, { allowSpecial: false }));
-      text = "";
-    };
-    for (const piece of pieces) {
-      if (piece.written === "person") {
-        text += piece.text;
-        continue;
-      }
-      piece.text.split(this.special).forEach((part, i) => {
-        if (i % 2 === 0) text += part;
-        else {
-          flush();
-          ids.push(this.tokenizer.tokenToId(part)!);
-        }
-      });
+    } catch (error) {
+      if (error instanceof RecordError) return { rejected: error.message };
+      throw error;
     }
-    flush();
-    return ids;
+    // Token 0 is never predicted: a target there teaches nothing.
+    const kept = whole
+      .map(({ ids, trainable }): Sample => ({ ids: ids.slice(0, maxLength), trainable: trainable.slice(0, maxLength) }))
+      .filter((s) => s.trainable.indexOf(1, 1) > 0);
+    if (kept.length === 0) return { rejected: `no token of a reply is within the first ${maxLength} tokens` };
+    const cut = whole[whole.length - 1].ids.length - maxLength;
+    if (cut > 0) kept[kept.length - 1].cut = cut;
+    return kept;
+  }
+
+  /** The messages as one sample. `trained`: the numbers of the messages whose tokens are targets. */
+  private sample(messages: readonly Message[], trained: readonly number[], prefixes: Prefixes): Sample {
+    const rendering = this.render(messages, false);
+    const borders = prefixes.starts(messages.length, rendering);
+    const ids: number[] = [];
+    const trainable: number[] = [];
+    let at = 0;
+    const add = (span: Span, flag: number): void => {
+      for (const id of this.encoder.encode(rendering, span, borders)) {
+        ids.push(id);
+        trainable.push(flag);
+      }
+      at = span.end;
+    };
+    const replies = rendering.marked
+      ? this.markedReplies(rendering, messages, trained)
+      : trained.map((i) => this.reply(rendering, i, prefixes));
+    for (const reply of replies) {
+      add({ start: at, end: reply.start }, 0);
+      add(reply, 1);
+    }
+    return { ids: Int32Array.from(ids), trainable: Uint8Array.from(trainable) };
+  }
+
+  /** The place of reply `i`: from the end of the prompt before it to the end of its end-of-turn token. */
+  private reply({ text, people }: Rendering, i: number, prefixes: Prefixes): Span {
+    const { name, endOfTurn } = this.template;
+    const prompt = prefixes.prompt(i);
+    const start = prompt.length;
+    const said = people.find((p) => p.message === i);
+    const end = text.indexOf(endOfTurn, said?.end ?? start) + endOfTurn.length;
+    if (end < endOfTurn.length) throw this.noEnd();
+    const alone = prefixes.full(i);
+    if (!text.startsWith(prompt) || (said && said.start < start) || !alone.startsWith(text.slice(0, end)))
+      throw new UserError(
+        `A reply's place in the text is not certain: ${name} writes turns differently when later ones follow. ` +
+          `Use one of the named templates (notes, alpaca, chatml)${alone === text ? "" : ", or data.construction split"}.`,
+      );
+    return { start, end };
+  }
+
+  /** What {% generation %} encloses, of the messages in `trained`; with the end-of-turn token, without line breaks after it. */
+  private markedReplies(
+    { text, marked = [] }: Rendering,
+    messages: readonly Message[],
+    trained: readonly number[],
+  ): Span[] {
+    const { endOfTurn, name } = this.template;
+    const before = trained.length > 1 ? 0 : (this.render(messages.slice(0, trained[0]), true).marked?.length ?? 0);
+    const spans = marked.slice(before).map(({ start, end }) => {
+      if (text.startsWith(endOfTurn, end)) return { start, end: end + endOfTurn.length };
+      return { start, end: start + text.slice(start, end).trimEnd().length };
+    });
+    const last = spans.at(-1);
+    if (!last) throw new UserError(`No reply is within {% generation %} in ${name}, though it has such markers.`);
+    if (!text.slice(last.start, last.end).endsWith(endOfTurn)) throw this.noEnd();
+    return spans;
+  }
+
+  private noEnd(): UserError {
+    const { name, endOfTurn } = this.template;
+    return new UserError(
+      `A reply does not end with ${endOfTurn}, the eos_token, in ${name}: the model could not learn to stop. ` +
+        `Correct eos_token in tokenizer_config.json, or use one of the named templates (notes, alpaca, chatml).`,
+    );
+  }
+
+  private render(messages: readonly Message[], addGenerationPrompt: boolean): Rendering {
+    return render(this.template, messages, addGenerationPrompt, this.encoder.looksSpecial);
   }
 }
 
-/** Where the last words of a person end; 0 when the template hides them. */
-function afterPerson(pieces: readonly Piece[]): number {
-  const last = pieces.findLastIndex((p) => p.written === "person");
-  return textOf(pieces.slice(0, last + 1)).length;
+/** What a conversation looks like as far as each of its messages: rendered once each. */
+class Prefixes {
+  private readonly prompts = new Map<number, string>();
+  private readonly wholes = new Map<number, string>();
+
+  constructor(
+    private readonly template: ChatTemplate,
+    private readonly messages: readonly Message[],
+  ) {}
+
+  /** What message `i` answers, with the generation prompt. */
+  prompt(i: number): string {
+    return remembered(this.prompts, i, () => this.template.render(this.messages.slice(0, i), true));
+  }
+  /** The conversation that ends with message `i`. */
+  full(i: number): string {
+    return remembered(this.wholes, i, () => this.template.render(this.messages.slice(0, i + 1), false));
+  }
+
+  /** Where the replies among the first `count` messages begin, for generation and for {% generation %}. */
+  starts(count: number, { text, marked = [] }: Rendering): number[] {
+    const found = new Set(marked.map((m) => m.start));
+    for (let i = 0; i < count; i++)
+      if (this.messages[i].role === "assistant" && text.startsWith(this.prompt(i))) found.add(this.prompt(i).length);
+    return [...found].sort((a, b) => a - b);
+  }
 }
-const textOf = (pieces: readonly Piece[]): string => pieces.map((p) => p.text).join("");
-function from(pieces: readonly Piece[], start: number): Piece[] {
-  let skip = start;
-  return pieces.flatMap((p) => {
-    const cut = Math.min(skip, p.text.length);
-    skip -= cut;
-    return cut === p.text.length ? [] : [{ ...p, text: p.text.slice(cut) }];
-  });
-}
-function upTo(pieces: readonly Piece[], end: number): Piece[] {
-  let left = end;
-  return pieces.flatMap((p) => {
-    const text = p.text.slice(0, left);
-    left -= text.length;
-    return text === "" ? [] : [{ ...p, text }];
-  });
+
+function remembered(known: Map<number, string>, key: number, make: () => string): string {
+  const found = known.get(key) ?? make();
+  known.set(key, found);
+  return found;
 }

@@ -68,7 +68,7 @@ export const TEMPLATE_NAMES = Object.keys(TEMPLATES);
 
 /** Puts a named template into the tokenizer: its special tokens (new ones get the next ids), eos, pad and chat_template. */
 export function installTemplate(tokenizer: Tokenizer, name: string): void {
-  const template = TEMPLATES[name];
+  const template = Object.hasOwn(TEMPLATES, name) ? TEMPLATES[name] : undefined;
   if (!template) throw new UserError(`template is "${name}"; it must be ${TEMPLATE_NAMES.join(", ")}.`, 2);
   tokenizer.addSpecialTokens(template.specialTokens);
   Object.assign(tokenizer.config, { chat_template: template.jinja, eos_token: template.endOfTurn, pad_token: PAD });
@@ -76,48 +76,91 @@ export function installTemplate(tokenizer: Tokenizer, name: string): void {
 
 /** A conversation format that a tokenizer knows: renders messages, and names the token that ends a reply. */
 export interface ChatTemplate {
-  render(messages: readonly Message[], addGenerationPrompt: boolean): string;
+  /** For messages to people: "the chat template notes", or that it is the tokenizer's own. */
+  readonly name: string;
   readonly endOfTurn: string;
+  readonly pad: string | undefined;
+  /** As Hugging Face's apply_chat_template. Throws RecordError when the template refuses the messages. */
+  render(messages: readonly Message[], addGenerationPrompt: boolean): string;
+  /** The same with REPLY_START and REPLY_END around what {% generation %} encloses; undefined: it has no such markers. */
+  readonly renderMarked: ChatTemplate["render"] | undefined;
 }
 
-/** The template that a folder brings in its tokenizer_config.json. */
+/** These messages cannot be had in this format, though others can: a record to set aside, or a chat to end. */
+export class RecordError extends UserError {}
+
+/** Private-use characters that stand where {% generation %} and {% endgeneration %} stand in a template. */
+export const REPLY_START = "\uE0F2";
+export const REPLY_END = "\uE0F3";
+
+/**
+ * The template that a folder brings in its tokenizer_config.json: any of Hugging Face's.
+ * Throws UserError when there is none, when it is no Jinja, or when no token ends a reply.
+ */
 export function templateOf(tokenizer: Tokenizer): ChatTemplate {
-  const source = tokenizer.chatTemplate;
-  if (source === undefined)
-    throw new UserError(
-      `This tokenizer has no chat template: the model is a base model. Fine-tune it first (lyceum sft), or name a template (${TEMPLATE_NAMES.join(", ")}).`,
-    );
-  const token = (key: string): string => {
-    const value = tokenizer.config[key] as string | { content: string } | null | undefined;
-    return typeof value === "string" ? value : (value?.content ?? "");
-  };
-  const [bos_token, eos_token, pad_token] = ["bos_token", "eos_token", "pad_token"].map(token);
-  if (eos_token === "")
+  const source = sourceOf(tokenizer);
+  const named = TEMPLATE_NAMES.find((name) => TEMPLATES[name].jinja === source);
+  const name = named ? `the chat template ${named}` : "the tokenizer's chat template";
+  const tokens = specialTokens(tokenizer);
+  if (!tokens.eos_token)
     throw new UserError("This tokenizer has a chat template but no eos_token: a reply could never end.");
-  if (eos_token === pad_token)
-    throw new UserError(
-      `This tokenizer uses ${eos_token} to end a reply and to pad. Masking the padding would hide the end: they must differ.`,
-    );
-  let template: Template;
-  try {
-    template = new Template(source);
-  } catch (error) {
-    throw new UserError(`The chat template of this tokenizer is not valid Jinja: ${(error as Error).message}`);
-  }
-  return {
-    endOfTurn: eos_token,
-    render(messages, addGenerationPrompt) {
+  const compile = (jinja: string): ChatTemplate["render"] => {
+    let template: Template;
+    try {
+      template = new Template(jinja);
+    } catch (error) {
+      throw new UserError(`It is not valid Jinja what ${name} says: ${(error as Error).message}`);
+    }
+    return (messages, addGenerationPrompt) => {
       try {
-        return template.render({
-          messages,
-          add_generation_prompt: addGenerationPrompt,
-          bos_token,
-          eos_token,
-          pad_token,
-        });
+        // tools and documents are None and not undefined, as Transformers passes them: templates ask `is not none`.
+        const given = { messages, tools: null, documents: null, add_generation_prompt: addGenerationPrompt };
+        return template.render({ ...tokens, ...given });
       } catch (error) {
-        throw new UserError(`The chat template cannot render this conversation: ${(error as Error).message}`);
+        throw new RecordError(`The messages are refused by ${name}: ${(error as Error).message}`);
       }
-    },
+    };
   };
+  const marked = withMarks(source);
+  return {
+    name,
+    endOfTurn: tokens.eos_token,
+    pad: tokens.pad_token,
+    render: compile(source),
+    renderMarked: marked === source ? undefined : compile(marked),
+  };
+}
+
+/** The Jinja text: a string, or the entry `default` of the list that older folders have. */
+function sourceOf(tokenizer: Tokenizer): string {
+  const found = tokenizer.config.chat_template as string | { name: string; template: string }[] | null | undefined;
+  const source = Array.isArray(found) ? found.find((t) => t.name === "default")?.template : found;
+  if (typeof source === "string") return source;
+  if (Array.isArray(found))
+    throw new UserError(
+      `This tokenizer has chat templates (${found.map((t) => t.name).join(", ")}), but none that is named "default".`,
+    );
+  throw new UserError(
+    `This tokenizer has no chat template: the model is a base model. Fine-tune it first (lyceum sft), or name a template (${TEMPLATE_NAMES.join(", ")}).`,
+  );
+}
+
+/** bos_token, eos_token and their like, as far as they are set. */
+function specialTokens(tokenizer: Tokenizer): Record<string, string> {
+  const tokens: Record<string, string> = {};
+  for (const [key, value] of Object.entries(tokenizer.config)) {
+    if (!key.endsWith("_token")) continue;
+    const content = typeof value === "string" ? value : (value as { content?: unknown } | null)?.content;
+    if (typeof content === "string" && content !== "") tokens[key] = content;
+  }
+  return tokens;
+}
+
+/** {% generation %} as a block that prints a mark, so that line breaks around it are treated as around any block. */
+function withMarks(source: string): string {
+  return source.replace(
+    /\{%(-?)\s*(end)?generation\s*(-?)%\}/g,
+    (_, left: string, end: string | undefined, right: string) =>
+      `{%${left} if true %}{{- '${end ? REPLY_END : REPLY_START}' -}}{% endif ${right}%}`,
+  );
 }

@@ -10,6 +10,7 @@ import { generate } from "../generate/generate.js";
 import { type Loaded, loadForGeneration } from "../generate/loaded.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
+import { openJudge, replyLogProbs, rollout } from "./rollout.js";
 
 export const evaluateSchema = z.strictObject({
   stage: z.literal("evaluate").optional(),
@@ -19,6 +20,12 @@ export const evaluateSchema = z.strictObject({
   file: z.string().min(1),
   maxTokens: z.int().min(1).default(48),
   batchSize: z.int().min(1).default(32),
+  /** Only the questions of this field. */
+  field: z.string().optional(),
+  /** Who judges the replies beside the accepted answers: a .mjs module (prompt, reply) => number, or a reward model. */
+  reward: z.string().optional(),
+  /** The model that others are held against: share of replies judged better (ties count half), and KL of sampled replies. */
+  reference: z.string().optional(),
   /** Questions printed with every model's reply. */
   show: z.int().min(0).default(8),
 });
@@ -36,6 +43,13 @@ export interface ModelResult {
   replies: string[];
   right: boolean[];
   groups: Record<string, { right: number; total: number }>;
+  /** Mean tokens of a reply. */
+  length: number;
+  /** With a judge: the score of each reply. */
+  scores?: number[];
+  /** Against the reference: share of replies judged better, ties counting half; mean KL of a sampled reply, in nats. */
+  winRate?: number;
+  kl?: number;
 }
 
 export function readQuestions(file: string): Question[] {
@@ -78,6 +92,10 @@ export function isRight(reply: string, answers: readonly string[]): boolean {
   });
 }
 
+/** The questions of a config: those of its field. */
+const questionsOf = (config: EvaluateConfig): Question[] =>
+  readQuestions(config.file).filter((q) => config.field === undefined || q.group.split(" ").includes(config.field));
+
 /** Greedy replies of one model. A tuned model is asked through its chat template; a base model continues the question. */
 export function answer(
   { model, tokenizer, stop }: Loaded,
@@ -93,17 +111,18 @@ export function answer(
   return replies;
 }
 
-export function evaluateModels(config: EvaluateConfig): ModelResult[] {
-  const questions = readQuestions(config.file);
-  if (questions.length === 0) throw new UserError(`${config.file}: there are no questions in it.`);
-  return config.models.map((dir) => {
-    const loaded = loadForGeneration(dir);
-    const replies = answer(
-      loaded,
-      questions.map((q) => q.question),
-      config,
+export async function evaluateModels(config: EvaluateConfig): Promise<ModelResult[]> {
+  const questions = questionsOf(config);
+  if (questions.length === 0)
+    throw new UserError(
+      `${config.file}: there are no questions in it${config.field ? ` of the field "${config.field}"` : ""}.`,
     );
-    loaded.model.close();
+  const texts = questions.map((q) => q.question);
+  const reference = config.reference === undefined ? undefined : loadForGeneration(config.reference);
+  const results: ModelResult[] = [];
+  for (const dir of config.models) {
+    const loaded = loadForGeneration(dir);
+    const replies = answer(loaded, texts, config);
     const right = replies.map((reply, i) => isRight(reply, questions[i].answers));
     const groups: ModelResult["groups"] = {};
     questions.forEach(({ group }, i) => {
@@ -111,13 +130,72 @@ export function evaluateModels(config: EvaluateConfig): ModelResult[] {
       groups[group].total++;
       if (right[i]) groups[group].right++;
     });
-    return { model: dir, replies, right, groups };
+    const length = replies.reduce((n, r) => n + loaded.tokenizer.encode(r).length, 0) / replies.length;
+    const result: ModelResult = { model: dir, replies, right, groups, length };
+    if (config.reward) result.scores = await judged(config.reward, loaded, texts, replies);
+    if (reference && loaded.tokenizer.chatTemplate !== undefined)
+      result.kl = sampledKl(loaded, reference, texts, config);
+    loaded.model.close();
+    results.push(result);
+  }
+  const standard = results.find((r) => r.model === config.reference)?.scores;
+  for (const r of results)
+    if (standard && r.scores)
+      r.winRate =
+        r.scores.reduce((n, s, i) => n + (s > standard[i] ? 1 : s === standard[i] ? 0.5 : 0), 0) / standard.length;
+  reference?.model.close();
+  return results;
+}
+
+async function judged(
+  source: string,
+  { model, tokenizer }: Loaded,
+  questions: readonly string[],
+  replies: readonly string[],
+): Promise<number[]> {
+  const judge = await openJudge(source, model.device, model.precision, tokenizer, "the model");
+  const encoder = tokenizer.chatTemplate === undefined ? undefined : new DialogueEncoder(tokenizer);
+  const episodes = questions.map((content, line) => {
+    const messages = [{ role: "user", content }] as const;
+    const prompt = encoder?.prompt([...messages]) ?? Int32Array.from(tokenizer.encode(content));
+    const ids = Int32Array.from([
+      ...prompt,
+      ...tokenizer.encode(replies[line], { allowSpecial: false }),
+      ...(tokenizer.eosId === undefined ? [] : [tokenizer.eosId]),
+    ]);
+    return {
+      prompt: { messages: [...messages], ids: prompt, source: { file: "the questions", line: line + 1 } },
+      ids,
+      start: prompt.length,
+      text: replies[line],
+      finished: true,
+    };
   });
+  const scores = await judge.score(episodes);
+  judge.close();
+  return scores;
+}
+
+/** Mean over prompts of log p(reply) - log p_ref(reply), the reply sampled from the model: an estimate of KL(p || p_ref). */
+function sampledKl(
+  { model, tokenizer }: Loaded,
+  reference: Loaded,
+  questions: readonly string[],
+  { maxTokens }: EvaluateConfig,
+): number {
+  const encoder = new DialogueEncoder(tokenizer);
+  const prompts = questions.map((content, line) => {
+    const messages = [{ role: "user" as const, content }];
+    return { messages, ids: encoder.prompt(messages), source: { file: "the questions", line: line + 1 } };
+  });
+  const episodes = rollout(model, tokenizer, prompts, { maxTokens, temperature: 1, seed: 1 });
+  const [own, ref] = [model, reference.model].map((m) => replyLogProbs(m, episodes, 1));
+  return own.reduce((sum, row, i) => sum + row.reduce((s, p, t) => s + p - ref[i][t], 0), 0) / own.length;
 }
 
 /** As a stage of a recipe: prints, and leaves evaluation.json. */
 export async function evaluate(config: EvaluateConfig, run: RunFolder): Promise<void> {
-  const results = evaluateModels(config);
+  const results = await evaluateModels(config);
   const names = config.models.map((dir) => basename(basename(dir) === "model" ? dirname(dir) : dir));
   console.log(describeEvaluation(config, results, names));
   run.result("model", () => {}); // a finished stage is known by it
@@ -137,7 +215,7 @@ export function describeEvaluation(
   results: readonly ModelResult[],
   names: readonly string[],
 ): string {
-  const questions = readQuestions(config.file);
+  const questions = questionsOf(config);
   const lines: string[] = [];
   const width = Math.max(...names.map((n) => n.length));
   const every = Math.max(1, Math.floor(questions.length / Math.max(1, config.show)));
@@ -155,6 +233,14 @@ export function describeEvaluation(
     lines.push(
       `${group.padEnd(first)}${results.map((r, m) => cell(`${r.groups[group].right}/${r.groups[group].total}`, m)).join("")}`,
     );
+  const row = (name: string, value: (r: ModelResult) => string | undefined): void => {
+    if (results.some((r) => value(r) !== undefined))
+      lines.push(`${name.padEnd(first)}${results.map((r, m) => cell(value(r) ?? "", m)).join("")}`);
+  };
+  row("mean reward", (r) => r.scores && (r.scores.reduce((a, b) => a + b, 0) / r.scores.length).toFixed(2));
+  row("judged better", (r) => (r.winRate === undefined ? undefined : `${Math.round(r.winRate * 100)}%`));
+  row("KL", (r) => r.kl?.toFixed(2));
+  if (config.reward) row("tokens of a reply", (r) => r.length.toFixed(1));
   return lines.join("\n");
 }
 const shorten = (text: string): string => {

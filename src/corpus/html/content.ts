@@ -15,6 +15,7 @@ const LEAVES = new Set("p li dd dt td th blockquote pre h1 h2 h3 h4 h5 h6 addres
 const HEADINGS = new Set(["h1", "h2", "h3", "h4", "h5", "h6"]);
 const LISTS = new Set(["ol", "ul", "dl", "form", "table", "tr", "li", "th", "address"]);
 
+const UNTOUCHED = new Set(["body", "html", "#root"]);
 const NEVER = new Set(["nav", "footer", "aside", "menu", "figcaption"]);
 const NEVER_ROLES = new Set(
   "navigation banner contentinfo complementary search dialog alert alertdialog menu menubar toolbar tablist".split(" "),
@@ -52,23 +53,22 @@ export function findContent(page: Page, strict = true): Content {
 
 /** Around the text, and not of it; unless half of all prose is in there, for then the name misleads. */
 function isAround(element: Element, f: Facts, all: Facts, strict: boolean): boolean {
-  const { tag, attributes } = element;
-  if (tag === "body" || tag === "html" || tag === "#root" || tag === "a" || tag === "br") return false;
-  if (attributes.hidden !== undefined) return true;
-  const { style } = attributes;
-  if (style && /display\s*:\s*none|visibility\s*:\s*hidden/i.test(style)) return strict || f.prose < all.prose / 2;
+  const { tag, hidden, role } = element;
+  if (tag === "a" || tag === "br" || tag === "p" || UNTOUCHED.has(tag)) return hidden === "attribute";
+  if (hidden === "attribute") return true;
+  if (hidden === "style") return strict || f.prose < all.prose / 2;
   const named = strict && tag !== "article" && tag !== "main" && !HEADINGS.has(tag);
   if (named && f.names.comments && all.prose - f.prose > 10) return true;
   if (f.prose > all.prose / 2) return false;
-  if (NEVER.has(tag) || attributes["aria-hidden"] === "true" || NEVER_ROLES.has(attributes.role ?? "")) return true;
+  if (NEVER.has(tag) || hidden === "aria" || (role !== "" && NEVER_ROLES.has(role))) return true;
   return named && f.names.around && !f.names.inside;
 }
 
 /** How much an element's kind and name speak for it. */
 function prior(element: Element, f: Facts): number {
   let weight = 1;
-  if (element.tag === "article" || element.attributes.itemprop === "articleBody") weight *= 1.3;
-  else if (element.tag === "main" || element.attributes.role === "main") weight *= 1.2;
+  if (element.tag === "article" || /\barticleBody\b/.test(element.names)) weight *= 1.3;
+  else if (element.tag === "main" || element.role === "main") weight *= 1.2;
   else if (LISTS.has(element.tag)) weight *= 0.8;
   if (f.names.inside) weight *= 1.25;
   if (f.names.around) weight *= 0.6;
@@ -123,7 +123,7 @@ function withSiblings(top: Element, of: (e: Element) => Facts): Element[] {
     }
     const s = of(sibling);
     if (s.out || s.length === 0) continue;
-    const sameClass = top.attributes.class && sibling.attributes.class === top.attributes.class;
+    const sameClass = top.class !== "" && sibling.class === top.class;
     const score = s.votes + (sameClass ? f.votes * 0.2 : 0);
     const density = linkDensity(s);
     if (score >= threshold && density < 0.3) parts.push(sibling);

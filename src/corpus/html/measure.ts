@@ -26,10 +26,8 @@ const NAMELESS: Names = { around: false, inside: false, comments: false };
 /** A site repeats its class names on every page; the table is emptied when a crawl has filled it. */
 const nameTable = new Map<string, Names>();
 
-function namesOf(element: Element): Names {
-  const { id, class: classes, itemprop } = element.attributes;
-  if (!id && !classes && !itemprop) return NAMELESS;
-  const raw = `${id ?? ""} ${classes ?? ""} ${itemprop ?? ""}`;
+function namesOf({ names: raw }: Element): Names {
+  if (raw === "") return NAMELESS;
   let names = nameTable.get(raw);
   if (!names) {
     if (nameTable.size > 20_000) nameTable.clear();
@@ -92,8 +90,7 @@ function measure(element: Element, facts: readonly Facts[]): Facts {
     }
   }
   if (element.tag === "p") f.paragraphs++;
-  if (element.tag === "a" && element.attributes.href !== undefined && !element.attributes.href.startsWith("#"))
-    f.links = f.length;
+  if (element.link && element.tag === "a") f.links = f.length;
   if (BLOCKS.has(element.tag)) {
     f.own = votesIn(element);
     f.prose += f.own;

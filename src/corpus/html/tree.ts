@@ -6,11 +6,18 @@ import { Parser } from "htmlparser2";
 
 export interface Element {
   tag: string;
-  attributes: Record<string, string>;
   children: (Element | string)[];
   parent: Element | undefined;
   /** Place in Page.elements: document order. */
   index: number;
+  /** id, class and itemprop, with spaces between. */
+  names: string;
+  role: string;
+  class: string;
+  /** A link that leaves the page's own text: its href is not "#...". */
+  link: boolean;
+  /** "hidden" and aria-hidden say so; a style may be changed by a script. */
+  hidden: "" | "attribute" | "aria" | "style";
 }
 
 export interface Page {
@@ -44,11 +51,9 @@ const SKIPPED = new Set(
 );
 const VOID = new Set("area base br col embed hr img input link meta param source track wbr".split(" "));
 
-const NONE: Record<string, string> = {};
-
 /** Parses a page. `deadline` is a Date.now() after which it gives up; throws PageError. */
 export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Page {
-  const root: Element = { tag: "#root", attributes: {}, children: [], parent: undefined, index: 0 };
+  const root = newElement("#root", undefined, 0);
   const page: Page = {
     root,
     elements: [root],
@@ -62,12 +67,16 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
   /** Open elements below the cut (depth) and inside a skipped one (skip): counted, not built. */
   let tooDeep = 0;
   let skip = 0;
-  let capture: "title" | "jsonld" | undefined;
+  let capture: "title" | "script" | undefined;
   let captured = "";
+  let scriptType = "";
   let depth = 0;
   let elements = 0;
-  const add = (tag: string, attributes: Record<string, string>): Element => {
-    const element: Element = { tag, attributes, children: [], parent: at, index: page.elements.length };
+  /** Whose attributes come now: an element, or one of those in the head that only their attributes matter of. */
+  let target: Element | undefined;
+  let head: { tag: string; attributes: Record<string, string> } | undefined;
+  const add = (tag: string): Element => {
+    const element = newElement(tag, at, page.elements.length);
     at.children.push(element);
     page.elements.push(element);
     return element;
@@ -75,17 +84,20 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
 
   const parser = new Parser(
     {
-      onopentag(tag, attributes) {
+      onopentagname(tag) {
         if ((++elements & 1023) === 0 && Date.now() > deadline) throw new PageError("timed out while being parsed");
         if (elements > MAX_ELEMENTS) throw new PageError(`has more than ${MAX_ELEMENTS} elements`);
+        target = undefined;
+        head = undefined;
         if (skip > 0) {
           if (!VOID.has(tag)) skip++;
           return;
         }
         if (SKIPPED.has(tag)) {
-          if (tag === "script" && /ld\+json/i.test(attributes.type ?? "")) {
-            capture = "jsonld";
+          if (tag === "script") {
+            capture = "script";
             captured = "";
+            scriptType = "";
           }
           if (!VOID.has(tag)) skip = 1;
           return;
@@ -94,23 +106,30 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
           capture = "title";
           captured = "";
         }
-        if (tag === "html") page.language ??= attributes.lang || attributes["xml:lang"];
-        else if (tag === "meta") readMeta(page, attributes);
-        else if (tag === "link" && attributes.rel?.toLowerCase() === "canonical") page.canonical ??= attributes.href;
+        if (tag === "html" || tag === "meta" || tag === "link") head = { tag, attributes: {} };
         if (VOID.has(tag)) {
-          if (tag === "br" || tag === "hr") add(tag, NONE);
+          if (tag === "br" || tag === "hr") add(tag);
           return;
         }
         if (depth >= MAX_DEPTH) {
           if (++tooDeep > MAX_NESTING) throw new PageError(`is nested more than ${MAX_NESTING} levels deep`);
           return;
         }
-        at = add(tag, attributes);
+        at = add(tag);
+        target = at;
         depth++;
+      },
+      onattribute(name, value) {
+        if (target) readAttribute(target, name, value);
+        if (head) {
+          head.attributes[name] ??= value;
+          if (head.tag === "html" && (name === "lang" || name === "xml:lang")) page.language ??= value;
+        }
+        if (capture === "script" && name === "type") scriptType = value;
       },
       ontext(text) {
         if (capture) {
-          captured += text;
+          if (capture === "title" || LINKED_DATA.test(scriptType)) captured += text;
           return;
         }
         if (skip > 0) return;
@@ -120,10 +139,14 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
         else at.children.push(text);
       },
       onclosetag(tag) {
-        if (VOID.has(tag)) return;
-        if (capture && (tag === "title" || tag === "script")) {
+        if (VOID.has(tag)) {
+          if (head && skip === 0) readHead(page, head);
+          head = undefined;
+          return;
+        }
+        if (capture === tag) {
           if (capture === "title") page.title = captured;
-          else if (captured.length < 1_000_000) page.jsonLd.push(captured);
+          else if (captured !== "" && captured.length < 1_000_000) page.jsonLd.push(captured);
           capture = undefined;
         }
         if (skip > 0) skip--;
@@ -145,7 +168,52 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
   return page;
 }
 
-function readMeta(page: Page, attributes: Record<string, string>): void {
+const LINKED_DATA = /ld\+json/i;
+
+const newElement = (tag: string, parent: Element | undefined, index: number): Element => ({
+  tag,
+  children: [],
+  parent,
+  index,
+  names: "",
+  role: "",
+  class: "",
+  link: false,
+  hidden: "",
+});
+
+function readAttribute(element: Element, name: string, value: string): void {
+  switch (name) {
+    case "class":
+      element.class = value;
+      element.names += ` ${value}`;
+      break;
+    case "id":
+    case "itemprop":
+      element.names += ` ${value}`;
+      break;
+    case "role":
+      element.role = value;
+      break;
+    case "href":
+      element.link = !value.startsWith("#");
+      break;
+    case "hidden":
+      element.hidden = "attribute";
+      break;
+    case "aria-hidden":
+      if (value === "true") element.hidden ||= "aria";
+      break;
+    case "style":
+      if (/display\s*:\s*none|visibility\s*:\s*hidden/i.test(value)) element.hidden ||= "style";
+  }
+}
+
+function readHead(page: Page, { tag, attributes }: { tag: string; attributes: Record<string, string> }): void {
+  if (tag === "link") {
+    if (attributes.rel?.toLowerCase() === "canonical") page.canonical ??= attributes.href;
+    return;
+  }
   const name = (attributes.property ?? attributes.name ?? attributes["http-equiv"])?.toLowerCase();
   if (name && attributes.content !== undefined && !page.meta.has(name)) page.meta.set(name, attributes.content);
 }
