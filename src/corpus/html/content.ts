@@ -54,7 +54,7 @@ export function findContent(page: Page, strict = true): Content {
 /** Around the text, and not of it; unless half of all prose is in there, for then the name misleads. */
 function isAround(element: Element, f: Facts, all: Facts, strict: boolean): boolean {
   const { tag, hidden, role } = element;
-  if (tag === "a" || tag === "br" || tag === "p" || UNTOUCHED.has(tag)) return hidden === "attribute";
+  if (tag === "a" || tag === "br" || UNTOUCHED.has(tag)) return false;
   if (hidden === "attribute") return true;
   if (hidden === "style") return strict || f.prose < all.prose / 2;
   const named = strict && tag !== "article" && tag !== "main" && !HEADINGS.has(tag);
