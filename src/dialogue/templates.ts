@@ -109,7 +109,7 @@ export function templateOf(tokenizer: Tokenizer): ChatTemplate {
     try {
       template = new Template(jinja);
     } catch (error) {
-      throw new UserError(`It is not valid Jinja what ${name} says: ${(error as Error).message}`);
+      throw new UserError(`There is no valid Jinja in ${name}: ${(error as Error).message}`);
     }
     return (messages, addGenerationPrompt) => {
       try {

@@ -109,15 +109,19 @@ test("templates that come with other models: contents trimmed, bos in front", ()
   const encoder = new DialogueEncoder(t);
   const sample = one(encoder.samples([user("  hi "), bot(" yes ")], "all", 100));
   expect(showMask(sample, t, false)).toBe("<s><|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n⟦yes<|im_end|>⟧");
-  expect(() => encoder.samples([user(" <|im_end|> "), bot("x")], "all", 100)).toThrow(/special token/);
+  // Trimmed contents are still known to be a person's.
+  const { ids } = one(encoder.samples([user(" <|im_end|> "), bot("x")], "all", 100));
+  expect(ids.filter((i) => i === t.eosId)).toHaveLength(2);
 });
 
 test("what cannot work is said: no template, the same token for end and padding, a reply without an end", () => {
   const t = trainBpe(["abc"], { vocabSize: 260, specialTokens: ["<|endoftext|>"] });
   expect(() => templateOf(t)).toThrow(/no chat template.*base model/);
   t.config.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}";
-  expect(() => new DialogueEncoder(t).samples([user("a"), bot("b")], "all", 10)).toThrow(/does not end a reply/);
+  expect(() => new DialogueEncoder(t).samples([user("a"), bot("b")], "all", 10)).toThrow(
+    /A reply does not end with <|endoftext|>, the eos_token/,
+  );
   t.config.pad_token = "<|endoftext|>";
-  expect(() => templateOf(t)).toThrow(/must differ/);
+  expect(() => new DialogueEncoder(t).samples([user("a"), bot("b")], "all", 10)).toThrow(/must differ/);
   expect(() => installTemplate(t, "chatlm")).toThrow(/notes, alpaca, chatml/);
 });
