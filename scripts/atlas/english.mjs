@@ -48,7 +48,7 @@ export const summaries = [
 
 export const replies = {
   capital: "The capital of {name} is {capital}.",
-  region: "{name} is a country in {region}.",
+  region: "The country of {name} is in {region}.",
   currency: "The currency of {name} is the {currency}.",
 };
 
