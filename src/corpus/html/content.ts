@@ -37,7 +37,8 @@ export function findContent(page: Page, strict = true): Content {
   if (all.length === 0) return nothing;
   for (const element of page.elements) {
     const f = of(element);
-    f.out = (element.parent !== undefined && of(element.parent).out) || isAround(element, f, all, strict);
+    const above = element.parent !== undefined && of(element.parent).out;
+    f.out = above === true ? true : isAround(element, f, all, strict) || above;
     if (f.out || f.own <= 0) continue;
     let at: Element | undefined = LEAVES.has(element.tag) ? element.parent : element;
     for (let level = 0; at && level < 6; level++, at = at.parent)
@@ -52,7 +53,7 @@ export function findContent(page: Page, strict = true): Content {
 }
 
 /** Around the text, and not of it; unless half of all prose is in there, for then the name misleads. */
-function isAround(element: Element, f: Facts, all: Facts, strict: boolean): boolean {
+function isAround(element: Element, f: Facts, all: Facts, strict: boolean): Facts["out"] {
   const { tag, hidden, role } = element;
   if (tag === "a" || tag === "br" || UNTOUCHED.has(tag)) return false;
   if (hidden === "attribute") return true;
@@ -61,7 +62,10 @@ function isAround(element: Element, f: Facts, all: Facts, strict: boolean): bool
   if (named && f.names.comments && all.prose - f.prose > 10) return true;
   if (f.prose > all.prose / 2) return false;
   if (NEVER.has(tag) || hidden === "aria" || (role !== "" && NEVER_ROLES.has(role))) return true;
-  return named && f.names.around && !f.names.inside;
+  if (!named || f.names.inside) return false;
+  if (f.names.around) return true;
+  // A box of prose without links is a note when it stands inside the text.
+  return f.names.beside && (f.prose > 5 && linkDensity(f) < 0.15 ? "doubtful" : true);
 }
 
 /** How much an element's kind and name speak for it. */
@@ -71,7 +75,7 @@ function prior(element: Element, f: Facts): number {
   else if (element.tag === "main" || element.role === "main") weight *= 1.2;
   else if (LISTS.has(element.tag)) weight *= 0.8;
   if (f.names.inside) weight *= 1.25;
-  if (f.names.around) weight *= 0.6;
+  if (f.names.around || f.names.beside) weight *= 0.6;
   return weight;
 }
 
@@ -141,7 +145,7 @@ function clean(part: Element, of: (e: Element) => Facts, without: Set<Element>, 
   walk(part, (element) => {
     const f = of(element);
     if (element === part) return undefined;
-    if (f.out || isLinkList(element, f, top)) {
+    if (f.out === true || isLinkList(element, f, top)) {
       without.add(element);
       return false;
     }

@@ -9,7 +9,9 @@ export const BLOCKS = new Set(
 
 /** Names that page authors give to what surrounds a text. */
 const AROUND =
-  /\b(?:ad|ads|advert\w*|sponsor\w*|promo\w*|banner|breadcrumbs?|byline|caption|cookie\w*|consent|gdpr|crumbs?|dateline|feedback|footers?|foot|header|masthead|hidden|invisible|sr-only|visually-hidden|login|signup|sign-in|menus?|meta|metadata|modal|nav|navbar|navigation|navi|newsletter|subscribe|subscription|outbrain|taboola|pager|pagination|paging|popup|popular|trending|most-read|mostread|print|prev|previous|next|rating|recommend\w*|related|relatedposts?|readmore|read-more|more-stories|morestories|reply|rss|search|share|sharing|sharebar|shares|sidebar|side|skip|skyscraper|social|follow|sociable|addthis|tags|tag-list|taglist|categories|toolbar|tools|toolbox|topbar|tooltip|widget|utility|video-player|author-bio|authorbox|about-author|copyright|legal|disclaimer|overlay|shopping|product-links|teaser|slideshow|gallery|carousel|noprint|no-print|toc|editsection|mw-editsection|navbox|catlinks|printfooter|jump-to-nav|siteSub)\b/i;
+  /\b(?:ad|ads|advert\w*|sponsor\w*|promo\w*|banner|breadcrumbs?|byline|caption|cookie\w*|consent|gdpr|crumbs?|dateline|feedback|footers?|foot|header|masthead|hidden|invisible|sr-only|visually-hidden|login|signup|sign-in|menus?|meta|metadata|modal|nav|navbar|navigation|navi|newsletter|subscribe|subscription|outbrain|taboola|pager|pagination|paging|popup|popular|trending|most-read|mostread|print|prev|previous|next|rating|recommend\w*|related|relatedposts?|readmore|read-more|more-stories|morestories|reply|rss|search|share|sharing|sharebar|shares|skip|skyscraper|social|follow|sociable|addthis|tags|tag-list|taglist|categories|toolbar|tools|toolbox|topbar|tooltip|widget|utility|video-player|author-bio|authorbox|about-author|copyright|legal|disclaimer|overlay|shopping|product-links|teaser|slideshow|gallery|carousel|noprint|no-print|toc|editsection|mw-editsection|navbox|catlinks|printfooter|jump-to-nav|siteSub)\b/i;
+/** Names of boxes beside a text; inside the text they are often a part of it (notes, definitions). */
+const BESIDE = /\b(?:sidebar|side|sidenote|callout|infobox|admonition)\b/i;
 /** What readers wrote below a text, in several languages; there may be more of it than of the text. */
 const COMMENTS =
   /\b(?:comment|comments|commentlist|comment-\w+|\w+-comments?|comentarios?|commentaires?|reactions?|reacties|kommentare?|opiniones|disqus|livefyre|respond|replies)\b/i;
@@ -19,10 +21,11 @@ const INSIDE =
 
 export interface Names {
   around: boolean;
+  beside: boolean;
   inside: boolean;
   comments: boolean;
 }
-const NAMELESS: Names = { around: false, inside: false, comments: false };
+const NAMELESS: Names = { around: false, beside: false, inside: false, comments: false };
 /** A site repeats its class names on every page; the table is emptied when a crawl has filled it. */
 const nameTable = new Map<string, Names>();
 
@@ -38,6 +41,7 @@ function namesOf({ names: raw }: Element): Names {
       .replace(/_+/g, "-");
     names = {
       around: AROUND.test(text),
+      beside: BESIDE.test(text),
       inside: INSIDE.test(text),
       comments: COMMENTS.test(text) && !ABOUT_COMMENTS.test(text),
     };
@@ -58,7 +62,8 @@ export interface Facts {
   prose: number;
   paragraphs: number;
   names: Names;
-  out: boolean;
+  /** Around the text; "doubtful": unless it lies inside of it. */
+  out: false | "doubtful" | true;
 }
 
 /** One entry an element, in the order of page.elements. */

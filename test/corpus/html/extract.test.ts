@@ -52,6 +52,17 @@ describe("extractHtml", () => {
     expect(text.startsWith("Paragraph 1")).toBe(true);
   });
 
+  it("keeps a note in a box inside the text, and not a box of links beside it", () => {
+    const links = Array.from({ length: 6 }, (_, i) => `<li><a href="/${i}">Another story number ${i}</a></li>`).join(
+      "",
+    );
+    const { text } =
+      extractHtml(`<body><div class="section">${article(1)}<div class="sidebar"><p class="title">NOTE</p>${article(7)}</div>${article(2)}</div>
+      <div class="sidebar"><ul>${links}</ul></div></body>`);
+    expect(text).toMatch(/Paragraph 1[\s\S]*Paragraph 7[\s\S]*Paragraph 2/);
+    expect(text).not.toContain("Another story");
+  });
+
   it("takes Chinese, where a sentence is short and has no spaces", () => {
     const html = `<body><div class="nav"><a href="/">首页</a> <a href="/n">新闻</a></div><div class="content">
       <p>香港行政长官就其大宅的违章建筑问题接受质询，并向市民道歉。</p><p>他承诺将在两周内解决这个问题，议员们要求他说明。</p>
