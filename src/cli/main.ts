@@ -159,7 +159,7 @@ corpus
 try {
   await program.parseAsync();
 } catch (error) {
-  const known = error instanceof Error && (error.name === "UserError" || error.constructor.name === "EngineError");
+  const known = error instanceof Error && (["UserError", "NonFiniteError"].includes(error.name) || error.constructor.name === "EngineError");
   console.error(
     known ? `error: ${error.message}` : `error: ${error}\nThis is a bug in Lyceum. LYCEUM_DEBUG=1 prints where.`,
   );

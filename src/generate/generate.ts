@@ -4,7 +4,7 @@
  */
 import type { Ptr } from "../device/device.js";
 import { type Llama, packSequences } from "../nn/llama.js";
-import { UserError } from "../run/errors.js";
+import { NonFiniteError, UserError } from "../run/errors.js";
 import { Tape } from "../tensor/tensor.js";
 
 export interface GenerateOptions {
@@ -85,6 +85,7 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
     device.sample(logits, B, V, tape.upload(history), counts, width, repetitionPenalty, temperature, topK, topP, minP, tape.upload(u), ids, logp);
     current.set(device.i32(ids, B));
     const logps = device.f32(logp, B);
+    if (logps.some((p) => Number.isNaN(p))) throw new NonFiniteError("A log-probability of the model");
     rows.forEach((row, b) => {
       results[row].ids.push(current[b]);
       results[row].logProbs.push(logps[b]);
