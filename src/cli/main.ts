@@ -8,39 +8,6 @@ const program = new Command("lyceum")
   .version("0.1.0")
   .showSuggestionAfterError();
 
-/** Options of the commands that sample. */
-function sampling(command: Command): Command {
-  return command
-    .option("--max-tokens <n>", "tokens of a reply at most", "256")
-    .option("--greedy", "always the most probable token")
-    .option("--temperature <t>", "0 is greedy", "0.8")
-    .option("--top-k <k>", "only the k most probable tokens; 0: off", "0")
-    .option("--top-p <p>", "only the most probable tokens that sum to p; 1: off", "0.95")
-    .option("--min-p <p>", "only tokens with this share of the best one's probability; 0: off", "0")
-    .option("--repetition-penalty <r>", "1: off", "1")
-    .option("--seed <n>", "the same seed gives the same reply", "0")
-    .option("--precision <precision>", "fp32 or bf16 (default: as the model was saved)")
-    .option("--threads <n>", "0: all cores", "0");
-}
-sampling(program.command("generate").description("continue a text"))
-  .argument("<model>", "model folder")
-  .requiredOption("--prompt <text...>", "one or several texts to continue")
-  .option("--json", "print a JSON object (with several prompts, an array)")
-  .action(async (model, options) => (await import("./generate.js")).command(model, options));
-sampling(program.command("chat").description("talk to a model that was fine-tuned"))
-  .argument("<model>", "model folder")
-  .option("--system <text>", "system message")
-  .action(async (model, options) => (await import("./chat.js")).command(model, options));
-
-program
-  .command("logprobs")
-  .description("log p of each token of a sequence under a model")
-  .argument("<model>", "model folder (config.json, model.safetensors)")
-  .requiredOption("--ids <list>", "token ids, separated by commas")
-  .option("--precision <precision>", "fp32 or bf16", "fp32")
-  .option("--json", "print a JSON array; the first entry is null")
-  .action(async (model, options) => (await import("./logprobs.js")).logprobs(model, options));
-
 /** A training stage: its file in cli/ exports command(config, flags). */
 function stage(
   name: string,
@@ -80,6 +47,39 @@ program
   .option("--precision <precision>", "fp32 or bf16", "fp32")
   .option("--json", "print a JSON array: for each record its rewards, best reply first")
   .action(async (model, options) => (await import("./score.js")).command(model, options));
+
+/** Options of the commands that sample. */
+function sampling(command: Command): Command {
+  return command
+    .option("--max-tokens <n>", "tokens of a reply at most", "256")
+    .option("--greedy", "always the most probable token")
+    .option("--temperature <t>", "0 is greedy", "0.8")
+    .option("--top-k <k>", "only the k most probable tokens; 0: off", "0")
+    .option("--top-p <p>", "only the most probable tokens that sum to p; 1: off", "0.95")
+    .option("--min-p <p>", "only tokens with this share of the best one's probability; 0: off", "0")
+    .option("--repetition-penalty <r>", "1: off", "1")
+    .option("--seed <n>", "the same seed gives the same reply", "0")
+    .option("--precision <precision>", "fp32 or bf16 (default: as the model was saved)")
+    .option("--threads <n>", "0: all cores", "0");
+}
+sampling(program.command("generate").description("continue a text"))
+  .argument("<model>", "model folder")
+  .requiredOption("--prompt <text...>", "one or several texts to continue")
+  .option("--json", "print a JSON object (with several prompts, an array)")
+  .action(async (model, options) => (await import("./generate.js")).command(model, options));
+sampling(program.command("chat").description("talk to a model that was fine-tuned"))
+  .argument("<model>", "model folder")
+  .option("--system <text>", "system message")
+  .action(async (model, options) => (await import("./chat.js")).command(model, options));
+
+program
+  .command("logprobs")
+  .description("log p of each token of a sequence under a model")
+  .argument("<model>", "model folder (config.json, model.safetensors)")
+  .requiredOption("--ids <list>", "token ids, separated by commas")
+  .option("--precision <precision>", "fp32 or bf16", "fp32")
+  .option("--json", "print a JSON array; the first entry is null")
+  .action(async (model, options) => (await import("./logprobs.js")).logprobs(model, options));
 
 const tokenizer = program.command("tokenizer").description("train a byte-level BPE tokenizer, or use one");
 tokenizer
@@ -159,7 +159,9 @@ corpus
 try {
   await program.parseAsync();
 } catch (error) {
-  const known = error instanceof Error && (["UserError", "NonFiniteError"].includes(error.name) || error.constructor.name === "EngineError");
+  const known =
+    error instanceof Error &&
+    (["UserError", "NonFiniteError"].includes(error.name) || error.constructor.name === "EngineError");
   console.error(
     known ? `error: ${error.message}` : `error: ${error}\nThis is a bug in Lyceum. LYCEUM_DEBUG=1 prints where.`,
   );
