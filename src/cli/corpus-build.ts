@@ -1,7 +1,7 @@
 /** `lyceum corpus build`: a recipe to a folder with clean documents, token shards, and a reason for every decision. */
 import { availableParallelism } from "node:os";
 import { basename, extname } from "node:path";
-import { type BuildSummary, build } from "../corpus/build.js";
+import { type BuildProgress, type BuildSummary, build } from "../corpus/build.js";
 import { funnelLines } from "../corpus/funnel.js";
 import { loadRecipe } from "../corpus/recipe.js";
 import { writeReport } from "../corpus/report.js";
@@ -21,10 +21,44 @@ export async function command(file: string, flags: BuildFlags): Promise<void> {
   if (!Number.isInteger(workers) || workers < 1 || workers > 256)
     throw new UserError(`--workers ${flags.workers}: it must be a whole number from 1 to 256.`, 2);
   const dir = flags.out ?? `runs/${recipe.name ?? basename(file, extname(file))}`;
-  const summary = await build(recipe, dir, workers, openProgress());
+  const summary = await build(recipe, dir, workers, terminal(process.stderr));
   writeReport(dir);
   if (flags.json) console.log(JSON.stringify({ dir, ...summary }));
   else for (const line of summaryLines(dir, summary)) console.error(line);
+}
+
+/** On a terminal the funnel as it grows, redrawn in place; elsewhere a line now and then. */
+function terminal(stream: NodeJS.WriteStream): BuildProgress {
+  const progress: BuildProgress = openProgress(stream);
+  if (!stream.isTTY) return progress;
+  let shown = 0;
+  const erase = (): void => {
+    if (shown > 0) stream.write(`\u001b[${shown}A\u001b[J`);
+    shown = 0;
+  };
+  return {
+    note(text) {
+      erase();
+      progress.note(text);
+    },
+    status(text, keep) {
+      erase();
+      progress.status(text, keep);
+    },
+    picture(lines) {
+      progress.end();
+      erase();
+      // A line that wraps, or a picture that is higher than the window, could not be taken back.
+      const width = Math.max(20, (stream.columns || 80) - 1);
+      const fitting = lines.slice(-Math.max(1, (stream.rows || 24) - 2)).map((line) => line.slice(0, width));
+      stream.write(`${fitting.join("\n")}\n`);
+      shown = fitting.length;
+    },
+    end() {
+      erase();
+      progress.end();
+    },
+  };
 }
 
 function summaryLines(

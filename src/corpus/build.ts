@@ -10,7 +10,15 @@ import { duration, type Progress, peakMemory } from "../run/progress.js";
 import { type Duplicates, findDuplicates, type UnitOfSource } from "./duplicates.js";
 import { type Finished, joinRejected, writeKept, writeTokens } from "./finish.js";
 import { BuildFolder, unitName } from "./folder.js";
-import { addCounts, checkConservation, documentStages, emptyCounts, type FunnelStage, nextStage } from "./funnel.js";
+import {
+  addCounts,
+  checkConservation,
+  documentStages,
+  emptyCounts,
+  type FunnelStage,
+  funnelLines,
+  nextStage,
+} from "./funnel.js";
 import { sha256 } from "./hash.js";
 import { AGAINST, CODE_VERSION, type Plan, planBuild, type SourcePlan } from "./plan.js";
 import { openPool, type Pool } from "./pool.js";
@@ -32,12 +40,22 @@ export interface BuildSummary {
   peakMemory: number;
 }
 
+export interface BuildProgress extends Progress {
+  /** Shows lines in place of those that it showed before; only on a terminal. */
+  picture?(lines: readonly string[]): void;
+}
+
 interface Unit extends UnitOfSource {
   read: ReadMarker;
   judged: JudgedMarker;
 }
 
-export async function build(recipe: Recipe, dir: string, workers: number, progress: Progress): Promise<BuildSummary> {
+export async function build(
+  recipe: Recipe,
+  dir: string,
+  workers: number,
+  progress: BuildProgress,
+): Promise<BuildSummary> {
   const began = Date.now();
   const folder = BuildFolder.open(dir);
   const plan = planBuild(recipe);
@@ -84,7 +102,7 @@ async function readAndJudge(
   recipe: Recipe,
   plan: Plan,
   pool: Pool,
-  progress: Progress,
+  progress: BuildProgress,
   work: BuildSummary["units"],
 ): Promise<Unit[]> {
   const units: Unit[] = [];
@@ -156,23 +174,31 @@ async function eachUnit(
   }
 }
 
-function tracker(plan: Plan, progress: Progress): (source: string, read: ReadMarker, counts: Counts) => void {
+/** Seconds between two pictures on a terminal, and between two lines elsewhere. */
+const REDRAW = 0.2;
+const LINE = 30;
+
+function tracker(plan: Plan, progress: BuildProgress): (source: string, read: ReadMarker, counts: Counts) => void {
   const began = Date.now();
   let bytes = 0;
-  let documents = 0;
-  let kept = 0;
+  let drawn = 0;
+  let lined = 0;
+  const total = emptyCounts();
   return (source, read, counts) => {
     bytes += read.bytes;
-    documents += read.documents;
-    kept += counts.kept;
+    addCounts(total, { ...counts, rejected: read.rejected });
     const seconds = Math.max(0.001, (Date.now() - began) / 1000);
-    // Packed input is larger once it is unpacked, so the time left is told by files as a whole only for plain ones.
-    const left = bytes < plan.bytes ? `, ${duration(((plan.bytes - bytes) / bytes) * seconds)} left at most` : "";
-    progress.status(
-      `${source}: ${documents.toLocaleString("en-US")} documents, ${kept.toLocaleString("en-US")} kept so far, ` +
-        `${(bytes / 1e6).toFixed(1)} MB, ${(documents / seconds).toFixed(0)} documents/s, ${(bytes / 1e6 / seconds).toFixed(1)} MB/s${left}`,
-      false,
-    );
+    if (seconds - drawn < REDRAW && seconds - lined < LINE) return;
+    drawn = seconds;
+    const keep = seconds - lined >= LINE;
+    if (keep) lined = seconds;
+    // Unpacked input is larger than its files, so for packed ones this is the most that it can take.
+    const left = bytes < plan.bytes ? `, ${duration(((plan.bytes - bytes) / bytes) * seconds)} left` : "";
+    const text =
+      `${source}: ${total.documents.toLocaleString("en-US")} documents, ${total.kept.toLocaleString("en-US")} kept so far, ` +
+      `${(bytes / 1e6).toFixed(1)} MB, ${(total.documents / seconds).toFixed(0)} documents/s, ${(bytes / 1e6 / seconds).toFixed(1)} MB/s${left}`;
+    if (progress.picture) progress.picture([...funnelLines(documentStages(total), 3), text]);
+    else progress.status(text, keep);
   };
 }
 
