@@ -9,9 +9,9 @@
  * Every reply ends with an end-of-turn token of its own, which differs from the pad token: were they one, the masking
  * of padding would also hide the token that teaches the model to stop.
  */
-import { Template } from "@huggingface/jinja";
 import { UserError } from "../run/errors.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
+import { compileJinja } from "./jinja.js";
 
 export interface Message {
   role: "system" | "user" | "assistant";
@@ -80,7 +80,10 @@ export interface ChatTemplate {
   readonly name: string;
   readonly endOfTurn: string;
   readonly pad: string | undefined;
-  /** As Hugging Face's apply_chat_template. Throws RecordError when the template refuses the messages. */
+  /**
+   * As Hugging Face's apply_chat_template. Alpaca's input is joined to the content where the template knows nothing of
+   * it: it would else be lost. Throws RecordError when the template refuses the messages.
+   */
   render(messages: readonly Message[], addGenerationPrompt: boolean): string;
   /** The same with REPLY_START and REPLY_END around what {% generation %} encloses; undefined: it has no such markers. */
   readonly renderMarked: ChatTemplate["render"] | undefined;
@@ -105,21 +108,23 @@ export function templateOf(tokenizer: Tokenizer): ChatTemplate {
   if (!tokens.eos_token)
     throw new UserError("This tokenizer has a chat template but no eos_token: a reply could never end.");
   const compile = (jinja: string): ChatTemplate["render"] => {
-    let template: Template;
+    let template: ReturnType<typeof compileJinja>;
     try {
-      template = new Template(jinja);
+      template = compileJinja(jinja);
     } catch (error) {
       throw new UserError(`There is no valid Jinja in ${name}: ${(error as Error).message}`);
     }
-    return (messages, addGenerationPrompt) => {
+    const print = (messages: readonly Message[], addGenerationPrompt: boolean): string => {
       try {
         // tools and documents are None and not undefined, as Transformers passes them: templates ask `is not none`.
         const given = { messages, tools: null, documents: null, add_generation_prompt: addGenerationPrompt };
-        return template.render({ ...tokens, ...given });
+        return template({ ...tokens, ...given });
       } catch (error) {
         throw new RecordError(`The messages are refused by ${name}: ${(error as Error).message}`);
       }
     };
+    const knows = knowsInput(print);
+    return (messages, addGenerationPrompt) => print(knows ? messages : messages.map(joined), addGenerationPrompt);
   };
   const marked = withMarks(source);
   return {
@@ -130,6 +135,18 @@ export function templateOf(tokenizer: Tokenizer): ChatTemplate {
     renderMarked: marked === source ? undefined : compile(marked),
   };
 }
+
+/** Whether a template prints a message's input. */
+function knowsInput(render: ChatTemplate["render"]): boolean {
+  const probe = "\uE0F4";
+  try {
+    return render([{ role: "user", content: "a", input: probe }], true).includes(probe);
+  } catch {
+    return false; // it wants more than one message, and says so when a conversation is rendered
+  }
+}
+/** The instruction and its input as one content, as in the notes (4.2.2). */
+const joined = ({ role, content, input = "" }: Message): Message => ({ role, content: content + input });
 
 /** The Jinja text: a string, or the entry `default` of the list that older folders have. */
 function sourceOf(tokenizer: Tokenizer): string {
