@@ -1,28 +1,13 @@
 /** The engine's BPE encoder: the same ids as the JavaScript one, on all cores. For the three known pre-tokenizers. */
 import { currentCpu } from "../device/cpu.js";
 import type { Device, Ptr } from "../device/device.js";
-import { BYTE_TO_CHAR } from "./bytes.js";
-import { type Pretokenizer, SPACE } from "./pretokenize.js";
+import type { BpeModel } from "./bpe.js";
+import type { Pretokenizer } from "./pretokenize.js";
+import { characterClasses, SPACE } from "./unicode.js";
 
 const PATTERN_NUMBERS: Record<Pretokenizer, number> = { gpt2: 0, llama3: 1, qwen: 2 };
 /** Long texts are cut into pieces of about this many characters, so that every core has work. */
 const PIECE = 1 << 15;
-
-let classTable: Uint8Array | undefined;
-/** For every code point: 1 letter, 2 number, 3 white space, 0 other, as the expressions see it. */
-function characterClasses(): Uint8Array {
-  if (classTable) return classTable;
-  const table = new Uint8Array(0x110000);
-  for (const [kind, expression] of [
-    [1, /\p{L}/u],
-    [2, /\p{N}/u],
-    [3, new RegExp(`[${SPACE}]`, "u")],
-  ] as const)
-    for (let c = 0; c < 0x110000; c++)
-      if ((c < 0xd800 || c > 0xdfff) && expression.test(String.fromCodePoint(c))) table[c] = kind;
-  classTable = table;
-  return table;
-}
 
 let versions = 0;
 
@@ -59,23 +44,11 @@ export class NativeBpe {
     this.table = keep(new Uint8Array(table.buffer));
   }
 
-  /** null where the engine is not built, or the vocabulary lacks a byte or a merged token. `ranks`: "left\nright" -> rank. */
-  static of(
-    pattern: Pretokenizer,
-    ids: ReadonlyMap<string, number>,
-    ranks: ReadonlyMap<string, number>,
-  ): NativeBpe | null {
-    const byteIds = Int32Array.from(BYTE_TO_CHAR, (c) => ids.get(c) ?? -1);
-    const merges: [number, number, number, number][] = [];
-    for (const [pair, rank] of ranks) {
-      const [left, right] = pair.split("\n");
-      const entry = [ids.get(left), ids.get(right), rank, ids.get(left + right)];
-      if (entry.includes(undefined)) return null;
-      merges.push(entry as [number, number, number, number]);
-    }
-    if (byteIds.includes(-1)) return null;
+  /** null where the engine is not built, or the model is one that it does not know. */
+  static of(model: BpeModel, pattern: Pretokenizer, prefixSpace: boolean): NativeBpe | null {
+    if (!model.hasAllBytes || model.ignoreMerges || prefixSpace) return null;
     try {
-      return new NativeBpe(currentCpu(), PATTERN_NUMBERS[pattern], byteIds, merges);
+      return new NativeBpe(currentCpu(), PATTERN_NUMBERS[pattern], model.byteIds, [...model.entries()]);
     } catch {
       return null; // no engine here: the JavaScript encoder does the work
     }

@@ -1,4 +1,7 @@
 /** The pre-tokenizers: regular expressions that cut text into the words that byte-pair merges never cross. */
+import { UserError } from "../run/errors.js";
+import { toRegExp } from "./oniguruma.js";
+
 export type Pretokenizer = "gpt2" | "llama3" | "qwen";
 
 /** As they stand in tokenizer.json (Oniguruma); GPT-2's is built into its ByteLevel step. */
@@ -9,29 +12,85 @@ export const PATTERNS: Record<Pretokenizer, string> = {
   qwen: "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
 };
 
-/** Unicode White_Space, which is what \s means to Oniguruma (JavaScript's \s adds U+FEFF and lacks U+0085). */
-export const SPACE = "\\t-\\r \\x85\\xA0\\u1680\\u2000-\\u200A\\u2028\\u2029\\u202F\\u205F\\u3000";
+type Json = Record<string, unknown>;
 
-/** The same expression for JavaScript: \s spelled out, case-insensitive groups (which Node 20 lacks) written as classes. */
-export function toRegExp(pattern: string): RegExp {
-  const insensitive = pattern.replace(/\(\?i:((?:[^()\\]|\\.)*)\)/g, (_, body: string) => {
-    // ſ (U+017F) is a case variant of s.
-    return `(?:${body.replace(/[a-z]/g, (c) => (c === "s" ? "[sSſ]" : `[${c}${c.toUpperCase()}]`))})`;
-  });
-  let inClass = false;
-  let out = "";
-  for (let i = 0; i < insensitive.length; i++) {
-    const two = insensitive.slice(i, i + 2);
-    if (two === "\\s") out += inClass ? SPACE : `[${SPACE}]`;
-    else if (two === "\\S") out += `[^${SPACE}]`;
-    else if (two[0] === "\\") out += two;
-    else {
-      if (two[0] === "[") inClass = true;
-      if (two[0] === "]") inClass = false;
-      out += two[0];
-      continue;
+/** One step: a space put before the text, or the text cut. */
+export interface PretokenizerStep {
+  pattern?: RegExp;
+  /** The expression as the file has it. */
+  source?: string;
+  /** What becomes of the matches and of what lies between them; default: both are kept, in order ("Isolated"). */
+  keep?: "matches" | "between";
+  /** A space goes before a text that does not begin with one. */
+  prefixSpace?: boolean;
+}
+
+/** The steps of a tokenizer's `pre_tokenizer`; `path` names the file in errors. */
+export function pretokenizerSteps(pre: Json | null | undefined, path: string): PretokenizerStep[] {
+  if (!pre) return [];
+  switch (pre.type) {
+    case "Sequence":
+      return (pre.pretokenizers as Json[]).flatMap((p) => pretokenizerSteps(p, path));
+    case "ByteLevel": {
+      const prefix = pre.add_prefix_space === false ? [] : [{ prefixSpace: true }];
+      return pre.use_regex === false ? prefix : [...prefix, cutBy(PATTERNS.gpt2, path)];
     }
-    i++;
+    case "Digits":
+      return [cutBy(pre.individual_digits === true ? "\\p{N}" : "\\p{N}+", path)];
+    case "Split": {
+      const { Regex: source, String: literal } = pre.pattern as { Regex?: string; String?: string };
+      const step = cutBy(source ?? literal!.replace(/[^\p{L}\p{N}\s]/gu, "\\$&"), path);
+      if (pre.behavior === "Isolated") return [step];
+      if (pre.behavior === "Removed") return [{ ...step, keep: pre.invert === true ? "matches" : "between" }];
+      throw new UserError(
+        `${path}: the pre-tokenizer Split is asked for the behavior "${pre.behavior}"; Isolated and Removed are implemented.`,
+      );
+    }
   }
-  return new RegExp(out, "gu");
+  throw new UserError(
+    `${path}: the pre-tokenizer "${pre.type}" is not implemented. Byte-level BPE with ByteLevel, Split, Digits and Sequence can be read.`,
+  );
+}
+
+function cutBy(source: string, path: string): PretokenizerStep {
+  try {
+    return { pattern: toRegExp(source), source };
+  } catch (error) {
+    throw new UserError(`${path}: ${(error as Error).message}.`);
+  }
+}
+
+/** Applies the steps, in order, to one text without special tokens. */
+export function cutWords(text: string, steps: readonly PretokenizerStep[]): string[] {
+  let pieces = [text];
+  for (const step of steps) {
+    if (step.prefixSpace) pieces = pieces.map((p) => (p.startsWith(" ") ? p : ` ${p}`));
+    if (step.pattern) pieces = pieces.flatMap((p) => cut(p, step));
+  }
+  return pieces;
+}
+
+/** The pieces that match and the pieces between them, in order. */
+function cut(text: string, { pattern, keep }: PretokenizerStep): string[] {
+  const out: string[] = [];
+  const between = (from: number, to: number): void =>
+    void (keep !== "matches" && to > from && out.push(text.slice(from, to)));
+  let from = 0;
+  for (const m of text.matchAll(pattern!)) {
+    between(from, m.index);
+    if (keep !== "between" && m[0] !== "") out.push(m[0]);
+    from = m.index + m[0].length;
+  }
+  between(from, text.length);
+  return out;
+}
+
+/** Which of the three the steps are, and whether a space is put before; undefined when they are something else. */
+export function knownSteps(
+  steps: readonly PretokenizerStep[],
+): { pretokenizer: Pretokenizer; prefixSpace: boolean } | undefined {
+  const prefixSpace = steps[0]?.prefixSpace === true;
+  const [step, ...others] = prefixSpace ? steps.slice(1) : steps;
+  const pretokenizer = (Object.keys(PATTERNS) as Pretokenizer[]).find((name) => PATTERNS[name] === step?.source);
+  return pretokenizer && !step.keep && others.length === 0 ? { pretokenizer, prefixSpace } : undefined;
 }

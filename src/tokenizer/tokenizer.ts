@@ -1,44 +1,57 @@
 /**
  * Byte-level BPE as `tokenizer.json`: read, written, and applied with the same ids as Hugging Face `tokenizers`.
- * A StreamDecoder turns ids into text one at a time without ever splitting a UTF-8 character.
+ * A stream turns ids into text one at a time without ever splitting a UTF-8 character.
  */
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { UserError } from "../run/errors.js";
-import { CHAR_TO_BYTE, toByteChars } from "./bytes.js";
+import { type AddedToken, AddedTokens, specialToken } from "./added.js";
+import { BpeModel } from "./bpe.js";
+import { CHAR_TO_BYTE } from "./bytes.js";
+import { type Around, normalizerOf, postProcessorOf, requireByteLevel } from "./components.js";
 import { NativeBpe } from "./native.js";
-import { PATTERNS, type Pretokenizer, toRegExp } from "./pretokenize.js";
+import {
+  cutWords,
+  knownSteps,
+  PATTERNS,
+  type Pretokenizer,
+  type PretokenizerStep,
+  pretokenizerSteps,
+} from "./pretokenize.js";
+
+export type { AddedToken } from "./added.js";
 
 type Json = Record<string, unknown>;
-export interface AddedToken {
-  id: number;
-  content: string;
-  special: boolean;
-  lstrip: boolean;
-  rstrip: boolean;
-}
+
 export interface EncodeOptions {
-  /** Recognise special tokens in the text; default true, as Hugging Face does. Off for text that a user wrote. */
+  /** Recognise added tokens in the text; default true, as Hugging Face does. Off for text that a user wrote. */
   allowSpecial?: boolean;
   /** Put the tokens around the text that the post-processor asks for (bos, say); default false. */
   addSpecialTokens?: boolean;
 }
 
-const escaped = (s: string): string => s.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+/** Text as it comes: push(id) returns what is certain, end() the rest. */
+export interface StreamDecoder {
+  push(id: number): string;
+  end(): string;
+}
+
+/** Below this many characters the engine's start costs more than it saves. */
+const ENGINE_FROM = 20_000;
 
 export class Tokenizer {
+  private readonly model: BpeModel;
   private readonly ids: Map<string, number>;
   private readonly tokens: string[] = [];
-  private readonly ranks = new Map<string, number>();
-  private readonly cache = new Map<string, readonly number[]>();
+  /** What an id stands for, once it was asked for. */
+  private readonly bytes: (Uint8Array | undefined)[] = [];
   private readonly steps: PretokenizerStep[];
   private readonly normalize: (text: string) => string;
-  /** Ids that the post-processor puts before and after a text. */
-  private readonly around: { before: string[]; after: string[] };
-  /** The same in the engine, for large inputs; null where it cannot be had. */
+  private readonly around: Around;
+  /** The encoder in the engine, for large inputs; null where it cannot be had. */
   private native: NativeBpe | null | undefined;
-  private added: Map<string, AddedToken>;
-  private special: RegExp | undefined;
+  private readonly added = new Map<number, AddedToken>();
+  private finder!: AddedTokens;
 
   private constructor(
     /** tokenizer.json */
@@ -47,29 +60,31 @@ export class Tokenizer {
     readonly config: Json,
     path: string,
   ) {
-    const model = json.model as Json;
-    const type = model?.type ?? (model?.merges ? "BPE" : undefined);
-    if (type !== "BPE") throw new UserError(`${path}: the tokenizer model is "${type}"; Lyceum reads byte-level BPE.`);
-    this.ids = new Map(Object.entries(model.vocab as Record<string, number>));
+    requireByteLevel(json, path);
+    this.model = new BpeModel(json.model as Json, path);
+    this.ids = new Map(this.model.ids);
     for (const [token, id] of this.ids) this.tokens[id] = token;
-    for (const [rank, m] of (model.merges as (string | [string, string])[]).entries())
-      this.ranks.set(typeof m === "string" ? m.replace(" ", "\n") : `${m[0]}\n${m[1]}`, rank);
     this.steps = pretokenizerSteps(json.pre_tokenizer as Json | null, path);
     this.normalize = normalizerOf(json.normalizer as Json | null, path);
-    this.around = templateOf(json.post_processor as Json | null);
-    this.added = new Map();
-    for (const t of (json.added_tokens as AddedToken[] | undefined) ?? []) this.added.set(t.content, t);
-    this.indexAdded();
+    this.around = postProcessorOf(json.post_processor as Json | null, path);
+    this.add((json.added_tokens as AddedToken[] | undefined) ?? []);
   }
 
-  private indexAdded(): void {
-    for (const t of this.added.values()) {
-      this.ids.set(t.content, t.id);
-      this.tokens[t.id] = t.content;
+  /**
+   * Adds tokens under the ids that Hugging Face gives them, whatever the file says: the model's own where it has the
+   * text, else the next free one.
+   */
+  private add(tokens: readonly AddedToken[]): void {
+    let next = Math.max(this.model.ids.size, ...[...this.added.keys()].map((id) => id + 1));
+    for (const token of tokens) {
+      const id = this.ids.get(token.content) ?? next;
+      next = Math.max(next, id + 1);
+      this.ids.set(token.content, id);
+      this.tokens[id] = token.normalized ? this.normalize(token.content) : token.content;
+      this.added.set(id, { ...token, id });
+      this.bytes[id] = undefined;
     }
-    // The longest first, so that a token which begins like another is still found.
-    const contents = [...this.added.keys()].sort((a, b) => b.length - a.length);
-    this.special = contents.length ? new RegExp(contents.map(escaped).join("|"), "gu") : undefined;
+    this.finder = new AddedTokens(this.added.values(), this.normalize);
   }
 
   static fromParts(
@@ -85,7 +100,7 @@ export class Tokenizer {
       use_regex: pretokenizer === "gpt2",
     };
     const split = { type: "Split", pattern: { Regex: PATTERNS[pretokenizer] }, behavior: "Isolated", invert: false };
-    const added = specialTokens.map((content, id) => addedToken(id, content));
+    const added = [...new Set(specialTokens)].map((content, id) => specialToken(id, content));
     const json = {
       version: "1.0",
       truncation: null,
@@ -142,124 +157,77 @@ export class Tokenizer {
   }
 
   encode(text: string, options: EncodeOptions = {}): Uint32Array {
-    const out: number[] = [];
+    if (text.length > ENGINE_FROM) return this.encodeBatch([text], options)[0];
+    return this.encodeHere(text, options);
+  }
+
+  private encodeHere(text: string, options: EncodeOptions): Uint32Array {
+    const ids: number[] = [];
     for (const piece of this.pieces(text, options)) {
-      if (typeof piece === "number") out.push(piece);
-      else this.encodePlain(piece, out);
+      if (typeof piece === "number") ids.push(piece);
+      else for (const word of cutWords(piece, this.steps)) for (const id of this.model.encodeWord(word)) ids.push(id);
     }
-    return Uint32Array.from(out);
+    return Uint32Array.from(ids);
   }
 
   /** As `encode` of each; large inputs on all cores. */
   encodeBatch(texts: readonly string[], options: EncodeOptions = {}): Uint32Array[] {
-    const native = texts.reduce((n, t) => n + t.length, 0) > 20_000 ? this.engine() : null;
-    if (!native) return texts.map((t) => this.encode(t, options));
-    return native.encode(texts.map((t) => this.pieces(t, options)));
+    const isLarge = texts.reduce((n, t) => n + t.length, 0) > ENGINE_FROM;
+    const native = isLarge ? this.engine() : null;
+    return native
+      ? native.encode(texts.map((t) => this.pieces(t, options)))
+      : texts.map((t) => this.encodeHere(t, options));
   }
 
-  /** Plain texts, normalized, and the ids of special tokens between and around them. */
+  /** Plain texts, normalized, and the ids of added tokens between and around them. */
   private pieces(text: string, { allowSpecial = true, addSpecialTokens = false }: EncodeOptions): (string | number)[] {
-    const out: (string | number)[] = [];
-    const plain = (piece: string): void => void (piece !== "" && out.push(this.normalize(piece)));
-    const named = (tokens: string[]): number[] => tokens.flatMap((t) => this.ids.get(t) ?? []);
-    if (addSpecialTokens) out.push(...named(this.around.before));
-    let from = 0;
-    if (allowSpecial && this.special)
-      for (const match of text.matchAll(this.special)) {
-        if (match.index < from) continue; // inside the spaces that an earlier token took
-        const token = this.added.get(match[0])!;
-        const before = text.slice(from, match.index);
-        plain(token.lstrip ? before.trimEnd() : before);
-        out.push(token.id);
-        from = match.index + match[0].length;
-        if (token.rstrip) while (/\s/u.test(text[from] ?? "")) from++;
-      }
-    plain(text.slice(from));
-    if (addSpecialTokens) out.push(...named(this.around.after));
-    return out;
+    // Half of a surrogate pair is no character: it becomes U+FFFD, as in every UTF-8 encoder.
+    const whole = wellFormed(text);
+    const inside = allowSpecial ? this.finder.split(whole) : [this.normalize(whole)];
+    return addSpecialTokens ? [...this.around.before, ...inside, ...this.around.after] : inside;
   }
 
   /** The engine's encoder, when this tokenizer is one that it knows. */
   private engine(): NativeBpe | null {
-    if (this.native !== undefined) return this.native;
-    const pattern = knownPattern(this.steps);
-    const plain = pattern !== undefined && (this.json.model as Json).ignore_merges !== true;
-    this.native = plain ? NativeBpe.of(pattern, this.ids, this.ranks) : null;
+    if (this.native === undefined) {
+      const known = knownSteps(this.steps);
+      this.native = known ? NativeBpe.of(this.model, known.pretokenizer, known.prefixSpace) : null;
+    }
     return this.native;
   }
 
-  private encodePlain(text: string, out: number[]): void {
-    let pieces = [text];
-    for (const { pattern, prefixSpace } of this.steps) {
-      if (prefixSpace) pieces = pieces.map((p) => (p.startsWith(" ") ? p : ` ${p}`));
-      if (pattern) pieces = pieces.flatMap((p) => isolated(p, pattern));
-    }
-    for (const piece of pieces) {
-      let ids = this.cache.get(piece);
-      if (!ids) {
-        ids = this.merge(toByteChars(piece));
-        if (this.cache.size > 200_000) this.cache.clear();
-        if (piece.length < 64) this.cache.set(piece, ids);
-      }
-      for (const id of ids) out.push(id);
-    }
-  }
-
-  /** Merges the lowest-ranked pair until none is left. */
-  private merge(word: string): readonly number[] {
-    if ((this.json.model as Json).ignore_merges && this.ids.has(word)) return [this.ids.get(word)!];
-    const parts = [...word];
-    for (;;) {
-      let best = Number.POSITIVE_INFINITY;
-      let at = -1;
-      for (let i = 0; i + 1 < parts.length; i++) {
-        const rank = this.ranks.get(`${parts[i]}\n${parts[i + 1]}`) ?? Number.POSITIVE_INFINITY;
-        if (rank < best) [best, at] = [rank, i];
-      }
-      if (at < 0) break;
-      parts.splice(at, 2, parts[at] + parts[at + 1]);
-    }
-    return parts.flatMap((p) => this.ids.get(p) ?? []);
-  }
-
   decode(ids: ArrayLike<number>, options: { skipSpecialTokens?: boolean } = {}): string {
-    return new TextDecoder().decode(this.decodeBytes(Array.from(ids), options.skipSpecialTokens ?? false));
+    const chunks = Array.from(ids, (id) => this.bytesOf(id, options.skipSpecialTokens ?? false));
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Buffer.concat(chunks));
   }
 
-  private decodeBytes(ids: readonly number[], skipSpecial: boolean): Uint8Array {
-    const bytes: number[] = [];
-    for (const id of ids) {
-      const token = this.tokens[id];
-      if (token === undefined) continue;
-      const added = this.added.get(token);
-      if (added) {
-        if (!(skipSpecial && added.special)) bytes.push(...Buffer.from(token));
-      } else for (const c of token) bytes.push(CHAR_TO_BYTE.get(c) ?? 63);
-    }
-    return Uint8Array.from(bytes);
+  /** The bytes an id stands for; none for an id that is not in the vocabulary. */
+  private bytesOf(id: number, skipSpecial: boolean): Uint8Array {
+    const token = this.tokens[id];
+    if (token === undefined || (skipSpecial && this.added.get(id)?.special)) return new Uint8Array();
+    this.bytes[id] ??= toBytes(token);
+    return this.bytes[id];
   }
 
-  /** Text as it comes: push(id) returns what is certain, end() the rest. */
-  stream(options: { skipSpecialTokens?: boolean } = { skipSpecialTokens: true }): {
-    push(id: number): string;
-    end(): string;
-  } {
-    const decoder = new TextDecoder();
+  stream(options: { skipSpecialTokens?: boolean } = {}): StreamDecoder {
+    const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    const skip = options.skipSpecialTokens ?? true;
     return {
-      push: (id) => decoder.decode(this.decodeBytes([id], options.skipSpecialTokens ?? true), { stream: true }),
+      push: (id) => decoder.decode(this.bytesOf(id, skip), { stream: true }),
       end: () => decoder.decode(),
     };
   }
 
+  /** Ids of the tokens, which are added where they are not yet. */
   addSpecialTokens(contents: readonly string[]): number[] {
     const list = (this.json.added_tokens ?? []) as AddedToken[];
     this.json.added_tokens = list;
+    const known = new Set(list.map((t) => t.content));
     for (const content of contents) {
-      if (this.added.has(content)) continue;
-      const token = addedToken(this.ids.get(content) ?? this.vocabSize, content);
-      list.push(token);
-      this.added.set(content, token);
-      this.indexAdded();
+      if (known.has(content)) continue;
+      known.add(content);
+      this.add([specialToken(0, content)]);
+      list.push(specialToken(this.ids.get(content)!, content));
     }
     return contents.map((c) => this.ids.get(c)!);
   }
@@ -291,86 +259,18 @@ export class Tokenizer {
   }
   /** Two tokenizers with the same fingerprint give the same ids. */
   get fingerprint(): string {
+    const { model, normalizer, pre_tokenizer, added_tokens } = this.json;
     return createHash("sha256")
-      .update(JSON.stringify([this.json.model, this.json.pre_tokenizer, this.json.added_tokens]))
+      .update(JSON.stringify([model, normalizer, pre_tokenizer, added_tokens]))
       .digest("hex");
   }
 }
 
-function addedToken(id: number, content: string): AddedToken {
-  return Object.assign({
-    id,
-    content,
-    single_word: false,
-    lstrip: false,
-    rstrip: false,
-    normalized: false,
-    special: true,
-  });
-}
+/** In every Node that Lyceum runs on, but not yet in TypeScript's ES2023. */
+const wellFormed = (text: string): string => (text as string & { toWellFormed(): string }).toWellFormed();
 
-/** The pieces that match and the pieces between them, in order ("Isolated"). */
-function isolated(text: string, pattern: RegExp): string[] {
-  const out: string[] = [];
-  let from = 0;
-  for (const m of text.matchAll(pattern)) {
-    if (m.index > from) out.push(text.slice(from, m.index));
-    if (m[0] !== "") out.push(m[0]);
-    from = m.index + m[0].length;
-  }
-  if (from < text.length) out.push(text.slice(from));
-  return out;
-}
-
-interface PretokenizerStep {
-  pattern?: RegExp;
-  /** The expression as the file has it. */
-  source?: string;
-  /** A space goes before a text that does not begin with one. */
-  prefixSpace?: boolean;
-}
-
-function pretokenizerSteps(pre: Json | null, path: string): PretokenizerStep[] {
-  if (!pre) return [];
-  if (pre.type === "Sequence") return (pre.pretokenizers as Json[]).flatMap((p) => pretokenizerSteps(p, path));
-  if (pre.type === "ByteLevel") {
-    const prefix = pre.add_prefix_space === true ? [{ prefixSpace: true }] : [];
-    return pre.use_regex === false ? prefix : [...prefix, { pattern: toRegExp(PATTERNS.gpt2), source: PATTERNS.gpt2 }];
-  }
-  const pattern = pre.pattern as { Regex?: string; String?: string } | undefined;
-  if (pre.type === "Split" && pattern && pre.behavior === "Isolated" && pre.invert !== true) {
-    const { Regex: source, String: literal = "" } = pattern;
-    return [
-      source === undefined ? { pattern: new RegExp(escaped(literal), "gu") } : { pattern: toRegExp(source), source },
-    ];
-  }
-  throw new UserError(
-    `${path}: the pre-tokenizer "${pre.type}" is not implemented. Byte-level BPE with ByteLevel, Split (Isolated) and Sequence can be read.`,
-  );
-}
-
-function knownPattern(steps: readonly PretokenizerStep[]): Pretokenizer | undefined {
-  if (steps.length !== 1) return undefined;
-  return (Object.keys(PATTERNS) as Pretokenizer[]).find((name) => PATTERNS[name] === steps[0].source);
-}
-
-function normalizerOf(normalizer: Json | null, path: string): (text: string) => string {
-  if (!normalizer) return (text) => text;
-  if (normalizer.type === "Sequence") {
-    const list = (normalizer.normalizers as Json[]).map((n) => normalizerOf(n, path));
-    return (text) => list.reduce((t, f) => f(t), text);
-  }
-  const form = String(normalizer.type);
-  if (["NFC", "NFD", "NFKC", "NFKD"].includes(form)) return (text) => text.normalize(form);
-  throw new UserError(`${path}: the normalizer "${form}" is not implemented; NFC, NFD, NFKC and NFKD are.`);
-}
-
-/** What a TemplateProcessing step puts around a single text. Other post-processors do not change ids. */
-function templateOf(post: Json | null): { before: string[]; after: string[] } {
-  const steps = post?.type === "Sequence" ? (post.processors as Json[]) : post ? [post] : [];
-  const template = steps.find((p) => p.type === "TemplateProcessing");
-  const single = (template?.single ?? []) as { SpecialToken?: { id: string }; Sequence?: unknown }[];
-  const at = single.findIndex((s) => s.Sequence !== undefined);
-  const names = (list: typeof single): string[] => list.flatMap((s) => s.SpecialToken?.id ?? []);
-  return { before: names(single.slice(0, Math.max(0, at))), after: names(single.slice(at + 1)) };
+/** A token with a character outside the byte alphabet was added as text; every other one is spelled in bytes. */
+function toBytes(token: string): Uint8Array {
+  const bytes = Array.from(token, (c) => CHAR_TO_BYTE.get(c));
+  return bytes.includes(undefined) ? Buffer.from(token) : Uint8Array.from(bytes as number[]);
 }

@@ -4,7 +4,8 @@
  */
 import { UserError } from "../run/errors.js";
 import { ALPHABET, toByteChars } from "./bytes.js";
-import { PATTERNS, type Pretokenizer, toRegExp } from "./pretokenize.js";
+import { toRegExp } from "./oniguruma.js";
+import { PATTERNS, type Pretokenizer } from "./pretokenize.js";
 import { Tokenizer } from "./tokenizer.js";
 
 export interface TrainOptions {
@@ -22,7 +23,7 @@ interface Word {
 
 export function trainBpe(texts: Iterable<string>, options: TrainOptions): Tokenizer {
   const { vocabSize, pretokenizer = "llama3", specialTokens = ["<|endoftext|>"], minFrequency = 2 } = options;
-  const vocab = [...specialTokens, ...ALPHABET];
+  const vocab = [...new Set([...specialTokens, ...ALPHABET])];
   if (vocabSize < vocab.length)
     throw new UserError(
       `A vocabulary of ${vocabSize} is too small: the 256 bytes and ${specialTokens.length} special tokens alone need ${vocab.length}.`,

@@ -1,37 +1,171 @@
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+/** Reading, writing and applying tokenizers: any text comes back, what cannot be read is refused with a reason. */
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { Tokenizer as Peer } from "@huggingface/tokenizers";
 import fc from "fast-check";
-import { expect, test } from "vitest";
+import { afterAll, describe, expect, test } from "vitest";
+import { UserError } from "../../src/run/errors.js";
 import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 import { trainBpe } from "../../src/tokenizer/train.js";
+import { changed, fromJson, golden, type Json } from "./golden.js";
 
-const text =
-  readFileSync(fileURLToPath(new URL("../../native/lyceum.h", import.meta.url)), "utf8") +
-  "北京是中国的首都。".repeat(20);
+const dir = mkdtempSync(join(tmpdir(), "lyceum-"));
+afterAll(() => rmSync(dir, { recursive: true }));
+const { texts } = golden<{ texts: string[] }>("texts.json");
+const SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"];
 
 test.each(["gpt2", "llama3", "qwen"] as const)(
-  "%s: any text comes back, and ids equal Hugging Face's",
-  (pretokenizer) => {
-    const tokenizer = trainBpe([text], { vocabSize: 600, pretokenizer });
+  "%s: saved and loaded, any text comes back, with the peer's ids",
+  (name) => {
+    const trained = trainBpe(golden<string[]>("corpus.json").slice(0, 200), { vocabSize: 600, pretokenizer: name });
+    trained.save(dir);
+    const tokenizer = Tokenizer.load(dir);
     expect(tokenizer.vocabSize).toBe(600);
-    const dir = mkdtempSync(join(tmpdir(), "lyceum-"));
-    tokenizer.save(dir);
-    const again = Tokenizer.load(dir);
-    rmSync(dir, { recursive: true });
-    const peer = new Peer(again.json as never, again.config as never);
+    expect(tokenizer.fingerprint).toBe(trained.fingerprint);
+    const peer = new Peer(tokenizer.json as never, tokenizer.config as never);
     fc.assert(
       fc.property(fc.string({ unit: "binary", maxLength: 60 }), (s) => {
-        const ids = again.encode(s);
-        expect(again.decode(ids)).toBe(s);
+        const ids = tokenizer.encode(s);
+        expect(tokenizer.decode(ids)).toBe(s);
         expect(Array.from(ids)).toEqual(Array.from(peer.encode(s, { add_special_tokens: false }).ids));
       }),
-      { numRuns: 300 },
+      { numRuns: 200 },
     );
-    const stream = again.stream();
-    const sample = "héllo 你好 👩‍👩‍👧";
-    expect([...again.encode(sample)].map((id) => stream.push(id)).join("") + stream.end()).toBe(sample);
   },
 );
+
+describe("text", () => {
+  const tokenizer = fromJson(golden("llama3.json"));
+  const bytes = trainBpe(["ab"], { vocabSize: 257 });
+
+  test("a stream never splits a character, wherever the tokens end", () => {
+    for (const t of [tokenizer, bytes])
+      for (const text of texts) {
+        const stream = t.stream({ skipSpecialTokens: false });
+        let said = "";
+        for (const id of t.encode(text)) {
+          said += stream.push(id);
+          if (!text.startsWith(said)) expect.fail(`${JSON.stringify(said)} of ${JSON.stringify(text)}`);
+        }
+        expect(said + stream.end()).toBe(text);
+      }
+  });
+
+  test("a stream says a character as soon as its last byte is there, and U+FFFD for half a one", () => {
+    const ids = [...bytes.encode("é👩")];
+    expect(ids.length).toBe(6);
+    const stream = bytes.stream();
+    expect(ids.map((id) => stream.push(id))).toEqual(["", "é", "", "", "", "👩"]);
+    expect(stream.end()).toBe("");
+    for (const id of ids.slice(0, 5)) stream.push(id);
+    expect(stream.end()).toBe("\ufffd");
+  });
+
+  test("a byte order mark is text", () => {
+    expect(tokenizer.decode(tokenizer.encode("\ufeffa\ufeff"))).toBe("\ufeffa\ufeff");
+  });
+
+  test("half of a surrogate pair is read as U+FFFD, alone and beside a whole one", () => {
+    for (const [text, read] of [
+      ["a\ud800b", "a\ufffdb"],
+      ["\udc00\ud83d", "\ufffd\ufffd"],
+      ["\ud83d\ud83d\ude42", "\ufffd🙂"],
+      [" \udfff<pad>", " \ufffd<pad>"],
+    ]) {
+      expect(tokenizer.encode(text)).toEqual(tokenizer.encode(read));
+      expect(tokenizer.decode(tokenizer.encode(text))).toBe(read);
+      const many = tokenizer.encodeBatch(Array.from({ length: 8000 }, () => text));
+      expect(many[7999]).toEqual(tokenizer.encode(read));
+    }
+  });
+
+  test("special tokens are text where they are not allowed", () => {
+    for (const text of texts) {
+      const ids = tokenizer.encode(text, { allowSpecial: false });
+      expect(ids.some((id) => id < SPECIAL.length)).toBe(false);
+      expect(tokenizer.decode(ids, { skipSpecialTokens: true })).toBe(text);
+    }
+  });
+
+  test("ids that stand for nothing decode to nothing", () => {
+    expect(tokenizer.decode([1_000_000, -1, ...tokenizer.encode("ok"), 1.5])).toBe("ok");
+  });
+
+  test("tokens can be added, and are found from then on", () => {
+    const t = fromJson(golden("qwen.json"));
+    const size = t.vocabSize;
+    expect(t.addSpecialTokens(["<tool>", "<pad>", "<tool>", "<用户>"])).toEqual([size, 3, size, size + 1]);
+    expect(Array.from(t.encode("<用户><tool>"))).toEqual([size + 1, size]);
+    expect(t.decode([size, size + 1])).toBe("<tool><用户>");
+    const again = fromJson(t.json);
+    expect(again.fingerprint).toBe(t.fingerprint);
+    expect(Array.from(again.encode("<用户><tool>"))).toEqual([size + 1, size]);
+    expect([again.vocabSize, again.idToToken(size), again.tokenToId("<用户>")]).toEqual([size + 2, "<tool>", size + 1]);
+  });
+});
+
+describe("refused", () => {
+  const refused = (json: unknown): string => {
+    try {
+      fromJson(json);
+    } catch (error) {
+      expect(error).toBeInstanceOf(UserError);
+      return (error as Error).message;
+    }
+    return "nothing";
+  };
+  const split = (pattern: Json, more: Json = {}): Json => ({
+    type: "Sequence",
+    pretokenizers: [
+      { type: "Split", pattern, behavior: "Isolated", ...more },
+      { type: "ByteLevel", add_prefix_space: false, use_regex: false },
+    ],
+  });
+  test.each<[string, unknown, RegExp]>([
+    ["model", { type: "Unigram", vocab: [] }, /model must be BPE, and "Unigram"/],
+    ["model", { type: "WordPiece", vocab: {} }, /"WordPiece"/],
+    ["model", undefined, /there is none/],
+    ["model.byte_fallback", true, /byte_fallback is true/],
+    ["model.end_of_word_suffix", "</w>", /end_of_word_suffix is "<\/w>"/],
+    ["model.dropout", 0.1, /dropout is 0.1/],
+    ["model.merges", [["Ġ", "nope"]], /merge 1, \["Ġ","nope"\], does not name two tokens/],
+    ["model.merges", ["a b c"], /merge 1, "a b c"/],
+    ["pre_tokenizer", null, /no pre-tokenizer is ByteLevel/],
+    ["pre_tokenizer", { type: "Metaspace" }, /no pre-tokenizer is ByteLevel/],
+    [
+      "pre_tokenizer",
+      { type: "Sequence", pretokenizers: [{ type: "ByteLevel" }, { type: "Digits" }] },
+      /Digits stands after/,
+    ],
+    [
+      "pre_tokenizer",
+      { type: "Sequence", pretokenizers: [{ type: "BertPreTokenizer" }, { type: "ByteLevel" }] },
+      /"BertPreTokenizer" is not implemented/,
+    ],
+    ["pre_tokenizer", split({ Regex: "a" }, { behavior: "MergedWithNext" }), /behavior "MergedWithNext"/],
+    ["pre_tokenizer", split({ Regex: "(a" }), /expression \(a has a group without its end/],
+    ["pre_tokenizer", split({ Regex: "\\p{Nonsense}" }), /property "Nonsense"/],
+    ["pre_tokenizer", split({ Regex: "[[:alpha:]]" }), /"\[:name:\]"/],
+    ["pre_tokenizer", split({ Regex: "(?m:.)" }), /the group "\(\?m:"/],
+    [
+      "normalizer",
+      { type: "Replace", pattern: { String: " " }, content: "▁" },
+      /normalizer "Replace" is not implemented/,
+    ],
+    ["post_processor", { type: "Strange" }, /post-processor "Strange"/],
+  ])("%s %j", (path, value, message) => {
+    const said = refused(changed("llama3", [[path, value]]));
+    expect(said).toMatch(message);
+    expect(said).toMatch(/tokenizer\.json: /);
+  });
+
+  test("a folder without a tokenizer, a file that is no JSON", () => {
+    const empty = join(dir, "empty");
+    mkdirSync(empty);
+    expect(() => Tokenizer.load(empty)).toThrow(/has no tokenizer.json in it/);
+    expect(() => Tokenizer.load(join(empty, "none"))).toThrow(/does not exist/);
+    writeFileSync(join(empty, "tokenizer.json"), "{");
+    expect(() => Tokenizer.load(empty)).toThrow(/tokenizer.json is not JSON/);
+  });
+});

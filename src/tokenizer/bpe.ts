@@ -1,0 +1,114 @@
+/** The BPE model of tokenizer.json: vocabulary and merges, and words to ids (Sennrich et al. 2016) in JavaScript. */
+import { UserError } from "../run/errors.js";
+import { BYTE_TO_CHAR } from "./bytes.js";
+
+type Json = Record<string, unknown>;
+
+/** A pair of ids as one number, and a rank with the id it makes: both stay below 2^53. */
+const PAIR = 2 ** 26;
+const NONE = Number.POSITIVE_INFINITY;
+/** Words are remembered, up to this length and this many. */
+const CACHED_LENGTH = 64;
+const CACHED_WORDS = 200_000;
+
+export class BpeModel {
+  readonly ids: ReadonlyMap<string, number>;
+  /** left * PAIR + right -> rank * PAIR + id of the merged token. */
+  private readonly merges = new Map<number, number>();
+  /** Id of each byte; -1 where the vocabulary has none. */
+  readonly byteIds: Int32Array;
+  /** A word that is in the vocabulary is one token, whatever the merges say. */
+  readonly ignoreMerges: boolean;
+  /** Stands for a byte that the vocabulary lacks; undefined: such a byte is left out. */
+  private readonly unknownId: number | undefined;
+  private readonly fuseUnknown: boolean;
+  private readonly cache = new Map<string, readonly number[]>();
+
+  /** Throws a UserError where a merge names a token that the vocabulary lacks. */
+  constructor(model: Json, path: string) {
+    this.ids = new Map(Object.entries(model.vocab as Record<string, number>));
+    this.byteIds = Int32Array.from(BYTE_TO_CHAR, (c) => this.ids.get(c) ?? -1);
+    this.ignoreMerges = model.ignore_merges === true;
+    this.unknownId = this.ids.get(model.unk_token as string);
+    this.fuseUnknown = model.fuse_unk === true;
+    const lines = (model.merges as (string | [string, string])[]).filter((m) => !String(m).startsWith("#version"));
+    for (const [rank, merge] of lines.entries()) {
+      const [left, right, ...more] = typeof merge === "string" ? merge.split(" ") : merge;
+      const pair = [this.ids.get(left), this.ids.get(right), this.ids.get(left + right)];
+      if (more.length || pair.includes(undefined))
+        throw new UserError(
+          `${path}: merge ${rank + 1}, ${JSON.stringify(merge)}, does not name two tokens of the vocabulary that make a third.`,
+        );
+      this.merges.set(pair[0]! * PAIR + pair[1]!, rank * PAIR + pair[2]!);
+    }
+  }
+
+  /** Ids of left, right and merged token, and rank, of every merge. */
+  *entries(): Generator<[left: number, right: number, rank: number, id: number]> {
+    for (const [pair, merge] of this.merges)
+      yield [Math.floor(pair / PAIR), pair % PAIR, Math.floor(merge / PAIR), merge % PAIR];
+  }
+
+  /** True when every byte has a token: then any text can be encoded and nothing is lost. */
+  get hasAllBytes(): boolean {
+    return !this.byteIds.includes(-1);
+  }
+
+  encodeWord(word: string): readonly number[] {
+    let ids = this.cache.get(word);
+    if (ids) return ids;
+    ids = this.merge(Buffer.from(word));
+    if (word.length < CACHED_LENGTH) {
+      if (this.cache.size >= CACHED_WORDS) this.cache.clear();
+      this.cache.set(word, ids);
+    }
+    return ids;
+  }
+
+  private merge(bytes: Uint8Array): number[] {
+    if (this.ignoreMerges) {
+      const whole = this.ids.get(Array.from(bytes, (b) => BYTE_TO_CHAR[b]).join(""));
+      if (whole !== undefined) return [whole];
+    }
+    const parts: number[] = [];
+    let wasUnknown = false;
+    for (const b of bytes) {
+      const id = this.byteIds[b];
+      if (id >= 0) parts.push(id);
+      else if (this.unknownId !== undefined && !(wasUnknown && this.fuseUnknown)) parts.push(this.unknownId);
+      wasUnknown = id < 0;
+    }
+    return this.mergeAll(parts);
+  }
+
+  private of(left: number, right: number): number {
+    return this.merges.get(left * PAIR + right) ?? NONE;
+  }
+
+  /**
+   * The lowest-ranked pair, leftmost first, is merged until none is left. All places of one rank are done in one pass,
+   * until a merge makes a pair of lower rank, which then goes first; so a long word takes a pass a rank, not a pass a merge.
+   */
+  private mergeAll(parts: number[]): number[] {
+    let ids = parts;
+    for (;;) {
+      let best = NONE;
+      for (let i = 0; i + 1 < ids.length; i++) best = Math.min(best, this.of(ids[i], ids[i + 1]));
+      if (best === NONE) return ids;
+      const out: number[] = [];
+      let i = 0;
+      for (let lowest = best; i < ids.length && lowest >= best; i++) {
+        if (i + 1 >= ids.length || this.of(ids[i], ids[i + 1]) !== best) {
+          out.push(ids[i]);
+          continue;
+        }
+        const merged = best % PAIR;
+        i++;
+        if (out.length) lowest = this.of(out[out.length - 1], merged);
+        if (i + 1 < ids.length) lowest = Math.min(lowest, this.of(merged, ids[i + 1]));
+        out.push(merged);
+      }
+      ids = i < ids.length ? out.concat(ids.slice(i)) : out;
+    }
+  }
+}
