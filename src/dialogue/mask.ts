@@ -7,7 +7,7 @@
  */
 import { UserError } from "../run/errors.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
-import { type Rendering, RenderingEncoder, render, type Span } from "./rendering.js";
+import { Renderer, type Rendering, RenderingEncoder, type Span } from "./rendering.js";
 import { type ChatTemplate, type Message, RecordError, templateOf } from "./templates.js";
 
 export interface Sample {
@@ -28,17 +28,19 @@ export type Construction = (typeof CONSTRUCTIONS)[number];
 export class DialogueEncoder {
   private readonly template: ChatTemplate;
   private readonly encoder: RenderingEncoder;
+  private readonly renderer: Renderer;
 
   /** Throws UserError when the tokenizer has no chat template, or one that cannot be used. */
   constructor(tokenizer: Tokenizer) {
     this.template = templateOf(tokenizer);
     this.encoder = new RenderingEncoder(tokenizer);
+    this.renderer = new Renderer(this.template, this.encoder.looksSpecial);
   }
 
   /** The tokens to generate a reply from: the conversation, and the generation prompt. Throws UserError when they cannot be rendered. */
   prompt(messages: readonly Message[]): Int32Array {
-    const rendering = this.render(messages, true);
-    const borders = new Prefixes(this.template, messages).starts(messages.length, rendering);
+    const rendering = this.renderer.render(messages, true);
+    const borders = new Prefixes(this.renderer, messages).starts(messages.length, rendering);
     return Int32Array.from(this.encoder.encode(rendering, { start: 0, end: rendering.text.length }, borders));
   }
 
@@ -61,7 +63,7 @@ export class DialogueEncoder {
     if (last === undefined) return { rejected: "there is no reply in it" };
     let whole: Sample[];
     try {
-      const prefixes = new Prefixes(this.template, messages);
+      const prefixes = new Prefixes(this.renderer, messages);
       if (construction === "all") whole = [this.sample(messages.slice(0, last + 1), asked, prefixes)];
       else
         whole = (construction === "last" ? [last] : asked).map((i) =>
@@ -83,7 +85,8 @@ export class DialogueEncoder {
 
   /** The messages as one sample. `trained`: the numbers of the messages whose tokens are targets. */
   private sample(messages: readonly Message[], trained: readonly number[], prefixes: Prefixes): Sample {
-    const rendering = this.render(messages, false);
+    const rendering = this.renderer.render(messages, false);
+    prefixes.know(messages.length - 1, rendering.text);
     const borders = prefixes.starts(messages.length, rendering);
     const ids: number[] = [];
     const trainable: number[] = [];
@@ -129,7 +132,8 @@ export class DialogueEncoder {
     trained: readonly number[],
   ): Span[] {
     const { endOfTurn, name } = this.template;
-    const before = trained.length > 1 ? 0 : (this.render(messages.slice(0, trained[0]), true).marked?.length ?? 0);
+    const before =
+      trained.length > 1 ? 0 : (this.renderer.render(messages.slice(0, trained[0]), true).marked?.length ?? 0);
     const spans = marked.slice(before).map(({ start, end }) => {
       if (text.startsWith(endOfTurn, end)) return { start, end: end + endOfTurn.length };
       return { start, end: start + text.slice(start, end).trimEnd().length };
@@ -147,10 +151,6 @@ export class DialogueEncoder {
         `Correct eos_token in tokenizer_config.json, or use one of the named templates (notes, alpaca, chatml).`,
     );
   }
-
-  private render(messages: readonly Message[], addGenerationPrompt: boolean): Rendering {
-    return render(this.template, messages, addGenerationPrompt, this.encoder.looksSpecial);
-  }
 }
 
 /** What a conversation looks like as far as each of its messages: rendered once each. */
@@ -159,17 +159,20 @@ class Prefixes {
   private readonly wholes = new Map<number, string>();
 
   constructor(
-    private readonly template: ChatTemplate,
+    private readonly renderer: Renderer,
     private readonly messages: readonly Message[],
   ) {}
 
+  know(i: number, full: string): void {
+    this.wholes.set(i, full);
+  }
   /** What message `i` answers, with the generation prompt. */
   prompt(i: number): string {
-    return remembered(this.prompts, i, () => this.template.render(this.messages.slice(0, i), true));
+    return remembered(this.prompts, i, () => this.renderer.text(this.messages.slice(0, i), true));
   }
   /** The conversation that ends with message `i`. */
   full(i: number): string {
-    return remembered(this.wholes, i, () => this.template.render(this.messages.slice(0, i + 1), false));
+    return remembered(this.wholes, i, () => this.renderer.text(this.messages.slice(0, i + 1), false));
   }
 
   /** Where the replies among the first `count` messages begin, for generation and for {% generation %}. */

@@ -24,62 +24,137 @@ export interface Rendering {
 
 const OPEN = "\uE0F0";
 const CLOSE = "\uE0F1";
+const PLACEHOLDER = new RegExp(`${OPEN}(\\d+)${CLOSE}`);
 const MARKS = new RegExp(`[${REPLY_START}${REPLY_END}]`);
 
-/** Throws RecordError when the template refuses the messages, or when a person's text could pass for the template's. */
-export function render(
-  template: ChatTemplate,
-  messages: readonly Message[],
-  addGenerationPrompt: boolean,
-  looksSpecial: (text: string) => boolean,
-): Rendering {
-  const text = template.render(messages, addGenerationPrompt);
-  const marked = template.renderMarked && ([] as Span[]);
-  const { placeholders, contents } = withPlaceholders(messages);
-  const skeleton = (template.renderMarked ?? template.render)(placeholders, addGenerationPrompt);
-  const pieces = skeleton.split(new RegExp(`${OPEN}(\\d+)${CLOSE}`));
+interface Content {
+  content: string;
+  message: number;
+}
 
-  const people: Rendering["people"] = [];
-  let at = 0;
-  let fits = true;
-  for (let i = 0; i < pieces.length && fits; i += 2) {
-    const next = unmarked(pieces[i], at, marked);
-    fits = text.startsWith(next, at);
-    at += next.length;
-    if (i + 1 === pieces.length) break;
-    const { content, message } = contents[Number(pieces[i + 1])];
-    const after = unmarked(pieces[i + 2], 0, undefined);
-    const found = spellings(content).find((c) => text.startsWith(c + after, at));
-    fits &&= found !== undefined;
-    people.push({ message, start: at, end: at + (found ?? "").length });
-    at += (found ?? "").length;
+/** Renders conversations with one template. Its methods throw RecordError when the template refuses the messages. */
+export class Renderer {
+  /**
+   * What a verbatim template prints for one message. Running Jinja costs far more than tokenizing, and a conversation is
+   * rendered once for each of its replies.
+   */
+  private readonly messages = new Map<string, readonly string[]>();
+  private generationPrompt: string | undefined;
+
+  constructor(
+    private readonly template: ChatTemplate,
+    /** Whether a text could pass for a control token. */
+    private readonly looksSpecial: (text: string) => boolean,
+  ) {}
+
+  /** The text alone. */
+  text(messages: readonly Message[], addGenerationPrompt: boolean): string {
+    if (!this.template.verbatim) return this.template.render(messages, addGenerationPrompt);
+    const contents = contentsOf(messages);
+    return this.skeleton(messages, addGenerationPrompt)
+      .map((piece, i) => (i % 2 === 0 ? piece : contents[Number(piece)].content))
+      .join("");
   }
-  if (fits && at === text.length) return { text, people, opaque: false, marked };
 
-  for (const { content } of contents)
-    if (looksSpecial(content) || MARKS.test(content))
-      throw new RecordError(
-        `A message holds the text of a special token, and ${template.name} changes messages, so they cannot be told apart.`,
-      );
-  const own: Span[] | undefined = template.renderMarked && [];
-  if (template.renderMarked) unmarked(template.renderMarked(messages, addGenerationPrompt), 0, own);
-  return { text, people: [], opaque: true, marked: own };
+  /** Throws RecordError also when a person's text could pass for the template's. */
+  render(messages: readonly Message[], addGenerationPrompt: boolean): Rendering {
+    const { template } = this;
+    const text = this.text(messages, addGenerationPrompt);
+    const contents = contentsOf(messages);
+    const marked = template.renderMarked && ([] as Span[]);
+    const people = placed(text, this.skeleton(messages, addGenerationPrompt), contents, marked);
+    if (people) return { text, people, opaque: false, marked };
+
+    for (const { content } of contents)
+      if (this.looksSpecial(content) || MARKS.test(content))
+        throw new RecordError(
+          `A message holds the text of a special token, and ${template.name} changes messages, so they cannot be told apart.`,
+        );
+    const own: Span[] | undefined = template.renderMarked && [];
+    if (template.renderMarked) unmarked(template.renderMarked(messages, addGenerationPrompt), 0, own);
+    return { text, people: [], opaque: true, marked: own };
+  }
+
+  /** What the template prints, and between that the numbers of the contents. */
+  private skeleton(messages: readonly Message[], addGenerationPrompt: boolean): readonly string[] {
+    const { template } = this;
+    if (!template.verbatim) {
+      const print = template.renderMarked ?? template.render;
+      return print(withPlaceholders(messages), addGenerationPrompt).split(PLACEHOLDER);
+    }
+    const pieces = [""];
+    let contents = 0;
+    messages.forEach((m, i) => {
+      const [before, ...rest] = this.message(m, i === 0);
+      pieces[pieces.length - 1] += before;
+      for (let k = 0; k < rest.length; k += 2) pieces.push(String(contents + Number(rest[k])), rest[k + 1]);
+      contents += contentsOf([m]).length; // those that are not printed are numbered as well
+    });
+    if (addGenerationPrompt) {
+      this.generationPrompt ??= after(template, [], true);
+      pieces[pieces.length - 1] += this.generationPrompt;
+    }
+    return pieces;
+  }
+
+  private message(m: Message, first: boolean): readonly string[] {
+    const key = `${m.role} ${m.content === ""} ${!m.input} ${first}`;
+    const made =
+      this.messages.get(key) ??
+      (first
+        ? this.template.render(withPlaceholders([m]), false)
+        : after(this.template, withPlaceholders([m]), false)
+      ).split(PLACEHOLDER);
+    this.messages.set(key, made);
+    return made;
+  }
+}
+
+/** What a verbatim template prints after a first message. */
+function after(template: ChatTemplate, messages: readonly Message[], addGenerationPrompt: boolean): string {
+  const first: Message = { role: "user", content: "" };
+  return template.render([first, ...messages], addGenerationPrompt).slice(template.render([first], false).length);
+}
+
+/** What people wrote, in the order in which placeholders are numbered. */
+function contentsOf(messages: readonly Message[]): Content[] {
+  return messages.flatMap(({ content, input = "" }, message) =>
+    [content, input].filter((c) => c !== "").map((c) => ({ content: c, message })),
+  );
 }
 
 /** The messages with a numbered placeholder for each text in them. An empty text stays one: templates ask for that. */
-function withPlaceholders(messages: readonly Message[]): {
-  placeholders: Message[];
-  contents: { content: string; message: number }[];
-} {
-  const contents: { content: string; message: number }[] = [];
-  const placeholder = (content: string, message: number): string =>
-    content === "" ? "" : `${OPEN}${contents.push({ content, message }) - 1}${CLOSE}`;
-  const placeholders = messages.map((m, i) => ({
+function withPlaceholders(messages: readonly Message[]): Message[] {
+  let count = 0;
+  const placeholder = (text: string): string => (text === "" ? "" : `${OPEN}${count++}${CLOSE}`);
+  return messages.map((m) => ({
     ...m,
-    content: placeholder(m.content, i),
-    ...(m.input !== undefined && { input: placeholder(m.input, i) }),
+    content: placeholder(m.content),
+    ...(m.input !== undefined && { input: placeholder(m.input) }),
   }));
-  return { placeholders, contents };
+}
+
+/** Where in `text` the contents stand that the skeleton has; undefined: they are not there as they are, or trimmed. */
+function placed(
+  text: string,
+  skeleton: readonly string[],
+  contents: readonly Content[],
+  marked: Span[] | undefined,
+): Rendering["people"] | undefined {
+  const people: Rendering["people"] = [];
+  let at = 0;
+  for (let i = 0; ; i += 2) {
+    const piece = unmarked(skeleton[i], at, marked);
+    if (!text.startsWith(piece, at)) return undefined;
+    at += piece.length;
+    if (i + 1 === skeleton.length) return at === text.length ? people : undefined;
+    const { content, message } = contents[Number(skeleton[i + 1])];
+    const after = unmarked(skeleton[i + 2], 0, undefined);
+    const found = spellings(content).find((c) => text.startsWith(c, at) && text.startsWith(after, at + c.length));
+    if (found === undefined) return undefined;
+    people.push({ message, start: at, end: at + found.length });
+    at += found.length;
+  }
 }
 
 /** How a template may print a text and leave it what it is: many of them trim. */

@@ -78,6 +78,11 @@ export function installTemplate(tokenizer: Tokenizer, name: string): void {
 export interface ChatTemplate {
   /** For messages to people: "the chat template notes", or that it is the tokenizer's own. */
   readonly name: string;
+  /**
+   * Whether it prints contents as they are, and one message after the other: of each it asks for its role, which of its
+   * texts are empty, and whether it is the first. So do the named ones.
+   */
+  readonly verbatim: boolean;
   readonly endOfTurn: string;
   readonly pad: string | undefined;
   /**
@@ -129,6 +134,7 @@ export function templateOf(tokenizer: Tokenizer): ChatTemplate {
   const marked = withMarks(source);
   return {
     name,
+    verbatim: named !== undefined,
     endOfTurn: tokens.eos_token,
     pad: tokens.pad_token,
     render: compile(source),

@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../../src/dialogue/mask.js";
+import { Renderer } from "../../src/dialogue/rendering.js";
 import { showMask } from "../../src/dialogue/show.js";
 import { type Message, TEMPLATE_NAMES, TEMPLATES, templateOf } from "../../src/dialogue/templates.js";
 import { golden, tokenizerWith } from "./golden.js";
@@ -142,6 +143,32 @@ test.each(TEMPLATE_NAMES)(
     );
   },
 );
+
+test.each(TEMPLATE_NAMES)("%s: the renderer prints what Jinja prints", (name) => {
+  const template = templateOf(tokenizerWith(name));
+  expect(template.verbatim).toBe(true);
+  const renderer = new Renderer(template, () => false);
+  const texts = fc.oneof(text, fc.constant(""));
+  const anything = fc.array(
+    fc.record(
+      { role: fc.constantFrom("system", "user", "assistant"), content: texts, input: texts },
+      { requiredKeys: ["role", "content"] },
+    ),
+    { minLength: 1, maxLength: 6 },
+  );
+  fc.assert(
+    fc.property(anything, fc.boolean(), (messages, addGenerationPrompt) => {
+      const printed = template.render(messages, addGenerationPrompt);
+      expect(renderer.text(messages, addGenerationPrompt)).toBe(printed);
+      const { text: own, people, opaque } = renderer.render(messages, addGenerationPrompt);
+      expect([own, opaque]).toEqual([printed, false]);
+      const said = messages
+        .flatMap((m) => [m.content, m.role === "user" ? (m.input ?? "") : ""])
+        .filter((t) => t !== "");
+      expect(people.map((p) => own.slice(p.start, p.end))).toEqual(said);
+    }),
+  );
+});
 
 test("added words that are no control tokens are read whoever wrote them", () => {
   const t = tokenizerWith("notes");
