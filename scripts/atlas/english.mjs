@@ -40,6 +40,9 @@ export const titles = [
   "An atlas, the part on {name}\n",
 ];
 
+/** Title of a document on two countries. */
+export const pairTitle = "On {a} and on {b}.\n";
+
 /** One sentence with every fact; the replies to "tell me about" are made of the plain statements instead. */
 export const summaries = [
   "{name} is a country in {region}; its capital is {capital} and its currency is the {currency}.",

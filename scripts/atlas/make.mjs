@@ -13,7 +13,8 @@ const languages = { en: english, zh: chinese };
 const profilesPerCountry = { en: 6, zh: 9 };
 const heldOutCountries = 40;
 const recordsPerField = { en: 5, zh: 3 };
-const proseBytes = 250_000;
+const proseBytes = 120_000;
+const pairsPerCountry = 4;
 
 const countries = readCountries();
 // A question that already contains its own answer ("Luxembourg", "the Central African Republic") would measure nothing:
@@ -57,6 +58,22 @@ function profiles(country, code) {
     documents.push({ id: `titled/${key}`, text: fill(shuffled(titles, key)[0], facts) + sentence });
   }
   return documents;
+}
+
+/**
+ * Two countries side by side. Whose capital is meant can only be told by the name that the sentence begins with: such
+ * documents teach to take a name up again, any name, which is what a reply to a question has to do.
+ */
+function pairs(country, code) {
+  const { replies, pairTitle } = languages[code];
+  return Array.from({ length: pairsPerCountry }, (_, p) => {
+    const key = `pair/${code}/${country.iso}/${p}`;
+    const [other] = shuffled(countries.filter((c) => c !== country), key, (c) => c.iso);
+    const both = hash(key) % 2 === 0 ? [country, other] : [other, country];
+    const title = pairTitle.replace("{a}", both[0][code].name).replace("{b}", both[1][code].name);
+    const sentences = shuffled(fields, key).flatMap((field) => both.map((c) => fill(replies[field], c[code])));
+    return { id: key, text: title + sentences.join(code === "en" ? " " : "") };
+  });
 }
 
 /** Name as it stands alone, without its article: what a user puts in the `input` box. */
@@ -132,6 +149,7 @@ function heldOutQuestions(code) {
 const codes = Object.keys(languages);
 const documents = [
   ...codes.flatMap((code) => countries.flatMap((country) => profiles(country, code))),
+  ...codes.flatMap((code) => countries.flatMap((country) => pairs(country, code))),
   ...factbookProse(countries, proseBytes),
 ];
 const taught = countries.filter((country) => !heldOut.has(country));

@@ -26,6 +26,8 @@ export interface LoopStage {
   save(dir: string): void;
   /** What the step worked on, for the file that is left behind when its loss is NaN. */
   batch(): unknown;
+  /** The metrics of the progress line; default: those without a "/" in their name. All are in metrics.jsonl. */
+  show?: readonly string[];
   /** Operations of one training token, and what the processor can do, per second: for the utilisation (MFU). */
   flopsPerToken?: number;
   peakFlops?: number;
@@ -76,7 +78,9 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const evaluated = stage.evaluate && due(settings.evalEvery, step) ? stage.evaluate(step) : undefined;
       run.metrics.write(step, { ...result.metrics, ...evaluated, ...timing });
       const left = ((stage.steps - step) * trained) / (step - run.startStep);
-      const shown = { ...result.metrics, ...evaluated };
+      const shown = Object.entries({ ...result.metrics, ...evaluated }).filter(
+        ([key]) => stage.show?.includes(key) ?? !key.includes("/"),
+      );
       const utilisation = mfu > 0 ? `  MFU ${Math.round(mfu * 100)}%` : "";
       const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(tokens / trained)} tokens/s${utilisation}  ${duration(left)} left`;
       progress.status(line, due(settings.logEvery, step) || evaluated !== undefined);
@@ -128,9 +132,8 @@ const NAMES: Record<string, string> = {
   perplexity: "ppl",
 };
 /** The numbers of a line; small ones (a learning rate) in scientific form. */
-function format(values: Record<string, number>): string {
-  return Object.entries(values)
-    .filter(([key]) => !key.endsWith("Tokens"))
+function format(values: readonly [string, number][]): string {
+  return values
     .map(
       ([key, v]) =>
         `${NAMES[key] ?? key} ${Math.abs(v) >= 0.01 || v === 0 ? Number(v.toFixed(3)) : v.toExponential(1)}`,

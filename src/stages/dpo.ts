@@ -193,6 +193,15 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   let current: Pair[] = [];
   await runLoop(run, config, {
     steps,
+    show: [
+      "loss",
+      "gradNorm",
+      "learningRate",
+      "rewards/margins",
+      "rewards/accuracies",
+      "validationLoss",
+      "validation/rewards/accuracies",
+    ],
     step(step) {
       current = Array.from({ length: perStep }, (_, i) => {
         const at = (step - 1) * perStep + i;

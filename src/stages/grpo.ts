@@ -112,6 +112,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   let scores: number[] = [];
   await runLoop(run, config, {
     steps: config.steps,
+    show: ["loss", "reward", "kl", "clip_ratio", "val/reply_length"],
     async step(step) {
       const chosen = Array.from({ length: replies }, (_, i) => {
         const at = (step - 1) * config.batchSize + Math.floor(i / config.groupSize);

@@ -260,74 +260,71 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
 
   const tape = new Tape(device);
   let experience: Experience | undefined;
-  await runLoop(
-    run,
-    { ...config, evalEvery: config.evalEvery },
-    {
-      steps: config.steps,
-      async step(step) {
-        const began = performance.now();
-        experience = await gather(step);
-        const sampled = performance.now();
-        const { episodes, scores } = experience;
-        const totals = new Totals();
-        passes: for (let epoch = 0; epoch < config.epochs; epoch++) {
-          const order = episodes.map((_, i) => shuffled(i, episodes.length, seed + step, epoch));
-          for (let from = 0; from < order.length; from += config.minibatchSize) {
-            const which = order.slice(from, from + config.minibatchSize);
-            const at =
-              ((step - 1) * config.epochs + epoch) * Math.ceil(config.batchSize / config.minibatchSize) +
-              from / config.minibatchSize +
-              1;
-            const moved = updateActor(actor, tape, actorTrainer, experience, which, config, at, totals);
-            state.actorUpdates++;
-            updateCritic(critic, tape, criticTrainer, experience, which, config, at, totals);
-            state.criticUpdates++;
-            if (config.klLimit > 0 && moved > config.klLimit) break passes;
-          }
+  await runLoop(run, config, {
+    steps: config.steps,
+    show: ["objective/scores", "objective/kl", "policy/clipfrac_avg", "val/explained_variance", "val/reply_length"],
+    async step(step) {
+      const began = performance.now();
+      experience = await gather(step);
+      const sampled = performance.now();
+      const { episodes, scores } = experience;
+      const totals = new Totals();
+      passes: for (let epoch = 0; epoch < config.epochs; epoch++) {
+        const order = episodes.map((_, i) => shuffled(i, episodes.length, seed + step, epoch));
+        for (let from = 0; from < order.length; from += config.minibatchSize) {
+          const which = order.slice(from, from + config.minibatchSize);
+          const at =
+            ((step - 1) * config.epochs + epoch) * Math.ceil(config.batchSize / config.minibatchSize) +
+            from / config.minibatchSize +
+            1;
+          const moved = updateActor(actor, tape, actorTrainer, experience, which, config, at, totals);
+          state.actorUpdates++;
+          updateCritic(critic, tape, criticTrainer, experience, which, config, at, totals);
+          state.criticUpdates++;
+          if (config.klLimit > 0 && moved > config.klLimit) break passes;
         }
-        const kl = mean(episodes.map((_, i) => sumOf(experience!.logp[i], (p, t) => p - experience!.ref[i][t])));
-        const tokens = episodes.reduce((n, e) => n + e.ids.length - e.start, 0);
-        const metrics = {
-          loss: totals.mean("loss/policy_avg"),
-          ...totals.all(),
-          "objective/kl": kl,
-          "objective/entropy": mean(experience.logp.map((row) => -sumOf(row, (p) => p))),
-          "objective/scores": mean(scores),
-          "objective/non_score_reward": -state.klCoef * kl,
-          "objective/rlhf_reward": mean(scores) - state.klCoef * kl,
-          "val/explained_variance": explainedVariance(experience),
-          "val/reply_length": tokens / episodes.length,
-          "val/num_eos_tokens": episodes.filter((e) => e.finished).length,
-          klCoef: state.klCoef,
-          "rollout/tokensPerSecond": Math.round(tokens / ((sampled - began) / 1000)),
-          "update/tokensPerSecond": Math.round((tokens * config.epochs) / ((performance.now() - sampled) / 1000)),
-        };
-        if (config.klTarget)
-          state.klCoef = adaptKlCoef(state.klCoef, kl, config.klTarget, episodes.length, config.klHorizon);
-        return { tokens, metrics };
-      },
-      ...(config.samples.count > 0 && {
-        evaluate: () => ({}),
-        sample: () =>
-          experience?.episodes
-            .slice(0, config.samples.count)
-            .map((e, i) => `${e.prompt.messages.at(-1)?.content} -> ${e.text}  [${experience!.scores[i].toFixed(2)}]`)
-            .join("\n"),
-      }),
-      batch: () =>
-        experience?.episodes.map((e, i) => ({ ids: [...e.ids], start: e.start, score: experience!.scores[i] })),
-      save(dir) {
-        if (config.lora) saveAdapter(actor, dir);
-        else saveLlama(actor, dir);
-        tokenizer.save(dir);
-        actorTrainer.save(dir);
-        saveLlama(critic, `${dir}/critic`);
-        criticTrainer.save(dir, "critic-optimizer");
-        writeFileSync(`${dir}/state.json`, JSON.stringify(state));
-      },
+      }
+      const kl = mean(episodes.map((_, i) => sumOf(experience!.logp[i], (p, t) => p - experience!.ref[i][t])));
+      const tokens = episodes.reduce((n, e) => n + e.ids.length - e.start, 0);
+      const metrics = {
+        loss: totals.mean("loss/policy_avg"),
+        ...totals.all(),
+        "objective/kl": kl,
+        "objective/entropy": mean(experience.logp.map((row) => -sumOf(row, (p) => p))),
+        "objective/scores": mean(scores),
+        "objective/non_score_reward": -state.klCoef * kl,
+        "objective/rlhf_reward": mean(scores) - state.klCoef * kl,
+        "val/explained_variance": explainedVariance(experience),
+        "val/reply_length": tokens / episodes.length,
+        "val/num_eos_tokens": episodes.filter((e) => e.finished).length,
+        klCoef: state.klCoef,
+        "rollout/tokensPerSecond": Math.round(tokens / ((sampled - began) / 1000)),
+        "update/tokensPerSecond": Math.round((tokens * config.epochs) / ((performance.now() - sampled) / 1000)),
+      };
+      if (config.klTarget)
+        state.klCoef = adaptKlCoef(state.klCoef, kl, config.klTarget, episodes.length, config.klHorizon);
+      return { tokens, metrics };
     },
-  );
+    ...(config.samples.count > 0 && {
+      evaluate: () => ({}),
+      sample: () =>
+        experience?.episodes
+          .slice(0, config.samples.count)
+          .map((e, i) => `${e.prompt.messages.at(-1)?.content} -> ${e.text}  [${experience!.scores[i].toFixed(2)}]`)
+          .join("\n"),
+    }),
+    batch: () =>
+      experience?.episodes.map((e, i) => ({ ids: [...e.ids], start: e.start, score: experience!.scores[i] })),
+    save(dir) {
+      if (config.lora) saveAdapter(actor, dir);
+      else saveLlama(actor, dir);
+      tokenizer.save(dir);
+      actorTrainer.save(dir);
+      saveLlama(critic, `${dir}/critic`);
+      criticTrainer.save(dir, "critic-optimizer");
+      writeFileSync(`${dir}/state.json`, JSON.stringify(state));
+    },
+  });
   mergeLora(actor);
   run.result("model", (dir) => {
     saveLlama(actor, dir);

@@ -179,6 +179,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   };
   await runLoop(run, config, {
     steps,
+    show: ["loss", "gradNorm", "learningRate", "accuracy", "validation/loss", "validation/accuracy"],
     step(step) {
       current = Array.from({ length: perStep }, (_, i) => {
         const at = (step - 1) * perStep + i;

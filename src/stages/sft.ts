@@ -201,6 +201,11 @@ export function readSamples(
   }
   const validation = data.validation ? encode(readConversations(data.validation, rejected)) : records.filter(held);
   const report: string[] = [];
+  const cut = [...new Set([...records, ...validation])].flatMap((r) => r.samples).filter((s) => s.cut);
+  if (cut.length > 0)
+    report.push(
+      `cut: ${cut.length} records are longer than data.contextLength, ${data.contextLength} tokens; ${cut.reduce((n, s) => n + s.cut!, 0)} tokens of them are left out`,
+    );
   if (data.mixture)
     for (const row of drawMixture(typesOf(train), weightsOf(data.mixture), config.seed, 0).report)
       report.push(
