@@ -8,7 +8,7 @@
  */
 import { type Facts, measurePage } from "./measure.js";
 import { isDataTable } from "./render.js";
-import { type Element, type Page, walk } from "./tree.js";
+import { type Element, type Page, rawText, walk } from "./tree.js";
 
 /** Text that lies directly in one of these votes for the parent: the element is the paragraph itself. */
 const LEAVES = new Set("p li dd dt td th blockquote pre h1 h2 h3 h4 h5 h6 address summary caption".split(" "));
@@ -44,9 +44,10 @@ export function findContent(page: Page, strict = true): Content {
     for (let level = 0; at && level < 6; level++, at = at.parent)
       of(at).votes += level === 0 ? f.own : level === 1 ? f.own / 2 : f.own / (level * 3);
   }
-  const top = chooseTop(page.elements, of);
-  if (!top) return nothing;
-  const parts = withSiblings(top, of);
+  const chosen = chooseTop(page.elements, of, aroundTitle(page, of));
+  if (!chosen) return nothing;
+  const { top, within } = chosen;
+  const parts = withSiblings(top, of).filter((part) => !within || inside(part, within));
   const without = new Set<Element>();
   for (const part of parts) clean(part, of, without, of(top));
   return { parts, without };
@@ -81,7 +82,40 @@ function prior(element: Element, f: Facts): number {
 
 const linkDensity = (f: Facts): number => (f.length === 0 ? 0 : f.links / f.length);
 
-function chooseTop(order: readonly Element[], of: (e: Element) => Facts): Element | undefined {
+/** Votes that the surroundings of the title must have: the heading's own box has none. */
+const TITLE_PROSE = 4;
+/** Of the best score, what a candidate near the title must have. */
+const TITLE_SHARE = 0.25;
+
+/**
+ * The nearest element with some prose around the heading that repeats the page's <title>: a short text is there, and not
+ * in the longer teasers of other pages.
+ */
+function aroundTitle(page: Page, of: (e: Element) => Facts): Element | undefined {
+  const full = page.title.replace(/\s+/g, " ").trim();
+  for (const element of page.elements) {
+    if ((element.tag !== "h1" && element.tag !== "h2") || of(element).out) continue;
+    const text = rawText(element).replace(/\s+/g, " ").trim();
+    // The name of the site is in the title as well, but it is the smaller part.
+    if (text.length < 12 || text.length < full.length * 0.4 || !full.includes(text)) continue;
+    let at = element.parent;
+    while (at && of(at).prose < TITLE_PROSE) at = at.parent;
+    return at;
+  }
+  return undefined;
+}
+
+/** Whether an element is the other, or inside of it. */
+function inside(inner: Element, outer: Element): boolean {
+  for (let at: Element | undefined = inner; at; at = at.parent) if (at === outer) return true;
+  return false;
+}
+
+function chooseTop(
+  order: readonly Element[],
+  of: (e: Element) => Facts,
+  titled: Element | undefined,
+): { top: Element; within: Element | undefined } | undefined {
   const scores = new Map<Element, number>();
   let top: Element | undefined;
   let best = 0;
@@ -93,6 +127,12 @@ function chooseTop(order: readonly Element[], of: (e: Element) => Facts): Elemen
     if (score > best) [top, best] = [element, score];
   }
   if (!top) return undefined;
+  if (titled && !inside(top, titled) && !inside(titled, top)) {
+    let near = best * TITLE_SHARE;
+    for (const [element, score] of scores) if (score > near && inside(element, titled)) [top, near] = [element, score];
+    // What lies outside has been passed over for it, and is not gathered again.
+    if (inside(top, titled)) return { top, within: titled };
+  }
   // Prose that lies in several places side by side (sections, say): go up while that gathers much more of it.
   let at = top;
   for (let up = top.parent; up && up.tag !== "#root" && up.tag !== "html"; up = up.parent) {
@@ -107,7 +147,7 @@ function chooseTop(order: readonly Element[], of: (e: Element) => Facts): Elemen
   }
   // The only child of its parent says nothing more than the parent.
   while (at.parent && at.parent.tag !== "body" && at.parent.tag !== "#root" && onlyChild(at)) at = at.parent;
-  return at;
+  return { top: at, within: undefined };
 }
 
 const onlyChild = (element: Element): boolean =>

@@ -52,6 +52,19 @@ describe("extractHtml", () => {
     expect(text.startsWith("Paragraph 1")).toBe(true);
   });
 
+  it("finds a short text below the page's title, when teasers of other pages are longer", () => {
+    const teasers = Array.from(
+      { length: 5 },
+      (_, i) => `<div><a href="/${i}">Story ${i}</a>${article(i + 10)}</div>`,
+    ).join("");
+    const { title, text } = extractHtml(`<title>A short note on the harbour | News</title><body><div id="wrap">
+      <div id="one"><h1>A short note on the harbour</h1><p>The harbour was closed this morning, because of ice, and it will be opened again on Sunday, the master said.</p></div>
+      <div id="two">${teasers}</div></div>`);
+    expect(title).toBe("A short note on the harbour");
+    expect(text).toMatch(/^The harbour was closed/);
+    expect(text).not.toContain("Paragraph 12");
+  });
+
   it("keeps a note in a box inside the text, and not a box of links beside it", () => {
     const links = Array.from({ length: 6 }, (_, i) => `<li><a href="/${i}">Another story number ${i}</a></li>`).join(
       "",
