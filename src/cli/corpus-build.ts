@@ -3,7 +3,7 @@ import { availableParallelism } from "node:os";
 import { basename, extname } from "node:path";
 import { type BuildProgress, type BuildSummary, build } from "../corpus/build.js";
 import { funnelLines } from "../corpus/funnel.js";
-import { loadRecipe } from "../corpus/recipe.js";
+import { loadRecipe, recipeSchema } from "../corpus/recipe.js";
 import { writeReport } from "../corpus/report.js";
 import { UserError } from "../run/errors.js";
 import { duration, mebibytes, openProgress } from "../run/progress.js";
@@ -12,11 +12,16 @@ export interface BuildFlags {
   out?: string;
   workers?: string;
   set?: string[];
+  against?: string[];
   json?: boolean;
 }
 
 export async function command(file: string, flags: BuildFlags): Promise<void> {
   const recipe = loadRecipe(file, flags.set ?? []);
+  if (flags.against) {
+    recipe.deduplicate ??= recipeSchema.shape.deduplicate.parse({});
+    recipe.deduplicate!.against.push(...flags.against);
+  }
   const workers = flags.workers === undefined ? availableParallelism() : Number(flags.workers);
   if (!Number.isInteger(workers) || workers < 1 || workers > 256)
     throw new UserError(`--workers ${flags.workers}: it must be a whole number from 1 to 256.`, 2);

@@ -107,6 +107,7 @@ corpus
   .option("--out <dir>", "folder (default: runs/ and the recipe's name); an unfinished build there goes on")
   .option("--workers <n>", "threads (default: as many as the processor runs)")
   .option("--set <key=value...>", "override settings of the recipe")
+  .option("--against <files...>", "data sets whose documents, and near copies of them, must not be kept")
   .option("--json", "print the funnel as JSON")
   .action(async (file, flags) => (await import("./corpus-build.js")).command(file, flags));
 corpus

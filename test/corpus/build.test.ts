@@ -216,6 +216,19 @@ describe("build", () => {
     expect(set("extract.mode=readability").units).toEqual({ read: 11, judged: 0, reused: 0 });
   });
 
+  it("takes out what other data sets have, and tells which", () => {
+    writeFileSync(join(dir, "other.jsonl"), `${JSON.stringify({ id: "o1", text: `${prose(101, 150)} And more.` })}\n`);
+    expect(run("against", "--against", "other.jsonl").code).toBe(0);
+    const found = why(join(dir, "against"), "c1");
+    expect(found).toMatchObject({ action: "drop", duplicate: { kind: "near", kept: "o1", dataset: "against" } });
+    expect(found.duplicate!.diff.some((c) => c.kind === "-" && c.text.includes("And more."))).toBe(true);
+    expect(readdirSync(join(dir, "against/kept")).every((f) => !f.startsWith("against"))).toBe(true);
+    const { duplicates } = JSON.parse(readFileSync(join(dir, "against/funnel.json"), "utf8"));
+    expect(duplicates.overlaps).toContainEqual(
+      expect.objectContaining({ from: "web", against: "against", documents: 1 }),
+    );
+  });
+
   it("ends with the same bytes when it is killed at 20 random moments", async () => {
     let kills = 0;
     for (let i = 0; kills < 20 && i < 60; i++) {
