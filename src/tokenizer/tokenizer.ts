@@ -3,7 +3,7 @@
  * A stream turns ids into text one at a time without ever splitting a UTF-8 character.
  */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { UserError } from "../run/errors.js";
 import { type AddedToken, AddedTokens, specialToken } from "./added.js";
 import { BpeModel } from "./bpe.js";
@@ -147,13 +147,18 @@ export class Tokenizer {
       }
     };
     const configFile = file.replace(/tokenizer\.json$/, "tokenizer_config.json");
-    return new Tokenizer(read(file), configFile !== file && existsSync(configFile) ? read(configFile) : {}, file);
+    const config = configFile !== file && existsSync(configFile) ? read(configFile) : {};
+    // Transformers 5 keeps the chat template in a file of its own, which goes before the one in the config.
+    const templateFile = file.replace(/tokenizer\.json$/, "chat_template.jinja");
+    if (templateFile !== file && existsSync(templateFile)) config.chat_template = readFileSync(templateFile, "utf8");
+    return new Tokenizer(read(file), config, file);
   }
 
   save(dir: string): void {
     mkdirSync(dir, { recursive: true });
     writeFileSync(`${dir}/tokenizer.json`, `${JSON.stringify(this.json, null, 2)}\n`);
     writeFileSync(`${dir}/tokenizer_config.json`, `${JSON.stringify(this.config, null, 2)}\n`);
+    rmSync(`${dir}/chat_template.jinja`, { force: true }); // an older one would go before the one just written
   }
 
   encode(text: string, options: EncodeOptions = {}): Uint32Array {

@@ -1,6 +1,9 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { expect, test } from "vitest";
 import { installTemplate, type Message, TEMPLATE_NAMES, TEMPLATES, templateOf } from "../../src/dialogue/templates.js";
-import type { Tokenizer } from "../../src/tokenizer/tokenizer.js";
+import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 import { trainBpe } from "../../src/tokenizer/train.js";
 import { golden, tokenizerWith } from "./golden.js";
 
@@ -66,6 +69,22 @@ test("a tokenizer's own template: from a list of them, and with the tokens it na
   expect(templateOf(t).render([user("hi")], true)).toBe("<s>hitrue");
   t.config.chat_template = [{ name: "rag", template: "" }];
   expect(() => templateOf(t)).toThrow(/chat templates \(rag\), but none that is named "default"/);
+});
+
+test("the template of a folder: in tokenizer_config.json, or in a file of its own; what is saved is what is loaded", () => {
+  const dir = mkdtempSync(join(tmpdir(), "lyceum-templates-"));
+  try {
+    tokenizerWith("notes").save(dir);
+    expect(templateOf(Tokenizer.load(dir)).name).toBe("the chat template notes");
+    writeFileSync(join(dir, "chat_template.jinja"), TEMPLATES.chatml.jinja);
+    const t = Tokenizer.load(dir);
+    expect(templateOf(t).name).toBe("the chat template chatml");
+    installTemplate(t, "alpaca");
+    t.save(dir);
+    expect(templateOf(Tokenizer.load(dir)).name).toBe("the chat template alpaca");
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
 });
 
 test("what cannot work is said: no template, no end, no Jinja, no such name", () => {
