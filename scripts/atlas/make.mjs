@@ -14,7 +14,8 @@ const profilesPerCountry = { en: 6, zh: 9 };
 const heldOutCountries = 40;
 const recordsPerField = { en: 5, zh: 3 };
 const proseBytes = 120_000;
-const pairsPerCountry = 4;
+// None in Chinese: it writes no spaces, and a sentence that stands in many documents would become one token.
+const pairsPerCountry = { en: 4, zh: 0 };
 
 const countries = readCountries();
 // A question that already contains its own answer ("Luxembourg", "the Central African Republic") would measure nothing:
@@ -65,8 +66,8 @@ function profiles(country, code) {
  * documents teach to take a name up again, any name, which is what a reply to a question has to do.
  */
 function pairs(country, code) {
-  const { replies, pairTitle } = languages[code];
-  return Array.from({ length: pairsPerCountry }, (_, p) => {
+  const { replies, pairTitle = "" } = languages[code];
+  return Array.from({ length: pairsPerCountry[code] }, (_, p) => {
     const key = `pair/${code}/${country.iso}/${p}`;
     const [other] = shuffled(countries.filter((c) => c !== country), key, (c) => c.iso);
     const both = hash(key) % 2 === 0 ? [country, other] : [other, country];

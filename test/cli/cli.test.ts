@@ -109,7 +109,7 @@ test("killed at any moment, a run that is resumed ends with the same bytes", asy
       stdio: "ignore",
     });
     const ended = new Promise((done) => child.on("close", done));
-    await Promise.race([ended, sleep(250 + ((round * 137) % 400))]);
+    await Promise.race([ended, sleep(250 + ((round * 137) % 400) + 60 * round)]);
     if (child.exitCode === null) {
       child.kill("SIGKILL");
       kills++;
