@@ -1,0 +1,16 @@
+/** What a program that imports `lyceum` can use: models, tokenizers, generation and the stages themselves. */
+export { type CpuOptions, openCpu } from "./device/cpu.js";
+export type { Device } from "./device/device.js";
+export { DialogueEncoder } from "./dialogue/mask.js";
+export type { Message } from "./dialogue/templates.js";
+export { type Generated, type GenerateOptions, generate } from "./generate/generate.js";
+export { type Loaded, loadForGeneration } from "./generate/loaded.js";
+export type { LlamaConfig } from "./nn/config.js";
+export { loadLlama, saveLlama } from "./nn/folder.js";
+export { Llama, packSequences, type TokenBatch } from "./nn/llama.js";
+export { NonFiniteError, UserError } from "./run/errors.js";
+export { RunFolder } from "./run/folder.js";
+export { STAGES, type Stage } from "./stages/registry.js";
+export { Tape, Tensor } from "./tensor/tensor.js";
+export { Tokenizer } from "./tokenizer/tokenizer.js";
+export { type TrainOptions, trainBpe } from "./tokenizer/train.js";
