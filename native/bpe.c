@@ -1,93 +1,63 @@
 /* Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): cut text into words as the usual expressions do, merge each
  * word's bytes. Words are remembered per thread, since a few thousand of them make most of any text. */
-#include "internal.h"
+#include "bpe.h"
 
-enum { OTHER, LETTER, NUMBER, SPACE };
-enum { GPT2, LLAMA3, QWEN };
-enum { CACHE = 1 << 15, CACHED_BYTES = 32, CACHED_IDS = 12, SHORT = 192 };
+enum { GRAIN = 1 << 15, SETS = 1 << 14, POOL = 1 << 16, LONGS = 1 << 12, LONG_BYTES = 76, LONG_IDS = 24, FEW = 192 };
 
-typedef struct { uint64_t hash; uint8_t bytes, ids; uint8_t text[CACHED_BYTES]; int32_t id[CACHED_IDS]; } Entry;
-typedef struct { int64_t version; Entry entry[CACHE]; } Cache;
-typedef struct {
-  const uint8_t *text; const int64_t *starts; int pattern; const uint8_t *classes; const int32_t *byteIds;
-  const uint64_t *table; int64_t slots, version; int32_t *out; int64_t *counts;
-} Bpe;
+/* A word of up to 15 bytes: up to three ids, or n of them from id[0] of the pool on. Two share a cache line. */
+typedef struct { uint64_t lo, hi; int32_t n, id[3]; } Short;
+typedef struct { uint64_t hash; int32_t bytes, ids; uint8_t text[LONG_BYTES]; int32_t id[LONG_IDS]; } Long;
+typedef struct { int64_t version, used; Short sets[SETS][2]; int32_t pool[POOL]; Long longs[LONGS]; } Cache;
+typedef struct { const ly_bpe_model *model; const uint8_t *text; const int64_t *starts; int32_t *out; int64_t *ends; BpePart *parts; } Encode;
 
-/* ---- words ---- */
+/* ---- hash tables ---- */
 
-typedef struct { uint32_t code; int bytes, kind; } Char;
-static inline Char at(const Bpe *t, const uint8_t *p, const uint8_t *end) {
-  if (p >= end) return (Char){0, 0, -1};
-  uint32_t c = *p; int n = 1;
-  if (c >= 0xF0) { c = (c & 7) << 18 | (p[1] & 63u) << 12 | (p[2] & 63u) << 6 | (p[3] & 63u); n = 4; }
-  else if (c >= 0xE0) { c = (c & 15) << 12 | (p[1] & 63u) << 6 | (p[2] & 63u); n = 3; }
-  else if (c >= 0xC0) { c = (c & 31) << 6 | (p[1] & 63u); n = 2; }
-  return (Char){c, n, t->classes[c]};
-}
-static inline const uint8_t *run_of(const Bpe *t, const uint8_t *p, const uint8_t *end, int kind) {
-  for (Char c; (c = at(t, p, end)).kind == kind;) p += c.bytes;
-  return p;
-}
-static inline int is_newline(Char c) { return c.code == '\r' || c.code == '\n'; }
+static inline uint64_t pair_key(int32_t a, int32_t b) { return ((uint64_t)(uint32_t)a << 32 | (uint32_t)b) + 1; }
+static inline int64_t pair_slot(uint64_t key) { return (int64_t)(key * 0x9E3779B97F4A7C15ull >> 20); }
 
-/* 's 't 're 've 'm 'll 'd; any case where the expression says (?i:), long s included. */
-static int contraction(const uint8_t *p, const uint8_t *end, int anyCase) {
-  if (*p != '\'' || end - p < 2) return 0;
-  uint8_t a = p[1], b = end - p > 2 ? p[2] : 0;
-  if (anyCase) {
-    if (a == 0xC5 && b == 0xBF) return 3;
-    if (a >= 'A' && a <= 'Z') a |= 32;
-    if (b >= 'A' && b <= 'Z') b |= 32;
+void ly_bpe_merges(const int32_t *merges, int64_t n, uint64_t *table, int64_t slots) {
+  for (int64_t r = 0; r < n; r++) {
+    uint64_t key = pair_key(merges[3 * r], merges[3 * r + 1]);
+    int64_t i = pair_slot(key) & (slots - 1);
+    while (table[2 * i] && table[2 * i] != key) i = (i + 1) & (slots - 1);
+    table[2 * i] = key;
+    table[2 * i + 1] = (uint64_t)r << 32 | (uint32_t)merges[3 * r + 2];
   }
-  if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
-  return (a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l') ? 3 : 0;
+}
+/* Rank and result of merging (a, b) as rank << 32 | id; all ones when they do not merge. */
+static inline uint64_t merge_of(const ly_bpe_model *t, int32_t a, int32_t b) {
+  uint64_t key = pair_key(a, b);
+  for (int64_t i = pair_slot(key) & (t->merge_slots - 1);; i = (i + 1) & (t->merge_slots - 1)) {
+    if (t->merges[2 * i] == key) return t->merges[2 * i + 1];
+    if (t->merges[2 * i] == 0) return UINT64_MAX;
+  }
 }
 
-/* The spaces from p on: up to the last newline where newlines count, else all but the one that the next word takes. */
-static const uint8_t *spaces(const Bpe *t, const uint8_t *p, const uint8_t *end, int newlines) {
-  const uint8_t *last = p, *newline = NULL, *q = p;
-  for (Char c; (c = at(t, q, end)).kind == SPACE; q += c.bytes) { last = q; if (is_newline(c)) newline = q + c.bytes; }
-  if (newlines && newline) return newline;
-  return q == end || last == p ? q : last;
+/* A slot: place << 24 | length, plus one; and the upper half of the hash << 32 | id. */
+void ly_bpe_words(const uint8_t *words, const int64_t *starts, const int32_t *ids, int64_t n, uint64_t *table, int64_t slots) {
+  for (int64_t w = 0; w < n; w++) {
+    int64_t bytes = starts[w + 1] - starts[w];
+    if (bytes == 0 || bytes >= 1 << 24) continue;
+    uint64_t h = bpe_hash(words + starts[w], bytes);
+    int64_t i = (int64_t)h & (slots - 1);
+    while (table[2 * i]) i = (i + 1) & (slots - 1);
+    table[2 * i] = ((uint64_t)starts[w] << 24 | (uint64_t)bytes) + 1;
+    table[2 * i + 1] = (h >> 32 << 32) | (uint32_t)ids[w];
+  }
 }
-
-static const uint8_t *word_end(const Bpe *t, const uint8_t *p, const uint8_t *end) {
-  int n = contraction(p, end, t->pattern != GPT2);
-  if (n) return p + n;
-  Char c = at(t, p, end), next = at(t, p + c.bytes, end);
-  if (t->pattern == GPT2) {
-    if (c.kind != SPACE) return run_of(t, p + c.bytes, end, c.kind);
-    if (c.code == ' ' && next.kind >= 0 && next.kind != SPACE) return run_of(t, p + 1, end, next.kind);
-    return spaces(t, p, end, 0);
+static int32_t word_of(const ly_bpe_model *t, const uint8_t *p, int64_t n) {
+  uint64_t h = bpe_hash(p, n);
+  for (int64_t i = (int64_t)h & (t->word_slots - 1); t->word_table[2 * i]; i = (i + 1) & (t->word_slots - 1)) {
+    uint64_t place = t->word_table[2 * i] - 1, value = t->word_table[2 * i + 1];
+    if (value >> 32 == h >> 32 && (int64_t)(place & 0xFFFFFF) == n && memcmp(t->words + (place >> 24), p, (size_t)n) == 0) return (int32_t)value;
   }
-  if (c.kind == LETTER) return run_of(t, p + c.bytes, end, LETTER);
-  if (c.kind == NUMBER) {
-    const uint8_t *q = p + c.bytes;
-    for (int i = 1; i < (t->pattern == LLAMA3 ? 3 : 1) && (c = at(t, q, end)).kind == NUMBER; i++) q += c.bytes;
-    return q;
-  }
-  if (next.kind == LETTER && !is_newline(c)) return run_of(t, p + c.bytes, end, LETTER);
-  if (c.kind == OTHER || (c.code == ' ' && next.kind == OTHER)) {
-    p = run_of(t, p + (c.kind == OTHER ? 0 : 1), end, OTHER);
-    while (p < end && (*p == '\r' || *p == '\n')) p++;
-    return p;
-  }
-  return spaces(t, p, end, 1);
+  return -1;
 }
 
 /* ---- merges ---- */
 
-/* Rank and result of merging (a, b) as rank << 32 | id; all ones when they do not merge. */
-static inline uint64_t merge_of(const Bpe *t, int32_t a, int32_t b) {
-  uint64_t key = ((uint64_t)(uint32_t)a << 32 | (uint32_t)b) + 1, h = key * 0x9E3779B97F4A7C15ull;
-  for (int64_t i = (int64_t)(h >> 20) & (t->slots - 1);; i = (i + 1) & (t->slots - 1)) {
-    if (t->table[2 * i] == key) return t->table[2 * i + 1];
-    if (t->table[2 * i] == 0) return UINT64_MAX;
-  }
-}
-
-static int64_t merge_short(const Bpe *t, int32_t *ids, int64_t n) {
-  uint64_t m[SHORT];
+static int64_t merge_few(const ly_bpe_model *t, int32_t *ids, int64_t n) {
+  uint64_t m[FEW];
   for (int64_t i = 0; i + 1 < n; i++) m[i] = merge_of(t, ids[i], ids[i + 1]);
   for (;;) {
     uint64_t best = UINT64_MAX; int64_t at = 0;
@@ -104,7 +74,9 @@ static int64_t merge_short(const Bpe *t, int32_t *ids, int64_t n) {
 /* Long words (a page without spaces): a linked list, and a heap of its pairs by rank, then place. */
 typedef struct { uint32_t rank; int32_t at; } Pair;
 static inline int before(Pair a, Pair b) { return a.rank != b.rank ? a.rank < b.rank : a.at < b.at; }
-static void sift_up(Pair *h, int64_t i) { for (; i && before(h[i], h[(i - 1) / 2]); i = (i - 1) / 2) { Pair x = h[i]; h[i] = h[(i - 1) / 2]; h[(i - 1) / 2] = x; } }
+static void sift_up(Pair *h, int64_t i) {
+  for (int64_t up; i && before(h[i], h[up = (i - 1) / 2]); i = up) { Pair x = h[i]; h[i] = h[up]; h[up] = x; }
+}
 static void sift_down(Pair *h, int64_t n) {
   for (int64_t i = 0, c; (c = 2 * i + 1) < n; i = c) {
     if (c + 1 < n && before(h[c + 1], h[c])) c++;
@@ -112,70 +84,152 @@ static void sift_down(Pair *h, int64_t n) {
     Pair x = h[i]; h[i] = h[c]; h[c] = x;
   }
 }
-static int64_t merge_long(const Bpe *t, int32_t *ids, int64_t n, int thread) {
-  int32_t *next = ly_scratch(thread, 14, (size_t)n * (8 + 3 * sizeof(Pair))), *prev = next + n;
-  Pair *heap = (Pair *)(prev + n); int64_t size = 0;
-#define PUSH(i) do { if (next[i] < n) { uint64_t m_ = merge_of(t, ids[i], ids[next[i]]); if (m_ != UINT64_MAX) { heap[size] = (Pair){(uint32_t)(m_ >> 32), (int32_t)(i)}; sift_up(heap, size++); } } } while (0)
-  for (int64_t i = 0; i < n; i++) { next[i] = (int32_t)i + 1; prev[i] = (int32_t)i - 1; }
-  for (int64_t i = 0; i < n; i++) PUSH(i);
-  while (size) {
-    Pair top = heap[0];
-    heap[0] = heap[--size];
-    sift_down(heap, size);
+typedef struct { const ly_bpe_model *model; int32_t *ids, *next, *prev; Pair *heap; int64_t n, size; } Chain;
+static void push(Chain *c, int64_t i) {
+  if (i < 0 || c->next[i] >= c->n) return;
+  uint64_t m = merge_of(c->model, c->ids[i], c->ids[c->next[i]]);
+  if (m == UINT64_MAX) return;
+  c->heap[c->size] = (Pair){(uint32_t)(m >> 32), (int32_t)i};
+  sift_up(c->heap, c->size++);
+}
+static int64_t merge_many(const ly_bpe_model *t, int32_t *ids, int64_t n, int thread) {
+  int32_t *next = ly_scratch(thread, 14, (size_t)n * (2 * sizeof(int32_t) + 3 * sizeof(Pair)));
+  Chain c = {t, ids, next, next + n, (Pair *)(next + 2 * n), n, 0};
+  for (int64_t i = 0; i < n; i++) { c.next[i] = (int32_t)i + 1; c.prev[i] = (int32_t)i - 1; }
+  for (int64_t i = 0; i < n; i++) push(&c, i);
+  while (c.size) {
+    Pair top = c.heap[0];
+    c.heap[0] = c.heap[--c.size];
+    sift_down(c.heap, c.size);
     int64_t i = top.at;
-    if (ids[i] < 0 || next[i] >= n) continue;
-    uint64_t m = merge_of(t, ids[i], ids[next[i]]);
+    if (ids[i] < 0 || c.next[i] >= n) continue;
+    uint64_t m = merge_of(t, ids[i], ids[c.next[i]]);
     if (m == UINT64_MAX || (uint32_t)(m >> 32) != top.rank) continue; /* one of the two was merged elsewhere */
-    int64_t gone = next[i];
+    int64_t gone = c.next[i];
     ids[i] = (int32_t)m;
     ids[gone] = -1;
-    next[i] = next[gone];
-    if (next[i] < n) prev[next[i]] = (int32_t)i;
-    PUSH(i);
-    if (prev[i] >= 0) { int64_t p = prev[i]; PUSH(p); }
+    c.next[i] = c.next[gone];
+    if (c.next[i] < n) c.prev[c.next[i]] = (int32_t)i;
+    push(&c, i);
+    push(&c, c.prev[i]);
   }
-#undef PUSH
   int64_t kept = 0;
-  for (int64_t i = 0; i < n; i = next[i]) ids[kept++] = ids[i];
+  for (int64_t i = 0; i < n; i = c.next[i]) ids[kept++] = ids[i];
   return kept;
 }
 
-static uint64_t hash_of(const uint8_t *p, int64_t n) {
-  uint64_t h = 0x9E3779B97F4A7C15ull ^ (uint64_t)n, w;
-  for (; n >= 8; n -= 8, p += 8) { memcpy(&w, p, 8); h = (h ^ w) * 0xD6E8FEB86659FD93ull; h ^= h >> 32; }
-  if (n) { w = 0; memcpy(&w, p, (size_t)n); h = (h ^ w) * 0xD6E8FEB86659FD93ull; h ^= h >> 32; }
-  return h;
+/* Ids of a word that is not remembered, to out[n]. */
+static int64_t merge_word(const ly_bpe_model *t, const uint8_t *p, int64_t n, int32_t *out, int thread) {
+  if (t->words && (out[0] = word_of(t, p, n)) >= 0) return 1;
+  for (int64_t k = 0; k < n; k++) out[k] = t->byte_ids[p[k]];
+  return n <= FEW ? merge_few(t, out, n) : merge_many(t, out, n, thread);
 }
 
-static void encode_body(void *ctx, int64_t i, int thread) {
-  const Bpe *t = ctx;
-  Cache *cache = ly_scratch(thread, 15, sizeof(Cache));
-  if (cache->version != t->version) { memset(cache, 0, sizeof(Cache)); cache->version = t->version; }
-  const uint8_t *p = t->text + t->starts[i], *end = t->text + t->starts[i + 1];
-  int32_t *out = t->out + t->starts[i];
+/* ---- texts ---- */
+
+static void remember(Cache *c, Short *set, BpeKey key, const int32_t *ids, int64_t n) {
+  if (n > 3 && c->used + n > POOL) { memset(c->sets, 0, sizeof c->sets); c->used = 0; }
+  set[1] = set[0];
+  set[0] = (Short){key.lo, key.hi, (int32_t)n, {(int32_t)c->used}};
+  if (n <= 3) { for (int64_t k = 0; k < n; k++) set[0].id[k] = ids[k]; return; }
+  memcpy(c->pool + c->used, ids, (size_t)n * sizeof *ids);
+  c->used += n;
+}
+
+static int64_t long_word(const ly_bpe_model *t, Cache *c, const uint8_t *p, int64_t n, int32_t *out, int thread) {
+  if (n > LONG_BYTES) return merge_word(t, p, n, out, thread);
+  uint64_t h = bpe_hash(p, n);
+  Long *e = &c->longs[h & (LONGS - 1)];
+  if (e->hash == h && e->bytes == n && memcmp(e->text, p, (size_t)n) == 0) {
+    memcpy(out, e->id, (size_t)e->ids * sizeof *out);
+    return e->ids;
+  }
+  int64_t m = merge_word(t, p, n, out, thread);
+  if (m <= LONG_IDS) {
+    e->hash = h; e->bytes = (int32_t)n; e->ids = (int32_t)m;
+    memcpy(e->text, p, (size_t)n);
+    memcpy(e->id, out, (size_t)m * sizeof *out);
+  }
+  return m;
+}
+
+/* A word has at least as many bytes as ids, so ids written from the part's first byte on never reach another part's. */
+static inline __attribute__((always_inline)) int32_t *encode_text(int pattern, const ly_bpe_model *t, Cache *cache, const uint8_t *p, const uint8_t *end, int32_t *out, int thread) {
   while (p < end) {
-    const uint8_t *stop = word_end(t, p, end);
+    const uint8_t *stop = bpe_word(pattern, t->classes, p, end);
     int64_t n = stop - p;
-    uint64_t h = n <= CACHED_BYTES ? hash_of(p, n) | 1 : 0;
-    Entry *e = &cache->entry[(h >> 8) & (CACHE - 1)];
-    if (h && e->hash == h && e->bytes == n && memcmp(e->text, p, (size_t)n) == 0) {
-      memcpy(out, e->id, e->ids * sizeof(int32_t));
-      out += e->ids;
-    } else {
-      for (int64_t k = 0; k < n; k++) out[k] = t->byteIds[p[k]];
-      int64_t m = n <= SHORT ? merge_short(t, out, n) : merge_long(t, out, n, thread);
-      if (h && m <= CACHED_IDS) {
-        e->hash = h; e->bytes = (uint8_t)n; e->ids = (uint8_t)m;
-        memcpy(e->text, p, (size_t)n);
-        memcpy(e->id, out, (size_t)m * sizeof(int32_t));
+    if (n > 15) out += long_word(t, cache, p, n, out, thread);
+    else {
+      BpeKey key = bpe_key(p, n);
+      Short *set = cache->sets[bpe_mix(key.lo, key.hi) & (SETS - 1)];
+      const Short *e = set[0].lo == key.lo && set[0].hi == key.hi ? set : set[1].lo == key.lo && set[1].hi == key.hi ? set + 1 : NULL;
+      if (e && e->n <= 3) {
+        out[0] = e->id[0];
+        if (e->n > 1) { out[1] = e->id[1]; if (e->n > 2) out[2] = e->id[2]; }
+        out += e->n;
+      } else if (e) {
+        memcpy(out, cache->pool + e->id[0], (size_t)e->n * sizeof *out);
+        out += e->n;
+      } else {
+        int64_t m = merge_word(t, p, n, out, thread);
+        remember(cache, set, key, out, m);
+        out += m;
       }
-      out += m;
     }
     p = stop;
   }
-  t->counts[i] = out - (t->out + t->starts[i]);
+  return out;
 }
-void ly_bpe_encode(const uint8_t *text, const int64_t *starts, int64_t n, int pattern, const uint8_t *classes, const int32_t *byte_ids, const uint64_t *table, int64_t slots, int64_t version, int32_t *out, int64_t *counts) {
-  Bpe t = {text, starts, pattern, classes, byte_ids, table, slots, version, out, counts};
-  ly_parallel(n, encode_body, &t);
+
+static void encode_body(void *ctx, int64_t i, int thread) {
+  Encode *e = ctx;
+  const ly_bpe_model *t = e->model;
+  BpePart *part = &e->parts[i];
+  Cache *cache = ly_scratch(thread, 15, sizeof(Cache));
+  if (cache->version != t->version) { memset(cache, 0, sizeof(Cache)); cache->version = t->version; }
+  int32_t *first = e->out + part->from, *out = first;
+  for (int64_t from = part->from, text = part->text; from < part->to; text++) {
+    int64_t last = e->starts[text + 1] - 1, to = last < part->to ? last : part->to;
+    const uint8_t *p = e->text + from, *end = e->text + to;
+    if (t->pattern == BPE_GPT2) out = encode_text(BPE_GPT2, t, cache, p, end, out, thread);
+    else if (t->pattern == BPE_LLAMA3) out = encode_text(BPE_LLAMA3, t, cache, p, end, out, thread);
+    else out = encode_text(BPE_QWEN, t, cache, p, end, out, thread);
+    if (last < part->to) e->ends[text] = out - first;
+    from = last + 1;
+  }
+  part->ids = out - first;
+}
+
+int64_t bpe_parts(const uint8_t *classes, const uint8_t *text, const int64_t *starts, int64_t n, int64_t grain, BpePart *parts) {
+  int64_t count = 0, at = 0;
+  for (int64_t from = n ? starts[0] : 0; n && from < starts[n];) {
+    while (starts[at + 1] <= from) at++;
+    int64_t to = from + grain, first = at;
+    if (to >= starts[n]) to = starts[n];
+    else {
+      while (starts[at + 1] <= to) at++;
+      int64_t last = starts[at + 1] - 1;
+      to = bpe_border(classes, text + to, text + last) - text;
+      if (to == last) to++; /* the zero byte goes with its text */
+    }
+    parts[count++] = (BpePart){from, to, first, 0};
+    from = to;
+  }
+  return count;
+}
+
+void ly_bpe_encode(const void *model, const uint8_t *text, const int64_t *starts, int64_t n, int32_t *out, int64_t *ends) {
+  const ly_bpe_model *t = model;
+  if (n == 0) return;
+  BpePart *parts = ly_scratch(-1, 14, (size_t)((starts[n] - starts[0]) / GRAIN + 1) * sizeof *parts);
+  int64_t count = bpe_parts(t->classes, text, starts, n, GRAIN, parts);
+  Encode e = {t, text, starts, out, ends, parts};
+  ly_parallel(count, encode_body, &e);
+  /* Close the gaps between the parts. */
+  int64_t done = 0;
+  for (int64_t i = 0, at = 0; i < count; i++) {
+    for (; at < n && starts[at + 1] <= parts[i].to; at++) ends[at] += done;
+    memmove(out + done, out + parts[i].from, (size_t)parts[i].ids * sizeof *out);
+    done += parts[i].ids;
+  }
 }

@@ -132,12 +132,37 @@ void ly_random_uniform(float *out, int64_t n, uint64_t seed, uint64_t stream); /
 
 /* ---- bpe.c: byte-level BPE over all cores ------------------------------------------------------------------------ */
 
-/* Text i is the UTF-8 bytes starts[i] .. starts[i+1]-1; its ids go to out + starts[i], their number to counts[i].
- * pattern: 0 GPT-2, 1 Llama 3, 2 Qwen. classes[0x110000]: 1 letter, 2 number, 3 white space, 0 other. byte_ids[256].
- * table: `slots` (a power of two) pairs of uint64, open addressing with linear probing from (key * golden) >> 20:
- * key (left << 32 | right) + 1, value rank << 32 | merged id; key 0 is a free slot. version: changes with the table. */
-void ly_bpe_encode(const uint8_t *text, const int64_t *starts, int64_t n, int pattern, const uint8_t *classes, const int32_t *byte_ids,
-                   const uint64_t *table, int64_t slots, int64_t version, int32_t *out, int64_t *counts);
+/* A tokenizer as the engine sees it; the memory it points to is the caller's. */
+typedef struct {
+  int64_t pattern;           /* 0 GPT-2, 1 Llama 3, 2 Qwen */
+  const uint8_t *classes;    /* [0x110000]: 1 letter, 2 number, 3 white space, 0 other */
+  const int32_t *byte_ids;   /* [256] */
+  const uint64_t *merges;    /* made by ly_bpe_merges */
+  int64_t merge_slots;
+  const uint8_t *words;      /* with ignore_merges: the vocabulary, text after text; else NULL */
+  const uint64_t *word_table;/* made by ly_bpe_words */
+  int64_t word_slots;
+  int64_t version;           /* another number for every other tokenizer */
+} ly_bpe_model;
+/* Hash tables with `slots` (a power of two above n) pairs of uint64, zero before. merges[n,3]: left, right and merged id, in
+ * order of rank. words: id ids[i] has the bytes starts[i] .. starts[i+1]-1. */
+void ly_bpe_merges(const int32_t *merges, int64_t n, uint64_t *table, int64_t slots);
+void ly_bpe_words(const uint8_t *words, const int64_t *starts, const int32_t *ids, int64_t n, uint64_t *table, int64_t slots);
+/* Text i is the UTF-8 bytes starts[i] .. starts[i+1]-2, then a zero byte; 16 readable bytes stand behind the last. All ids go
+ * to out[starts[n]], one text after the other; those of text i end before ends[i]. */
+void ly_bpe_encode(const void *model, const uint8_t *text, const int64_t *starts, int64_t n, int32_t *out, int64_t *ends);
+
+/* ---- bpe_train.c: the exception to the rule above: a trainer keeps what it counted, until it is closed. ---- */
+
+void *ly_bpe_train_open(int pattern, const uint8_t *classes);
+void ly_bpe_train_count(void *trainer, const uint8_t *text, const int64_t *starts, int64_t n); /* texts as for ly_bpe_encode */
+int64_t ly_bpe_train_words(void *trainer); /* different words so far */
+/* Merges the most frequent pair (ties: the lower ids) until the vocabulary has `wanted` tokens or no pair occurs min_frequency times.
+ * The first n tokens are given: token i has the bytes starts[i] .. starts[i+1]-1 of tokens (none: it cannot come of a merge).
+ * merges[wanted,3]: left, right, merged id. Returns how many. Call once. */
+int64_t ly_bpe_train_merge(void *trainer, const int32_t *byte_ids, const uint8_t *tokens, const int64_t *starts, int64_t n, int64_t wanted,
+                           int64_t min_frequency, int32_t *merges);
+void ly_bpe_train_close(void *trainer);
 
 /* ---- sample.c ------------------------------------------------------------------------------------------------ */
 

@@ -72,8 +72,15 @@ export interface Device {
   addRows(src: Ptr, rows: Ptr, dst: Ptr, n: number, D: number, dt: DType): void;
   randomNormal(out: Ptr, n: number, seed: number, stream: number, mean: number, std: number, dt: DType): void;
   randomUniform(out: Ptr, n: number, seed: number, stream: number): void;
+  bpeEncode(model: Ptr, text: Ptr, starts: Ptr, n: number, out: Ptr, ends: Ptr): void;
+  bpeMerges(merges: Ptr, n: number, table: Ptr, slots: number): void;
+  bpeWords(words: Ptr, starts: Ptr, ids: Ptr, n: number, table: Ptr, slots: number): void;
+  bpeTrainOpen(pattern: number, classes: Ptr): Ptr;
+  bpeTrainCount(trainer: Ptr, text: Ptr, starts: Ptr, n: number): void;
+  bpeTrainWords(trainer: Ptr): number;
   // biome-ignore format: one line a kernel
-  bpeEncode(text: Ptr, starts: Ptr, n: number, pattern: number, classes: Ptr, byteIds: Ptr, table: Ptr, slots: number, version: number, out: Ptr, counts: Ptr): void;
+  bpeTrainMerge(trainer: Ptr, byteIds: Ptr, tokens: Ptr, starts: Ptr, n: number, wanted: number, minFrequency: number, merges: Ptr): number;
+  bpeTrainClose(trainer: Ptr): void;
   // biome-ignore format: one line a kernel
   sample(logits: Ptr, B: number, V: number, history: Ptr, nhist: Ptr, maxhist: number, repetitionPenalty: number, temperature: number, topK: number, topP: number, minP: number, u: Ptr, ids: Ptr, logp: Ptr): void;
 }

@@ -44,9 +44,9 @@ export class BpeModel {
   }
 
   /** Ids of left, right and merged token, and rank, of every merge. */
-  *entries(): Generator<[left: number, right: number, rank: number, id: number]> {
+  *entries(): Generator<{ left: number; right: number; rank: number; id: number }> {
     for (const [pair, merge] of this.merges)
-      yield [Math.floor(pair / PAIR), pair % PAIR, Math.floor(merge / PAIR), merge % PAIR];
+      yield { left: Math.floor(pair / PAIR), right: pair % PAIR, rank: Math.floor(merge / PAIR), id: merge % PAIR };
   }
 
   /** True when every byte has a token: then any text can be encoded and nothing is lost. */

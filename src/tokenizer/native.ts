@@ -1,114 +1,218 @@
-/** The engine's BPE encoder: the same ids as the JavaScript one, on all cores. For the three known pre-tokenizers. */
+/** The engine's BPE: encoding and training on all cores, with the ids and merges of the JavaScript code. */
+import { randomBytes } from "node:crypto";
+import { isMainThread } from "node:worker_threads";
 import { currentCpu } from "../device/cpu.js";
 import type { Device, Ptr } from "../device/device.js";
 import type { BpeModel } from "./bpe.js";
+import { CHAR_TO_BYTE } from "./bytes.js";
 import type { Pretokenizer } from "./pretokenize.js";
 import { characterClasses, SPACE } from "./unicode.js";
 
 const PATTERN_NUMBERS: Record<Pretokenizer, number> = { gpt2: 0, llama3: 1, qwen: 2 };
-/** Long texts are cut into pieces of about this many characters, so that every core has work. */
-const PIECE = 1 << 15;
+/** Characters handed to the engine at once; a longer text is cut. */
+const ROUND = 1 << 22;
 
-let versions = 0;
+/** The engine; null where it cannot be opened, and in worker threads, since its pool serves one caller at a time. */
+function engine(): Device | null {
+  if (!isMainThread) return null;
+  try {
+    return currentCpu();
+  } catch {
+    return null;
+  }
+}
+
+/** Pieces of engine memory that are given back together. */
+class Memory {
+  private readonly pieces: [Ptr, number][] = [];
+  constructor(private readonly device: Device) {}
+  alloc(bytes: number): Ptr {
+    const ptr = this.device.alloc(bytes);
+    this.pieces.push([ptr, bytes]);
+    return ptr;
+  }
+  put(data: ArrayBufferView): Ptr {
+    const ptr = this.alloc(data.byteLength + 16);
+    this.device.bytes(ptr, data.byteLength).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    return ptr;
+  }
+  free(): void {
+    for (const [ptr, bytes] of this.pieces.splice(0)) this.device.free(ptr, bytes);
+  }
+}
+
+/** Engine memory for as long as `owner` lives. */
+const reclaimed = new FinalizationRegistry<Memory>((memory) => memory.free());
+let classes: { device: Device; ptr: Ptr } | undefined;
+/** The table of character classes, once for all tokenizers. */
+function classesOn(device: Device): Ptr {
+  if (classes?.device !== device) classes = { device, ptr: new Memory(device).put(characterClasses()) };
+  return classes.ptr;
+}
+
+/** Texts in engine memory as its kernels take them: UTF-8, each followed by a zero byte. */
+class Texts {
+  readonly memory: Memory;
+  readonly text: Ptr;
+  readonly starts: Ptr;
+  private readonly bytes: Buffer;
+  private readonly places: BigInt64Array;
+  private used = 0;
+  count = 0;
+
+  /** Room for texts of so many characters in all. */
+  constructor(device: Device, characters: number, texts: number) {
+    this.memory = new Memory(device);
+    const capacity = 3 * characters + texts + 16;
+    this.text = this.memory.alloc(capacity);
+    this.starts = this.memory.alloc((texts + 1) * 8);
+    const { buffer, byteOffset } = device.bytes(this.text, capacity);
+    this.bytes = Buffer.from(buffer as ArrayBuffer, byteOffset, capacity);
+    const places = device.bytes(this.starts, (texts + 1) * 8);
+    this.places = new BigInt64Array(places.buffer, places.byteOffset, texts + 1);
+  }
+  get size(): number {
+    return this.used;
+  }
+  clear(): void {
+    this.used = 0;
+    this.count = 0;
+  }
+  add(text: string): void {
+    this.used += this.bytes.write(text, this.used, "utf8");
+    this.bytes[this.used++] = 0;
+    this.places[++this.count] = BigInt(this.used);
+  }
+}
 
 export class NativeBpe {
-  private readonly version = ++versions;
-  private readonly classes: Ptr;
-  private readonly byteIds: Ptr;
-  private readonly table: Ptr;
-  private readonly slots: number;
-
   private constructor(
     private readonly device: Device,
-    private readonly pattern: number,
-    byteIds: Int32Array,
-    merges: readonly [left: number, right: number, rank: number, id: number][],
-  ) {
-    const keep = (bytes: Uint8Array): Ptr => {
-      const ptr = device.alloc(bytes.length);
-      device.bytes(ptr, bytes.length).set(bytes);
-      return ptr;
-    };
-    this.classes = keep(characterClasses());
-    this.byteIds = keep(new Uint8Array(byteIds.buffer));
-    this.slots = 2 ** Math.ceil(Math.log2(merges.length * 2 + 16));
-    const table = new BigUint64Array(this.slots * 2);
-    const mask = BigInt(this.slots - 1);
-    for (const [left, right, rank, id] of merges) {
-      const key = ((BigInt(left) << 32n) | BigInt(right)) + 1n;
-      let at = (BigInt.asUintN(64, key * 0x9e3779b97f4a7c15n) >> 20n) & mask;
-      while (table[Number(2n * at)] !== 0n) at = (at + 1n) & mask;
-      table[Number(2n * at)] = key;
-      table[Number(2n * at + 1n)] = (BigInt(rank) << 32n) | BigInt(id);
-    }
-    this.table = keep(new Uint8Array(table.buffer));
-  }
+    private readonly model: Ptr,
+    private readonly prefixSpace: boolean,
+  ) {}
 
-  /** null where the engine is not built, or the model is one that it does not know. */
+  /** null where there is no engine, or the vocabulary lacks a byte: that is left to the JavaScript encoder. */
   static of(model: BpeModel, pattern: Pretokenizer, prefixSpace: boolean): NativeBpe | null {
-    if (!model.hasAllBytes || model.ignoreMerges || prefixSpace) return null;
-    try {
-      return new NativeBpe(currentCpu(), PATTERN_NUMBERS[pattern], model.byteIds, [...model.entries()]);
-    } catch {
-      return null; // no engine here: the JavaScript encoder does the work
-    }
+    const device = model.hasAllBytes ? engine() : null;
+    if (!device) return null;
+    const memory = new Memory(device);
+    const merges = [...model.entries()].sort((a, b) => a.rank - b.rank);
+    const triples = new Int32Array(merges.length * 3);
+    for (const [i, { left, right, id }] of merges.entries()) triples.set([left, right, id], 3 * i);
+    const table = slotsFor(merges.length);
+    const mergeTable = memory.alloc(table * 16);
+    const work = new Memory(device);
+    device.bpeMerges(work.put(triples), merges.length, mergeTable, table);
+    const words = model.ignoreMerges ? wordTable(model, device, memory, work) : [0, 0, 0];
+    work.free();
+    const version = randomBytes(8).readBigInt64LE();
+    const fields = [
+      PATTERN_NUMBERS[pattern],
+      classesOn(device),
+      memory.put(model.byteIds),
+      mergeTable,
+      table,
+      ...words,
+    ];
+    const native = new NativeBpe(device, memory.put(BigInt64Array.from([...fields.map(BigInt), version])), prefixSpace);
+    reclaimed.register(native, memory);
+    return native;
   }
 
   /** Ids of each text, given as pieces: plain text to encode, and ids that stand between. */
   encode(texts: readonly (readonly (string | number)[])[]): Uint32Array[] {
+    const prefix = (p: string): string => (this.prefixSpace && p !== "" && !p.startsWith(" ") ? ` ${p}` : p);
     const parts = texts.map((pieces) =>
-      pieces.flatMap((p): (string | number)[] => (typeof p === "string" ? cut(p) : [p])),
+      pieces.flatMap((p): (string | number)[] => (typeof p === "string" ? cut(prefix(p)) : [p])),
     );
-    const plain = parts.flat().filter((p) => typeof p === "string");
+    const found = this.encodePlain(parts.flatMap((pieces) => pieces.filter((p) => typeof p === "string")));
+    let next = 0;
+    return parts.map((pieces) => {
+      const ids = pieces.map((p) => (typeof p === "number" ? Uint32Array.of(p) : found[next++]));
+      return ids.length === 1 ? ids[0] : joined(ids);
+    });
+  }
+
+  private encodePlain(texts: readonly string[]): Uint32Array[] {
     const { device } = this;
-    const size = plain.reduce((n, p) => n + Buffer.byteLength(p), 0);
-    // Text, ids (at most one a byte), starts and counts in one piece of memory.
-    const [idsAt, startsAt] = [round(size), round(size) + round(size * 4)];
-    const countsAt = startsAt + round((plain.length + 1) * 8);
-    const bytes = countsAt + round((plain.length + 1) * 8);
-    const memory = device.alloc(bytes);
+    const rounds = inRounds(texts);
+    const characters = Math.max(0, ...rounds.map((round) => round.reduce((n, t) => n + t.length, 0)));
+    const most = Math.max(0, ...rounds.map((round) => round.length));
+    const input = new Texts(device, characters, most);
     try {
-      const text = device.bytes(memory, Math.max(1, size));
-      const starts = new Float64Array(plain.length + 1);
-      const encoder = new TextEncoder();
-      plain.forEach((p, i) => {
-        starts[i + 1] = starts[i] + encoder.encodeInto(p, text.subarray(starts[i])).written;
-      });
-      const words = device.bytes(memory + startsAt, (plain.length + 1) * 8);
-      new BigInt64Array(words.buffer, words.byteOffset).set(BigInt64Array.from(starts, BigInt));
-      // biome-ignore format: one call
-      device.bpeEncode(memory, memory + startsAt, plain.length, this.pattern, this.classes, this.byteIds, this.table, this.slots, this.version, memory + idsAt, memory + countsAt);
-      const ids = device.i32(memory + idsAt, Math.max(1, size));
-      const counts = device.i32(memory + countsAt, plain.length * 2 || 1); // low halves of int64
-      let next = 0;
-      return parts.map((pieces) => {
-        const found = pieces.map((p) => {
-          if (typeof p === "number") return [p];
-          const from = starts[next];
-          return ids.subarray(from, from + counts[2 * next++]);
+      const out = input.memory.alloc((3 * characters + most) * 4 || 1);
+      const ends = input.memory.alloc(most * 8 || 1);
+      return rounds.flatMap((round) => {
+        input.clear();
+        for (const text of round) input.add(text);
+        device.bpeEncode(this.model, input.text, input.starts, round.length, out, ends);
+        const places = device.i32(ends, round.length * 2); // the lower halves of int64
+        const ids = device.bytes(out, 4 * places[2 * round.length - 2]);
+        let from = 0;
+        return round.map((_, i) => {
+          const to = places[2 * i];
+          const own = new Uint32Array(to - from);
+          new Uint8Array(own.buffer).set(ids.subarray(4 * from, 4 * to));
+          from = to;
+          return own;
         });
-        const out = new Uint32Array(found.reduce((n, f) => n + f.length, 0));
-        let at = 0;
-        for (const f of found) {
-          out.set(f, at);
-          at += f.length;
-        }
-        return out;
       });
     } finally {
-      device.free(memory, bytes);
+      input.memory.free();
     }
   }
 }
-const round = (n: number): number => Math.ceil((n + 1) / 64) * 64;
+
+/** A power of two with at least as many free places as taken ones. */
+const slotsFor = (n: number): number => 2 ** Math.ceil(Math.log2(n * 2 + 16));
+
+/** For ignore_merges: which words are tokens as they are. */
+function wordTable(model: BpeModel, device: Device, memory: Memory, work: Memory): [Ptr, Ptr, number] {
+  const tokens = [...model.ids].filter(([token]) => [...token].every((c) => CHAR_TO_BYTE.has(c)));
+  const bytes = Buffer.concat(tokens.map(([token]) => Uint8Array.from(token, (c) => CHAR_TO_BYTE.get(c)!)));
+  const starts = new BigInt64Array(tokens.length + 1);
+  // Each of its characters is one byte, and one UTF-16 unit.
+  for (const [i, [token]] of tokens.entries()) starts[i + 1] = starts[i] + BigInt(token.length);
+  const slots = slotsFor(tokens.length);
+  const [words, table] = [memory.put(bytes), memory.alloc(slots * 16)];
+  const ids = work.put(Int32Array.from(tokens, ([, id]) => id));
+  device.bpeWords(words, work.put(starts), ids, tokens.length, table, slots);
+  return [words, table, slots];
+}
+
+/** Texts in groups of up to ROUND characters, or one text that is longer. */
+function inRounds(texts: readonly string[]): string[][] {
+  const rounds: string[][] = [];
+  let size = 0;
+  for (const text of texts) {
+    if (rounds.length === 0 || size + text.length > ROUND) {
+      rounds.push([]);
+      size = 0;
+    }
+    rounds[rounds.length - 1].push(text);
+    size += text.length;
+  }
+  return rounds;
+}
+
+function joined(ids: readonly Uint32Array[]): Uint32Array {
+  const out = new Uint32Array(ids.reduce((n, part) => n + part.length, 0));
+  let at = 0;
+  for (const part of ids) {
+    out.set(part, at);
+    at += part.length;
+  }
+  return out;
+}
 
 /** Cuts a long text where a word certainly ends: after a newline that something other than white space follows. */
 function cut(text: string): string[] {
   const out: string[] = [];
   let from = 0;
   const border = new RegExp(`\\n(?=[^${SPACE}])`, "gu");
-  while (text.length - from > 2 * PIECE) {
-    border.lastIndex = from + PIECE;
+  while (text.length - from > ROUND) {
+    border.lastIndex = from + ROUND / 2;
     const match = border.exec(text);
     if (!match) break;
     out.push(text.slice(from, match.index + 1));
@@ -116,4 +220,79 @@ function cut(text: string): string[] {
   }
   out.push(text.slice(from));
   return out;
+}
+
+/** Counts the words of texts, then merges: the engine's side of training. */
+export class NativeTrainer {
+  private readonly trainer: Ptr;
+  private readonly input: Texts;
+  private waiting: string[] = [];
+  private size = 0;
+
+  private constructor(
+    private readonly device: Device,
+    pretokenizer: Pretokenizer,
+  ) {
+    this.trainer = device.bpeTrainOpen(PATTERN_NUMBERS[pretokenizer], classesOn(device));
+    this.input = new Texts(device, 2 * ROUND, ROUND);
+  }
+  /** null where there is no engine. */
+  static open(pretokenizer: Pretokenizer): NativeTrainer | null {
+    const device = engine();
+    return device && new NativeTrainer(device, pretokenizer);
+  }
+
+  add(text: string): void {
+    for (const part of cut(text)) {
+      if (this.size + part.length > ROUND || this.waiting.length >= ROUND) this.flush();
+      this.waiting.push(part);
+      this.size += part.length;
+    }
+  }
+  private flush(): void {
+    // A text without a place to cut it has memory of its own.
+    const input = this.size > 2 * ROUND ? new Texts(this.device, this.size, this.waiting.length) : this.input;
+    try {
+      input.clear();
+      for (const text of this.waiting) input.add(text);
+      this.device.bpeTrainCount(this.trainer, input.text, input.starts, this.waiting.length);
+    } finally {
+      if (input !== this.input) input.memory.free();
+    }
+    this.waiting = [];
+    this.size = 0;
+  }
+
+  /** How many different words the texts hold. */
+  get words(): number {
+    this.flush();
+    return Number(this.device.bpeTrainWords(this.trainer));
+  }
+
+  /** Merges as ids [left, right, merged] until the vocabulary, of which the first tokens are given, has `wanted`. */
+  merge(vocab: readonly string[], wanted: number, minFrequency: number): [number, number, number][] {
+    const idOf = new Map(vocab.map((t, i) => [t, i]));
+    const byteIds = Int32Array.from({ length: 256 });
+    for (const [c, b] of CHAR_TO_BYTE) byteIds[b] = idOf.get(c)!;
+    const spelled = vocab.map((t) => {
+      const bytes = Array.from(t, (c) => CHAR_TO_BYTE.get(c));
+      return bytes.includes(undefined) ? new Uint8Array() : Uint8Array.from(bytes as number[]);
+    });
+    const starts = new BigInt64Array(vocab.length + 1);
+    for (const [i, bytes] of spelled.entries()) starts[i + 1] = starts[i] + BigInt(bytes.length);
+    const memory = new Memory(this.device);
+    try {
+      const merges = memory.alloc(wanted * 12);
+      const given = [memory.put(byteIds), memory.put(Buffer.concat(spelled)), memory.put(starts)] as const;
+      const n = Number(this.device.bpeTrainMerge(this.trainer, ...given, vocab.length, wanted, minFrequency, merges));
+      const ids = this.device.i32(merges, Math.max(1, n * 3));
+      return Array.from({ length: n }, (_, i) => [ids[3 * i], ids[3 * i + 1], ids[3 * i + 2]]);
+    } finally {
+      memory.free();
+    }
+  }
+  close(): void {
+    this.device.bpeTrainClose(this.trainer);
+    this.input.memory.free();
+  }
 }

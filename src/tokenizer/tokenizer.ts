@@ -18,6 +18,7 @@ import {
   type PretokenizerStep,
   pretokenizerSteps,
 } from "./pretokenize.js";
+import { wellFormed } from "./unicode.js";
 
 export type { AddedToken } from "./added.js";
 
@@ -28,6 +29,8 @@ export interface EncodeOptions {
   allowSpecial?: boolean;
   /** Put the tokens around the text that the post-processor asks for (bos, say); default false. */
   addSpecialTokens?: boolean;
+  /** Large inputs in the engine, on all cores, where there is one; default true. */
+  engine?: boolean;
 }
 
 /** Text as it comes: push(id) returns what is certain, end() the rest. */
@@ -162,8 +165,16 @@ export class Tokenizer {
   }
 
   encode(text: string, options: EncodeOptions = {}): Uint32Array {
-    if (text.length > ENGINE_FROM) return this.encodeBatch([text], options)[0];
-    return this.encodeHere(text, options);
+    return this.encodeBatch([text], options)[0];
+  }
+
+  /** As `encode` of each; large inputs on all cores. */
+  encodeBatch(texts: readonly string[], options: EncodeOptions = {}): Uint32Array[] {
+    const isLarge = options.engine !== false && texts.reduce((n, t) => n + t.length, 0) > ENGINE_FROM;
+    const native = isLarge ? this.engine() : null;
+    return native
+      ? native.encode(texts.map((t) => this.pieces(t, options)))
+      : texts.map((t) => this.encodeHere(t, options));
   }
 
   private encodeHere(text: string, options: EncodeOptions): Uint32Array {
@@ -173,15 +184,6 @@ export class Tokenizer {
       else for (const word of cutWords(piece, this.steps)) for (const id of this.model.encodeWord(word)) ids.push(id);
     }
     return Uint32Array.from(ids);
-  }
-
-  /** As `encode` of each; large inputs on all cores. */
-  encodeBatch(texts: readonly string[], options: EncodeOptions = {}): Uint32Array[] {
-    const isLarge = texts.reduce((n, t) => n + t.length, 0) > ENGINE_FROM;
-    const native = isLarge ? this.engine() : null;
-    return native
-      ? native.encode(texts.map((t) => this.pieces(t, options)))
-      : texts.map((t) => this.encodeHere(t, options));
   }
 
   /** Plain texts, normalized, and the ids of added tokens between and around them. */
@@ -270,9 +272,6 @@ export class Tokenizer {
       .digest("hex");
   }
 }
-
-/** In every Node that Lyceum runs on, but not yet in TypeScript's ES2023. */
-const wellFormed = (text: string): string => (text as string & { toWellFormed(): string }).toWellFormed();
 
 /** A token with a character outside the byte alphabet was added as text; every other one is spelled in bytes. */
 function toBytes(token: string): Uint8Array {

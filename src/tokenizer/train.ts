@@ -4,9 +4,11 @@
  */
 import { UserError } from "../run/errors.js";
 import { ALPHABET, toByteChars } from "./bytes.js";
+import { NativeTrainer } from "./native.js";
 import { toRegExp } from "./oniguruma.js";
 import { PATTERNS, type Pretokenizer } from "./pretokenize.js";
 import { Tokenizer } from "./tokenizer.js";
+import { wellFormed } from "./unicode.js";
 
 export interface TrainOptions {
   vocabSize: number;
@@ -14,6 +16,8 @@ export interface TrainOptions {
   specialTokens?: readonly string[];
   /** Pairs rarer than this are not merged; default 2. */
   minFrequency?: number;
+  /** In the engine, on all cores, where there is one; default true. */
+  engine?: boolean;
 }
 
 interface Word {
@@ -21,6 +25,10 @@ interface Word {
   count: number;
 }
 
+/**
+ * Trains on texts, of which each is cut into words by itself. The same tokenizer, whether the engine does the work or
+ * JavaScript, and on any number of threads. Throws a UserError for a vocabulary that is too small and for no text at all.
+ */
 export function trainBpe(texts: Iterable<string>, options: TrainOptions): Tokenizer {
   const { vocabSize, pretokenizer = "llama3", specialTokens = ["<|endoftext|>"], minFrequency = 2 } = options;
   const vocab = [...new Set([...specialTokens, ...ALPHABET])];
@@ -29,10 +37,49 @@ export function trainBpe(texts: Iterable<string>, options: TrainOptions): Tokeni
       `A vocabulary of ${vocabSize} is too small: the 256 bytes and ${specialTokens.length} special tokens alone need ${vocab.length}.`,
       2,
     );
+  const native = options.engine === false ? null : NativeTrainer.open(pretokenizer);
+  const merges = native
+    ? trainInEngine(native, texts, vocab, vocabSize, minFrequency)
+    : trainHere(texts, pretokenizer, vocab, vocabSize, minFrequency);
+  const spelled = merges.map(([left, right]): [string, string] => [vocab[left], vocab[right]]);
+  return Tokenizer.fromParts(vocab, spelled, pretokenizer, specialTokens);
+}
+
+const noText = (): UserError => new UserError("There is no text to train a tokenizer on.");
+type Merges = [left: number, right: number][];
+
+/** Both trainers add the merged tokens to `vocab`. */
+function trainInEngine(
+  trainer: NativeTrainer,
+  texts: Iterable<string>,
+  vocab: string[],
+  vocabSize: number,
+  minFrequency: number,
+): Merges {
+  try {
+    for (const text of texts) trainer.add(text);
+    if (trainer.words === 0) throw noText();
+    return trainer.merge(vocab, vocabSize, minFrequency).map(([left, right, merged]) => {
+      if (merged === vocab.length) vocab.push(vocab[left] + vocab[right]);
+      return [left, right];
+    });
+  } finally {
+    trainer.close();
+  }
+}
+
+function trainHere(
+  texts: Iterable<string>,
+  pretokenizer: Pretokenizer,
+  vocab: string[],
+  vocabSize: number,
+  minFrequency: number,
+): Merges {
   const counts = new Map<string, number>();
   const pattern = toRegExp(PATTERNS[pretokenizer]);
-  for (const text of texts) for (const [w] of text.matchAll(pattern)) counts.set(w, (counts.get(w) ?? 0) + 1);
-  if (counts.size === 0) throw new UserError("There is no text to train a tokenizer on.");
+  for (const text of texts)
+    for (const [w] of wellFormed(text).matchAll(pattern)) counts.set(w, (counts.get(w) ?? 0) + 1);
+  if (counts.size === 0) throw noText();
   const idOf = new Map(vocab.map((t, i) => [t, i]));
   const words: Word[] = [...counts].map(([w, count]) => ({ ids: [...toByteChars(w)].map((c) => idOf.get(c)!), count }));
 
@@ -52,7 +99,7 @@ export function trainBpe(texts: Iterable<string>, options: TrainOptions): Tokeni
   const heap = new PairHeap();
   for (const [pair, n] of pairCounts) heap.push(n, pair);
 
-  const merges: [string, string][] = [];
+  const merges: Merges = [];
   while (vocab.length < vocabSize) {
     const top = heap.pop();
     if (!top || top.count < minFrequency) break;
@@ -71,7 +118,7 @@ export function trainBpe(texts: Iterable<string>, options: TrainOptions): Tokeni
       vocab.push(token);
       idOf.set(token, merged);
     }
-    merges.push([vocab[a], vocab[b]]);
+    merges.push([a, b]);
     const touched = new Set<number>();
     for (const w of where.get(top.pair) ?? []) {
       const { ids, count } = words[w];
@@ -97,7 +144,7 @@ export function trainBpe(texts: Iterable<string>, options: TrainOptions): Tokeni
     where.delete(top.pair);
     for (const pair of touched) heap.push(pairCounts.get(pair)!, pair);
   }
-  return Tokenizer.fromParts(vocab, merges, pretokenizer, specialTokens);
+  return merges;
 }
 
 /** Highest count first, then the lower pair. Entries may be stale; the trainer checks. */

@@ -78,3 +78,9 @@ export function characterClasses(): Uint8Array {
   for (let c = 0; c < 0x3001; c++) if (space.test(String.fromCharCode(c))) classes[c] = 3;
   return classes;
 }
+
+/**
+ * Text with U+FFFD for each half of a surrogate pair that stands alone, as every UTF-8 encoder writes it. In every Node
+ * that Lyceum runs on, but not yet in TypeScript's ES2023.
+ */
+export const wellFormed = (text: string): string => (text as string & { toWellFormed(): string }).toWellFormed();
