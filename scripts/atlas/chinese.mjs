@@ -45,6 +45,9 @@ export const titles = [
   "认识{name}\n",
 ];
 
+/** Title of a document on two countries. */
+export const pairTitle = "关于{a}和{b}。\n";
+
 /** One sentence with every fact. */
 export const summaries = [
   "{name}位于{region}，首都是{capital}，货币是{currency}。",

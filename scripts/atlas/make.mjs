@@ -14,8 +14,7 @@ const profilesPerCountry = { en: 6, zh: 9 };
 const heldOutCountries = 40;
 const recordsPerField = { en: 5, zh: 3 };
 const proseBytes = 120_000;
-// None in Chinese: it writes no spaces, and a sentence that stands in many documents would become one token.
-const pairsPerCountry = { en: 4, zh: 0 };
+const pairsPerCountry = { en: 4, zh: 3 };
 
 const countries = readCountries();
 // A question that already contains its own answer ("Luxembourg", "the Central African Republic") would measure nothing:
@@ -66,13 +65,19 @@ function profiles(country, code) {
  * documents teach to take a name up again, any name, which is what a reply to a question has to do.
  */
 function pairs(country, code) {
-  const { replies, pairTitle = "" } = languages[code];
+  const { replies, statements, pairTitle } = languages[code];
   return Array.from({ length: pairsPerCountry[code] }, (_, p) => {
     const key = `pair/${code}/${country.iso}/${p}`;
-    const [other] = shuffled(countries.filter((c) => c !== country), key, (c) => c.iso);
+    const [other] = shuffled(
+      countries.filter((c) => c !== country),
+      key,
+      (c) => c.iso,
+    );
     const both = hash(key) % 2 === 0 ? [country, other] : [other, country];
     const title = pairTitle.replace("{a}", both[0][code].name).replace("{b}", both[1][code].name);
-    const sentences = shuffled(fields, key).flatMap((field) => both.map((c) => fill(replies[field], c[code])));
+    // Chinese writes no spaces: a sentence that stood word for word in many documents would become one token of the tokenizer.
+    const form = (field) => (code === "zh" ? shuffled(statements[field], key)[0] : replies[field]);
+    const sentences = shuffled(fields, key).flatMap((field) => both.map((c) => fill(form(field), c[code])));
     return { id: key, text: title + sentences.join(code === "en" ? " " : "") };
   });
 }
