@@ -11,6 +11,7 @@ import { isValidation, type PretrainBatch, readManifest, Shards, shuffled, write
 import { openCpu } from "../device/cpu.js";
 import type { Device } from "../device/device.js";
 import { peakFlops } from "../device/peak.js";
+import { readConversations } from "../dialogue/records.js";
 import { generate } from "../generate/generate.js";
 import { type LlamaConfig, parseLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
@@ -47,6 +48,10 @@ export const tokenizerSchema = z.union([
     vocabSize: natural,
     pretokenizer: z.enum(["gpt2", "llama3", "qwen"]).default("llama3"),
     specialTokens: z.array(z.string().min(1)).min(1).default(["<|endoftext|>"]),
+    /** Pairs rarer than this are not merged: in text without spaces it keeps whole sentences from becoming tokens. */
+    minFrequency: natural.default(2),
+    /** Instruction files whose prompts count as text too: some characters only questions use. */
+    prompts: z.array(z.string().min(1)).default([]),
   }),
 ]);
 
@@ -169,6 +174,9 @@ async function tokenizerOf(config: PretrainConfig, resumed: string | undefined):
   const rejected: Rejected[] = [];
   for await (const { text } of readDocuments(config.data.train, rejected)) texts.push(text);
   if (texts.length === 0) throw noDocuments(config.data.train, rejected);
+  if (wanted.prompts.length > 0)
+    for (const { messages } of readConversations(wanted.prompts, []))
+      texts.push(...messages.filter((m) => m.role === "user").map((m) => m.content));
   return trainBpe(texts, wanted);
 }
 
