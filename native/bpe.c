@@ -2,36 +2,41 @@
  * word's bytes. Words are remembered per thread, since a few thousand of them make most of any text. */
 #include "bpe.h"
 
-enum { GRAIN = 1 << 15, SETS = 1 << 14, POOL = 1 << 16, LONGS = 1 << 12, LONG_BYTES = 76, LONG_IDS = 24, FEW = 192 };
+enum { GRAIN = 1 << 15, SETS = 1 << 16, POOL = 1 << 17, LONGS = 1 << 12, LONG_BYTES = 76, LONG_IDS = 24, FEW = 192, GROUP = 16 };
 
 /* A word of up to 15 bytes: up to three ids, or n of them from id[0] of the pool on. Two share a cache line. */
 typedef struct { uint64_t lo, hi; int32_t n, id[3]; } Short;
 typedef struct { uint64_t hash; int32_t bytes, ids; uint8_t text[LONG_BYTES]; int32_t id[LONG_IDS]; } Long;
-typedef struct { int64_t version, used; Short sets[SETS][2]; int32_t pool[POOL]; Long longs[LONGS]; } Cache;
+typedef struct { Short sets[SETS][2]; int32_t pool[POOL]; Long longs[LONGS]; int64_t version, used; } Cache; /* sets first: each on a line of its own */
 typedef struct { const ly_bpe_model *model; const uint8_t *text; const int64_t *starts; int32_t *out; int64_t *ends; BpePart *parts; } Encode;
 
 /* ---- hash tables ---- */
 
-static inline uint64_t pair_key(int32_t a, int32_t b) { return ((uint64_t)(uint32_t)a << 32 | (uint32_t)b) + 1; }
-static inline int64_t pair_slot(uint64_t key) { return (int64_t)(key * 0x9E3779B97F4A7C15ull >> 20); }
+/* A slot of the merges: occupied, left and right id, rank; 21 bits each. */
+enum { ID_BITS = 21 };
+static inline uint64_t pair_key(int32_t a, int32_t b) { return 1ull << 63 | (uint64_t)(uint32_t)a << 2 * ID_BITS | (uint64_t)(uint32_t)b << ID_BITS; }
+static inline int64_t pair_slot(uint64_t key) { return (int64_t)(key * 0x9E3779B97F4A7C15ull >> 40); }
+#define RANK_OF(slot) ((uint32_t)(slot) & ((1u << ID_BITS) - 1))
+#define NO_MERGE UINT32_MAX
 
 void ly_bpe_merges(const int32_t *merges, int64_t n, uint64_t *table, int64_t slots) {
   for (int64_t r = 0; r < n; r++) {
     uint64_t key = pair_key(merges[3 * r], merges[3 * r + 1]);
     int64_t i = pair_slot(key) & (slots - 1);
-    while (table[2 * i] && table[2 * i] != key) i = (i + 1) & (slots - 1);
-    table[2 * i] = key;
-    table[2 * i + 1] = (uint64_t)r << 32 | (uint32_t)merges[3 * r + 2];
+    while (table[i]) i = (i + 1) & (slots - 1);
+    table[i] = key | (uint64_t)r;
   }
 }
-/* Rank and result of merging (a, b) as rank << 32 | id; all ones when they do not merge. */
-static inline uint64_t merge_of(const ly_bpe_model *t, int32_t a, int32_t b) {
+/* Rank of merging (a, b); NO_MERGE when they do not. */
+static inline uint32_t merge_of(const ly_bpe_model *t, int32_t a, int32_t b) {
   uint64_t key = pair_key(a, b);
   for (int64_t i = pair_slot(key) & (t->merge_slots - 1);; i = (i + 1) & (t->merge_slots - 1)) {
-    if (t->merges[2 * i] == key) return t->merges[2 * i + 1];
-    if (t->merges[2 * i] == 0) return UINT64_MAX;
+    uint64_t slot = t->merge_table[i];
+    if ((slot ^ key) >> ID_BITS == 0) return RANK_OF(slot);
+    if (slot == 0) return NO_MERGE;
   }
 }
+static inline int32_t merged_id(const ly_bpe_model *t, uint32_t rank) { return t->merges[3 * (int64_t)rank + 2]; }
 
 /* A slot: place << 24 | length, plus one; and the upper half of the hash << 32 | id. */
 void ly_bpe_words(const uint8_t *words, const int64_t *starts, const int32_t *ids, int64_t n, uint64_t *table, int64_t slots) {
@@ -57,13 +62,13 @@ static int32_t word_of(const ly_bpe_model *t, const uint8_t *p, int64_t n) {
 /* ---- merges ---- */
 
 static int64_t merge_few(const ly_bpe_model *t, int32_t *ids, int64_t n) {
-  uint64_t m[FEW];
+  uint32_t m[FEW];
   for (int64_t i = 0; i + 1 < n; i++) m[i] = merge_of(t, ids[i], ids[i + 1]);
   for (;;) {
-    uint64_t best = UINT64_MAX; int64_t at = 0;
+    uint32_t best = NO_MERGE; int64_t at = 0;
     for (int64_t i = 0; i + 1 < n; i++) if (m[i] < best) { best = m[i]; at = i; }
-    if (best == UINT64_MAX) return n;
-    ids[at] = (int32_t)best;
+    if (best == NO_MERGE) return n;
+    ids[at] = merged_id(t, best);
     for (int64_t i = at + 1; i + 1 < n; i++) { ids[i] = ids[i + 1]; m[i] = m[i + 1]; }
     n--;
     if (at > 0) m[at - 1] = merge_of(t, ids[at - 1], ids[at]);
@@ -87,9 +92,9 @@ static void sift_down(Pair *h, int64_t n) {
 typedef struct { const ly_bpe_model *model; int32_t *ids, *next, *prev; Pair *heap; int64_t n, size; } Chain;
 static void push(Chain *c, int64_t i) {
   if (i < 0 || c->next[i] >= c->n) return;
-  uint64_t m = merge_of(c->model, c->ids[i], c->ids[c->next[i]]);
-  if (m == UINT64_MAX) return;
-  c->heap[c->size] = (Pair){(uint32_t)(m >> 32), (int32_t)i};
+  uint32_t rank = merge_of(c->model, c->ids[i], c->ids[c->next[i]]);
+  if (rank == NO_MERGE) return;
+  c->heap[c->size] = (Pair){rank, (int32_t)i};
   sift_up(c->heap, c->size++);
 }
 static int64_t merge_many(const ly_bpe_model *t, int32_t *ids, int64_t n, int thread) {
@@ -103,10 +108,9 @@ static int64_t merge_many(const ly_bpe_model *t, int32_t *ids, int64_t n, int th
     sift_down(c.heap, c.size);
     int64_t i = top.at;
     if (ids[i] < 0 || c.next[i] >= n) continue;
-    uint64_t m = merge_of(t, ids[i], ids[c.next[i]]);
-    if (m == UINT64_MAX || (uint32_t)(m >> 32) != top.rank) continue; /* one of the two was merged elsewhere */
+    if (merge_of(t, ids[i], ids[c.next[i]]) != top.rank) continue; /* one of the two was merged elsewhere */
     int64_t gone = c.next[i];
-    ids[i] = (int32_t)m;
+    ids[i] = merged_id(t, top.rank);
     ids[gone] = -1;
     c.next[i] = c.next[gone];
     if (c.next[i] < n) c.prev[c.next[i]] = (int32_t)i;
@@ -153,15 +157,25 @@ static int64_t long_word(const ly_bpe_model *t, Cache *c, const uint8_t *p, int6
   return m;
 }
 
-/* A word has at least as many bytes as ids, so ids written from the part's first byte on never reach another part's. */
+/* Words are taken in groups: while the last of a group are found, the memory of its first ones is on its way from the cache.
+ * A word has at least as many bytes as ids, so ids written from the part's first byte on never reach another part's. */
 static inline __attribute__((always_inline)) int32_t *encode_text(int pattern, const ly_bpe_model *t, Cache *cache, const uint8_t *p, const uint8_t *end, int32_t *out, int thread) {
+  struct { BpeKey key; Short *set; const uint8_t *p; } group[GROUP];
   while (p < end) {
-    const uint8_t *stop = bpe_word(pattern, t->classes, p, end);
-    int64_t n = stop - p;
-    if (n > 15) out += long_word(t, cache, p, n, out, thread);
-    else {
-      BpeKey key = bpe_key(p, n);
-      Short *set = cache->sets[bpe_mix(key.lo, key.hi) & (SETS - 1)];
+    int size = 0;
+    for (; size < GROUP && p < end; size++) {
+      const uint8_t *stop = bpe_word(pattern, t->classes, p, end);
+      int64_t n = stop - p;
+      group[size].p = p;
+      group[size].key = n > 15 ? (BpeKey){(uint64_t)n, 0} : bpe_key(p, n);
+      group[size].set = cache->sets[bpe_mix(group[size].key.lo, group[size].key.hi) & (SETS - 1)];
+      __builtin_prefetch(group[size].set);
+      p = stop;
+    }
+    for (int g = 0; g < size; g++) {
+      BpeKey key = group[g].key;
+      if (key.hi == 0) { out += long_word(t, cache, group[g].p, (int64_t)key.lo, out, thread); continue; }
+      Short *set = group[g].set;
       const Short *e = set[0].lo == key.lo && set[0].hi == key.hi ? set : set[1].lo == key.lo && set[1].hi == key.hi ? set + 1 : NULL;
       if (e && e->n <= 3) {
         out[0] = e->id[0];
@@ -171,12 +185,11 @@ static inline __attribute__((always_inline)) int32_t *encode_text(int pattern, c
         memcpy(out, cache->pool + e->id[0], (size_t)e->n * sizeof *out);
         out += e->n;
       } else {
-        int64_t m = merge_word(t, p, n, out, thread);
+        int64_t m = merge_word(t, group[g].p, (int64_t)(key.hi >> 56), out, thread);
         remember(cache, set, key, out, m);
         out += m;
       }
     }
-    p = stop;
   }
   return out;
 }

@@ -137,15 +137,16 @@ typedef struct {
   int64_t pattern;           /* 0 GPT-2, 1 Llama 3, 2 Qwen */
   const uint8_t *classes;    /* [0x110000]: 1 letter, 2 number, 3 white space, 0 other */
   const int32_t *byte_ids;   /* [256] */
-  const uint64_t *merges;    /* made by ly_bpe_merges */
+  const int32_t *merges;     /* [n,3]: left, right and merged id, in order of rank */
+  const uint64_t *merge_table; /* made of them by ly_bpe_merges */
   int64_t merge_slots;
   const uint8_t *words;      /* with ignore_merges: the vocabulary, text after text; else NULL */
   const uint64_t *word_table;/* made by ly_bpe_words */
   int64_t word_slots;
   int64_t version;           /* another number for every other tokenizer */
 } ly_bpe_model;
-/* Hash tables with `slots` (a power of two above n) pairs of uint64, zero before. merges[n,3]: left, right and merged id, in
- * order of rank. words: id ids[i] has the bytes starts[i] .. starts[i+1]-1. */
+/* Hash tables with `slots` (a power of two above n) uint64 for merges, twice as many for words; zero before. Ids and ranks are below
+ * 2^21. words: id ids[i] has the bytes starts[i] .. starts[i+1]-1. */
 void ly_bpe_merges(const int32_t *merges, int64_t n, uint64_t *table, int64_t slots);
 void ly_bpe_words(const uint8_t *words, const int64_t *starts, const int32_t *ids, int64_t n, uint64_t *table, int64_t slots);
 /* Text i is the UTF-8 bytes starts[i] .. starts[i+1]-2, then a zero byte; 16 readable bytes stand behind the last. All ids go

@@ -12,6 +12,9 @@ const PATTERN_NUMBERS: Record<Pretokenizer, number> = { gpt2: 0, llama3: 1, qwen
 /** Characters handed to the engine at once; a longer text is cut. */
 const ROUND = 1 << 22;
 
+/** Ids and ranks have 21 bits in the engine's table. */
+const LARGEST = 1 << 21;
+
 /** The engine; null where it cannot be opened, and in worker threads, since its pool serves one caller at a time. */
 function engine(): Device | null {
   if (!isMainThread) return null;
@@ -94,16 +97,18 @@ export class NativeBpe {
 
   /** null where there is no engine, or the vocabulary lacks a byte: that is left to the JavaScript encoder. */
   static of(model: BpeModel, pattern: Pretokenizer, prefixSpace: boolean): NativeBpe | null {
-    const device = model.hasAllBytes ? engine() : null;
+    const merges = [...model.entries()].sort((a, b) => a.rank - b.rank);
+    const fits = model.ids.size < LARGEST && merges.every(({ left, right, id }) => Math.max(left, right, id) < LARGEST);
+    const device = model.hasAllBytes && fits ? engine() : null;
     if (!device) return null;
     const memory = new Memory(device);
-    const merges = [...model.entries()].sort((a, b) => a.rank - b.rank);
     const triples = new Int32Array(merges.length * 3);
     for (const [i, { left, right, id }] of merges.entries()) triples.set([left, right, id], 3 * i);
     const table = slotsFor(merges.length);
-    const mergeTable = memory.alloc(table * 16);
+    const mergeTable = memory.alloc(table * 8);
     const work = new Memory(device);
-    device.bpeMerges(work.put(triples), merges.length, mergeTable, table);
+    const kept = memory.put(triples);
+    device.bpeMerges(kept, merges.length, mergeTable, table);
     const words = model.ignoreMerges ? wordTable(model, device, memory, work) : [0, 0, 0];
     work.free();
     const version = randomBytes(8).readBigInt64LE();
@@ -111,6 +116,7 @@ export class NativeBpe {
       PATTERN_NUMBERS[pattern],
       classesOn(device),
       memory.put(model.byteIds),
+      kept,
       mergeTable,
       table,
       ...words,
