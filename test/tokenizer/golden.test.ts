@@ -9,9 +9,10 @@ const { texts, ...byName } = golden<{ texts: string[] } & Record<(typeof NAMES)[
 const corpus = golden<string[]>("corpus.json");
 
 /** Every text, one at a time and many at once: the JavaScript encoder, and the engine's where it knows the tokenizer. */
-function check(tokenizer: Tokenizer, { ids, decoded }: Results): void {
-  const few = texts.slice(0, ids.length);
-  const batch = tokenizer.encodeBatch(Array.from({ length: 6 }, () => few).flat()).map((b) => b.join());
+function check(tokenizer: Tokenizer, { ids, decoded }: Results, own = texts): void {
+  const few = own.slice(0, ids.length);
+  const large = " ".repeat(21_000);
+  const batch = tokenizer.encodeBatch([...few, large]).map((b) => b.join());
   const wrong = few.flatMap((text, i) => {
     const [withSpecial, without] = decoded[i] ?? [text, text];
     const wanted = [ids[i].join(), ids[i].join(), withSpecial, without];
@@ -24,7 +25,6 @@ function check(tokenizer: Tokenizer, { ids, decoded }: Results): void {
     return ours.join("\0") === wanted.join("\0") ? [] : [{ text, ours, wanted }];
   });
   expect(wrong).toEqual([]);
-  expect(batch).toEqual(Array.from({ length: 6 }, () => batch.slice(0, few.length)).flat());
 }
 
 test.each(NAMES)("%s: the ids and decoded texts of Hugging Face", (name) =>
@@ -53,10 +53,10 @@ describe("other trainings", () => {
 });
 
 describe("a tokenizer.json with", () => {
-  type Variant = { name: string; base: string; change: Change; around: number[] } & Results;
-  test.each(golden<Variant[]>("variants.json"))("$name", ({ base, change, around, ...wanted }) => {
+  type Variant = { name: string; base: string; change: Change; around: number[]; texts?: string[] } & Results;
+  test.each(golden<Variant[]>("variants.json"))("$name", ({ base, change, around, texts: own, ...wanted }) => {
     const tokenizer = fromJson(changed(base, change));
-    check(tokenizer, wanted);
+    check(tokenizer, wanted, own);
     expect(Array.from(tokenizer.encode("a", { addSpecialTokens: true }))).toEqual(around);
   });
 });

@@ -37,7 +37,9 @@ export function changed(base: string, change: Change): Json {
       const named = (token: string): boolean => [...token].some((c) => (value as string[]).includes(c));
       model.vocab = Object.fromEntries(Object.entries(model.vocab).filter(([t, id]) => id < 4 || !named(t)));
       model.merges = (model.merges as string[][]).filter(([a, b]) => !named(a) && !named(b));
-    } else if (path === "added_tokens+") {
+    } else if (path === "vocab+")
+      for (const token of value as string[]) model.vocab[token] ??= Math.max(...Object.values(model.vocab)) + 1;
+    else if (path === "added_tokens+") {
       const start = Math.max(...Object.values(model.vocab)) + 1;
       for (const [i, token] of (value as { content: string }[]).entries())
         (json.added_tokens as Json[]).push({ id: model.vocab[token.content] ?? start + i, ...token });

@@ -95,6 +95,12 @@ test("ids do not depend on the number of threads", () => {
   }
 });
 
+test("more words of many tokens than a thread remembers", () => {
+  const tokenizer = trainBpe(["ab"], { vocabSize: 257 });
+  const words = Array.from({ length: 40_000 }, (_, i) => `w${(Math.imul(i, 2654435761) >>> 0).toString(26)}`);
+  same(tokenizer, [words.join(" "), words.join("\n"), words.toReversed().join(" ")]);
+});
+
 test("two tokenizers in turns: neither takes the other's words", () => {
   const [a, b] = [fromJson(golden("llama3.json")), fromJson(golden("gpt2.json"))];
   for (let round = 0; round < 3; round++) for (const t of [a, b]) same(t, corpus.slice(0, 40));

@@ -114,9 +114,10 @@ if __name__ == "__main__":
 
     few = texts[:150]
     variants = []
-    for name, base, change in VARIANTS:
+    for name, base, change, *own in VARIANTS:
         text = json.dumps(changed(json.loads((HERE / f"{base}.json").read_text(encoding="utf8")), change))
         tokenizer = Tokenizer.from_str(text)
         around = tokenizer.encode("a", add_special_tokens=True).ids
-        variants.append({"name": name, "base": base, "change": change, "around": around, **results(tokenizer, few)})
+        made = {"name": name, "base": base, "change": change, "around": around, **results(tokenizer, own[0] if own else few)}
+        variants.append({**made, "texts": own[0]} if own else made)
     write("variants.json", variants)

@@ -1,7 +1,7 @@
 """The three pre-tokenizers' expressions, and the changes to a tokenizer.json that variants.json is made of.
 
-A change is a list of [path, value]: the path leads through objects to what is set. Two are computed: "stringMerges"
-writes the merges as strings, "without" takes tokens out of the vocabulary together with the merges that name them.
+A change is a list of [path, value]: the path leads through objects to what is set. Some are computed: "stringMerges"
+writes the merges as strings, "vocab+" adds tokens, "without" takes tokens out of the vocabulary together with the merges that name them.
 """
 
 PATTERNS = {
@@ -60,6 +60,11 @@ TEMPLATE = {
 }
 ROBERTA = {"type": "RobertaProcessing", "sep": ["<pad>", 3], "cls": ["<|im_start|>", 1], "trim_offsets": True, "add_prefix_space": False}
 
+# Merges as no training orders them: "ab" "a" goes before any other "a" "b".
+UNORDERED = [["vocab+", ["ab", "aba", "ba"]], ["model.merges", [["ab", "a"], ["a", "b"], ["b", "a"]]]]
+RUNS = ["ab" * n + "c" * (n % 2) + "ba" * (n % 5) + "aab" * (n % 3) for n in range(1, 60)]
+
+# Name, base, change; and texts of its own.
 VARIANTS = [
     ("merges as strings", "llama3", [["stringMerges", True]]),
     ("ignore_merges", "llama3", [["model.ignore_merges", True], ["model.merges", []]]),
@@ -102,6 +107,8 @@ VARIANTS = [
     ("TemplateProcessing", "llama3", [["post_processor", TEMPLATE]]),
     ("TemplateProcessing in a sequence", "llama3", [["post_processor", {"type": "Sequence", "processors": [GPT2, TEMPLATE]}]]),
     ("RobertaProcessing", "gpt2", [["post_processor", ROBERTA]]),
+    ("a merge that makes one of lower rank", "llama3", UNORDERED, RUNS),
+    ("a merge that makes one of lower rank, GPT-2", "gpt2", UNORDERED, RUNS),
 ]
 
 
@@ -116,6 +123,9 @@ def changed(tokenizer, change):
             named = lambda token: any(c in gone for c in token)
             model["vocab"] = {t: i for t, i in model["vocab"].items() if i < 4 or not named(t)}
             model["merges"] = [m for m in model["merges"] if not named(m[0]) and not named(m[1])]
+        elif path == "vocab+":
+            for token in value:
+                model["vocab"].setdefault(token, max(model["vocab"].values()) + 1)
         elif path == "added_tokens+":
             start = max(model["vocab"].values()) + 1
             for i, token in enumerate(value):
