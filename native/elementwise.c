@@ -39,3 +39,26 @@ void ly_add_rows(const void *src, const int32_t *rows, void *dst, int64_t n, int
   float *x = ly_scratch(-1, 0, (size_t)D * 4);
   for (int64_t i = 0; i < n; i++) { load_row(x, src, i * D, D, dt); add_to_row(dst, rows[i] * D, x, D, dt); }
 }
+
+typedef struct { const void *pieces; void *out; int64_t n, count; int add, dt; } Sum;
+static void sum_body(void *ctx, int64_t item, int thread) {
+  const Sum *s = ctx; (void)thread;
+  float total[PIECE], x[PIECE];
+  for (int64_t at = item * PIECE * PIECES, end = smaller(s->n, at + PIECE * PIECES); at < end; at += PIECE) {
+    int64_t n = smaller(PIECE, end - at);
+    load_row(total, s->pieces, at, n, s->dt);
+    for (int64_t k = 1; k < s->count; k++) {
+      load_row(x, s->pieces, k * s->n + at, n, s->dt);
+      for (int64_t i = 0; i < n; i++) total[i] += x[i];
+    }
+    if (s->add) {
+      load_row(x, s->out, at, n, s->dt);
+      for (int64_t i = 0; i < n; i++) total[i] += x[i];
+    }
+    store_row(s->out, at, total, n, s->dt);
+  }
+}
+void ly_sum_pieces(const void *pieces, int64_t n, int64_t count, void *out, int add, int dt) {
+  Sum s = {pieces, out, n, count, add, dt};
+  ly_parallel((n + PIECE * PIECES - 1) / (PIECE * PIECES), sum_body, &s);
+}

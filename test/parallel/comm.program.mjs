@@ -1,0 +1,68 @@
+// What every rank does in comm.test.ts.
+import { writeFileSync } from "node:fs";
+
+import { openCpu } from "../../dist/device/cpu.js";
+import { BF16, F32 } from "../../dist/device/device.js";
+import { mpiWorld } from "../../dist/parallel/mpi.js";
+
+const device = openCpu({ threads: 1 });
+const comm = mpiWorld(device);
+const { rank, size } = comm;
+const scenario = process.argv[2];
+const report = (value) => writeFileSync(`${process.env.RESULTS}/${rank}.json`, JSON.stringify(value));
+const bits = (at, n) => Buffer.from(device.bytes(at, n)).toString("hex");
+const noise = (n, seed, dtype) => {
+  const at = device.alloc(n * 4);
+  device.randomNormal(at, n, seed, 0, 0, 1, dtype);
+  return at;
+};
+
+if (scenario === "collectives") {
+  const n = 1001; // no multiple of anything
+  const result = { rank, size };
+  for (const [name, dtype] of [
+    ["f32", F32],
+    ["bf16", BF16],
+  ]) {
+    const x = noise(n, rank, dtype);
+    comm.allReduce(x, n, dtype);
+    result[`allReduce ${name}`] = bits(x, n * (dtype === F32 ? 4 : 2));
+    const piece = 64;
+    const y = noise(piece * size, 100 + rank, dtype);
+    const own = device.alloc(piece * 4);
+    device.fill(own, 1, piece, dtype);
+    const pending = comm.startReduceScatter(y, piece, dtype, own, true);
+    while (!pending.test());
+    result[`reduceScatter ${name}`] = bits(own, piece * (dtype === F32 ? 4 : 2));
+  }
+  const z = device.alloc(size * 7);
+  device.bytes(z + rank * 7, 7).fill(rank + 1);
+  comm.allGather(z + rank * 7, 7, z);
+  result.allGather = bits(z, size * 7);
+  const b = device.alloc(5);
+  device.bytes(b, 5).fill(rank);
+  comm.broadcast(b, 5, size - 1);
+  result.broadcast = bits(b, 5);
+  const from = (rank + size - 1) % size;
+  const s = device.alloc(16);
+  device.bytes(s, 16).fill(rank);
+  const sending = comm.startSend(s, 8, (rank + 1) % size, 7);
+  comm.recv(s + 8, 8, from, 7);
+  sending.wait();
+  result.ring = bits(s + 8, 8);
+  const half = comm.split(rank % 2, -rank);
+  result.half = [half.rank, half.size, half.gatherNumbers([rank]).flat()];
+  result.texts = comm.gatherText(`${"é".repeat(rank)}from ${rank}`);
+  report(result);
+} else if (scenario === "bytes") {
+  const x = noise(1024 * size, rank, F32);
+  const before = comm.bytesSent;
+  comm.allReduce(x, 1024 * size, F32);
+  report({ rank, sent: comm.bytesSent - before });
+} else if (scenario === "missing") {
+  if (rank === 1) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20_000);
+  comm.barrier();
+} else if (scenario === "fails") {
+  if (rank === 1) process.exit(1);
+  comm.barrier();
+}
