@@ -10,6 +10,7 @@ import { generate } from "../generate/generate.js";
 import { type Loaded, loadForGeneration } from "../generate/loaded.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
+import { type Question, questionOf } from "./eval/tasks.js";
 import { openJudge, replyLogProbs, rollout } from "./rollout.js";
 
 export const evaluateSchema = z.strictObject({
@@ -31,13 +32,6 @@ export const evaluateSchema = z.strictObject({
 });
 export type EvaluateConfig = z.output<typeof evaluateSchema>;
 
-export interface Question {
-  question: string;
-  answers: string[];
-  /** Row of the table. */
-  group: string;
-}
-
 export interface ModelResult {
   model: string;
   replies: string[];
@@ -54,28 +48,9 @@ export interface ModelResult {
 
 export function readQuestions(file: string): Question[] {
   return [...jsonRecords(file)].map(({ line, value, error }) => {
-    const r = (value ?? {}) as {
-      question?: unknown;
-      answers?: unknown;
-      answer?: unknown;
-      field?: string;
-      language?: string;
-    };
-    const answers = Array.isArray(r.answers) ? r.answers : r.answer === undefined ? [] : [r.answer];
-    if (
-      error !== undefined ||
-      typeof r.question !== "string" ||
-      answers.length === 0 ||
-      answers.some((a) => typeof a !== "string" || a === "")
-    )
-      throw new UserError(
-        `${file}:${line}: ${error ?? 'a question needs "question" (text) and "answers" (a list of texts)'}.`,
-      );
-    return {
-      question: r.question,
-      answers: answers as string[],
-      group: [r.language, r.field].filter(Boolean).join(" ") || "all",
-    };
+    const question = error ?? questionOf((value ?? {}) as Record<string, unknown>);
+    if (typeof question === "string") throw new UserError(`${file}:${line}: ${question}.`);
+    return question;
   });
 }
 

@@ -1,0 +1,136 @@
+/**
+ * The records that a model is evaluated on. What a record asks is told by its keys:
+ *
+ *   {text}                         perplexity
+ *   {question, answers}            exact match
+ *   {question, choices, answer}    multiple choice; answer is the index of the right one, from 0
+ *   {prompt}                       generation, for reward and win rate
+ *
+ * A bad record stops the evaluation: two scores over different records cannot be compared.
+ */
+import { promptOf } from "../../dialogue/preference.js";
+import { jsonRecords } from "../../dialogue/records.js";
+import type { Message } from "../../dialogue/templates.js";
+import { UserError } from "../../run/errors.js";
+
+export interface Source {
+  file: string;
+  line: number;
+}
+export interface Question {
+  question: string;
+  answers: string[];
+  /** Row of a table: language and field of the record, or "all". */
+  group: string;
+}
+export interface Choice {
+  question: string;
+  choices: string[];
+  /** Index of the right choice. */
+  answer: number;
+  group: string;
+}
+type Sourced<T> = T & { source: Source };
+
+export interface Tasks {
+  texts: Sourced<{ text: string }>[];
+  questions: Sourced<Question>[];
+  choices: Sourced<Choice>[];
+  prompts: Sourced<{ messages: Message[] }>[];
+}
+
+/** One record as the task that it is. */
+export type Task =
+  | { kind: "text"; text: string }
+  | ({ kind: "question" } & Question)
+  | ({ kind: "choice" } & Choice)
+  | { kind: "prompt"; messages: Message[] };
+
+/** Bad records that a message names; the others are counted. */
+const NAMED = 5;
+
+/** Throws UserError with the lines of the bad records, when a file cannot be read, and when there is no record at all. */
+export function readTasks(files: readonly string[]): Tasks {
+  const tasks: Tasks = { texts: [], questions: [], choices: [], prompts: [] };
+  const bad: string[] = [];
+  for (const file of files)
+    for (const { line, value, error } of jsonRecords(file)) {
+      const task = error ?? taskOf(value);
+      const source = { file, line };
+      if (typeof task === "string") bad.push(`${file}:${line}: ${task}.`);
+      else if (task.kind === "text") tasks.texts.push({ text: task.text, source });
+      else if (task.kind === "prompt") tasks.prompts.push({ messages: task.messages, source });
+      else if (task.kind === "question") {
+        const { question, answers, group } = task;
+        tasks.questions.push({ question, answers, group, source });
+      } else {
+        const { question, choices, answer, group } = task;
+        tasks.choices.push({ question, choices, answer, group, source });
+      }
+    }
+  if (bad.length > 0) {
+    const rest = bad.length > NAMED ? `\nand ${bad.length - NAMED} more.` : "";
+    throw new UserError(
+      `${bad.slice(0, NAMED).join("\n")}${rest}\nCorrect or remove ${bad.length === 1 ? "this record" : "these records"}: all models must be measured on the same ones.`,
+    );
+  }
+  if (Object.values(tasks).every((list) => list.length === 0))
+    throw new UserError(`${files.join(", ")}: there are no records in it.`);
+  return tasks;
+}
+
+/** The task of a record, or what is wrong with it. */
+export function taskOf(record: unknown): Task | string {
+  if (typeof record !== "object" || record === null || Array.isArray(record)) return "the record is not a JSON object";
+  const r = record as Record<string, unknown>;
+  if (r.choices !== undefined) return choiceOf(r);
+  if (r.question !== undefined || r.answers !== undefined) {
+    const question = questionOf(r);
+    return typeof question === "string" ? question : { kind: "question", ...question };
+  }
+  if (r.prompt !== undefined) {
+    const messages = promptOf({ prompt: r.prompt });
+    return typeof messages === "string" ? messages : { kind: "prompt", messages };
+  }
+  if (r.text !== undefined) {
+    const wrong = textError(r.text, "text");
+    return wrong ?? { kind: "text", text: r.text as string };
+  }
+  return `its keys (${Object.keys(r).join(", ") || "none"}) are of no known task: known are text; question and answers; question, choices and answer; prompt`;
+}
+
+/** A question with its accepted answers (`answers`, or one `answer`), or what is wrong with it. */
+export function questionOf(r: Record<string, unknown>): Question | string {
+  const wrong = textError(r.question, "question");
+  if (wrong) return wrong;
+  const answers = Array.isArray(r.answers) ? r.answers : r.answer === undefined ? [] : [r.answer];
+  if (answers.length === 0) return 'a question needs "answers", a list of the accepted ones';
+  const bad = answers.findIndex((a) => textError(a, "") !== undefined);
+  if (bad >= 0) return `answers[${bad}]${textError(answers[bad], "")}`;
+  return { question: r.question as string, answers: answers as string[], group: groupOf(r) };
+}
+
+function choiceOf(r: Record<string, unknown>): Task | string {
+  const wrong = textError(r.question, "question");
+  if (wrong) return wrong;
+  const { choices, answer } = r;
+  if (!Array.isArray(choices) || choices.length < 2) return '"choices" must be a list of two or more texts';
+  const bad = choices.findIndex((c) => textError(c, "") !== undefined);
+  if (bad >= 0) return `choices[${bad}]${textError(choices[bad], "")}`;
+  const twin = choices.findIndex((c, i) => choices.indexOf(c) !== i);
+  if (twin >= 0) return `choices[${choices.indexOf(choices[twin])}] and choices[${twin}] are the same`;
+  if (typeof answer !== "number" || !Number.isInteger(answer) || answer < 0 || answer >= choices.length)
+    return `"answer" is ${JSON.stringify(answer) ?? "missing"}; it must be the index of the right choice, 0 to ${choices.length - 1}`;
+  return { kind: "choice", question: r.question as string, choices: choices as string[], answer, group: groupOf(r) };
+}
+
+const groupOf = (r: Record<string, unknown>): string =>
+  [r.language, r.field].filter((v) => typeof v === "string" && v !== "").join(" ") || "all";
+
+function textError(value: unknown, name: string): string | undefined {
+  const what = name && `"${name}"`;
+  if (value === undefined) return `there is no ${what}`;
+  if (typeof value !== "string") return `${what} is not text`;
+  if (value.trim() === "") return `${what} is empty`;
+  return /\p{Cs}/u.test(value) ? `${what} holds half of a surrogate pair` : undefined;
+}
