@@ -98,6 +98,24 @@ void *ly_map_file(const char *path, size_t *bytes) {
 }
 void ly_unmap_file(void *p, size_t bytes) { munmap(p, bytes); }
 
+/* State on disk. ly_advise_state works on the whole pages inside the range: a page that two ranges share stays. */
+void *ly_map_state(const char *path, size_t bytes) {
+  int fd = open(path, O_RDWR);
+  if (fd < 0) return NULL;
+  void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  close(fd);
+  return p == MAP_FAILED ? NULL : p;
+}
+void ly_advise_state(void *p, size_t bytes, int needed) {
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)p, to = from + bytes;
+  if (needed) { from -= from % page; madvise((void *)from, to - from, MADV_WILLNEED); return; }
+  from = (from + page - 1) / page * page;
+  to = to / page * page;
+  if (to <= from) return;
+  msync((void *)from, to - from, MS_ASYNC);
+  madvise((void *)from, to - from, MADV_DONTNEED); /* of a shared mapping: the pages are the file's, nothing is lost */
+}
+
 /* ---- threads: the caller is thread 0, the others spin briefly for the next kernel, then sleep ---- */
 
 enum { MAX_THREADS = 256, SLOTS = 32, SPINS = 4000 };

@@ -36,6 +36,8 @@ void *ly_alloc(size_t bytes);    /* anonymous pages, zero, 64-byte aligned, touc
 void ly_free(void *p, size_t bytes);
 void *ly_map_file(const char *path, size_t *bytes); /* read-only mapping; NULL when it cannot be opened or is empty */
 void ly_unmap_file(void *p, size_t bytes);
+void *ly_map_state(const char *path, size_t bytes);         /* the file's bytes, to be written too; NULL when that fails */
+void ly_advise_state(void *p, size_t bytes, int needed);    /* 1: read these bytes ahead; 0: they may leave the memory */
 
 /* ---- matmul.c ------------------------------------------------------------------------------------------------ */
 

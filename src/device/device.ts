@@ -24,6 +24,8 @@ export interface Device {
   free(p: Ptr, bytes: number): void;
   mapFile(path: string): { ptr: Ptr; bytes: number };
   unmapFile(p: Ptr, bytes: number): void;
+  mapState(path: string, bytes: number): Ptr;
+  adviseState(p: Ptr, bytes: number, needed: number): void;
   /** A view of device memory without a copy; valid until the memory is freed. */
   bytes(p: Ptr, length: number): Uint8Array;
   f32(p: Ptr, length: number): Float32Array;

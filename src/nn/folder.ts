@@ -5,7 +5,7 @@
 import { mkdirSync, writeFileSync } from "node:fs";
 import { BF16, type Device, type DType, dtypeBytes, F32, type Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
-import { openSafetensors, writeSafetensors } from "../run/safetensors.js";
+import { openSafetensors, SharedWriter } from "../run/safetensors.js";
 import { dtypeOf } from "../tensor/tensor.js";
 import { llamaConfigJson, readLlamaConfig } from "./config.js";
 import { type Head, Llama, type Precision } from "./llama.js";
@@ -30,7 +30,7 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
     const names = new Set(file.names());
     const model = new Llama(device, config, precision, options);
     const target = dtypeOf(precision);
-    for (const t of model.parameters.named()) {
+    for (const t of model.parameters.named(true)) {
       if (t.name === SCORE && !names.has(SCORE) && names.has("model.norm.weight")) {
         // Stiennon et al. 2020, appendix B.1
         device.randomNormal(t.ptr, t.size, options.seed ?? 0, 1 << 20, 0, 1 / Math.sqrt(t.size + 1), target);
@@ -89,13 +89,12 @@ export function saveLlama(model: Llama, dir: string, extra: Record<string, unkno
     ...(eosTokenId !== undefined && { eos_token_id: eosTokenId }),
     ...(padTokenId !== undefined && { pad_token_id: padTokenId }),
   });
-  const entries = function* () {
-    for (const t of model.parameters.named()) {
-      const data = model.device.bytes(t.ptr, t.size * (bf16 ? 2 : 4));
-      yield { name: t.name, dtype: bf16 ? "BF16" : "F32", shape: t.shape, data } as const;
-    }
-  };
-  writeSafetensors(`${dir}/model.safetensors`, entries(), { format: "pt" });
+  const dtype = bf16 ? "BF16" : "F32";
+  const { parameters, device } = model;
+  const list = [...parameters.tensors()].map(({ name, shape }) => ({ name, dtype, shape }));
+  const file = new SharedWriter(`${dir}/model.safetensors`, list, parameters.keeper.writers, { format: "pt" });
+  for (const t of parameters.named()) file.offer(t.name, () => device.bytes(t.ptr, t.size * (bf16 ? 2 : 4)));
+  file.finish();
 }
 
 const SCORE = "score.weight";

@@ -22,10 +22,10 @@ import {
   tokenEntropy,
   tokenLogProb,
 } from "../tensor/ops.js";
+import { ParameterSet, type ParameterSpec } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { LlamaConfig } from "./config.js";
 import { type LoraAdapter, loraLinear } from "./lora.js";
-import { ParameterSet, type ParameterSpec } from "./parameters.js";
 import { ropeTables } from "./rope.js";
 
 export type Precision = "bf16" | "fp32";
@@ -59,36 +59,41 @@ interface Layer {
 /** What stands on the hidden states: the output matrix of a language model, or one number (reward and value models). */
 export type Head = "lm" | "scalar";
 
+const layerUnit = (index: number): string => `layer ${index}`;
+
 function specs(c: LlamaConfig, head: Head): ParameterSpec[] {
   const { hiddenSize: d, intermediateSize: f, headDim } = c;
   const q = c.numHeads * headDim;
   const kv = c.numKvHeads * headDim;
-  const matrix = (shape: number[], ...parts: [string, number][]): ParameterSpec => ({
+  const matrix = (unit: string, shape: number[], ...parts: [string, number][]): ParameterSpec => ({
+    unit,
     shape,
     parts: parts.map(([name, rows]) => ({ name: `${name}.weight`, rows })),
     init: "normal",
   });
   const norm = (name: string): ParameterSpec => ({
+    unit: "vectors",
     shape: [d],
     parts: [{ name: `${name}.weight`, rows: d }],
     init: "ones",
   });
-  const list = [matrix([c.vocabSize, d], ["model.embed_tokens", c.vocabSize])];
+  const list = [matrix("embedding", [c.vocabSize, d], ["model.embed_tokens", c.vocabSize])];
   for (let i = 0; i < c.numLayers; i++) {
     const at = `model.layers.${i}`;
     const self = `${at}.self_attn`;
+    const unit = layerUnit(i);
     list.push(
       norm(`${at}.input_layernorm`),
-      matrix([q + 2 * kv, d], [`${self}.q_proj`, q], [`${self}.k_proj`, kv], [`${self}.v_proj`, kv]),
-      matrix([d, q], [`${self}.o_proj`, d]),
+      matrix(unit, [q + 2 * kv, d], [`${self}.q_proj`, q], [`${self}.k_proj`, kv], [`${self}.v_proj`, kv]),
+      matrix(unit, [d, q], [`${self}.o_proj`, d]),
       norm(`${at}.post_attention_layernorm`),
-      matrix([2 * f, d], [`${at}.mlp.gate_proj`, f], [`${at}.mlp.up_proj`, f]),
-      matrix([d, f], [`${at}.mlp.down_proj`, d]),
+      matrix(unit, [2 * f, d], [`${at}.mlp.gate_proj`, f], [`${at}.mlp.up_proj`, f]),
+      matrix(unit, [d, f], [`${at}.mlp.down_proj`, d]),
     );
   }
   list.push(norm("model.norm"));
-  if (head === "scalar") list.push(matrix([1, d], ["score", 1]));
-  else if (!c.tieWordEmbeddings) list.push(matrix([c.vocabSize, d], ["lm_head", c.vocabSize]));
+  if (head === "scalar") list.push(matrix("head", [1, d], ["score", 1]));
+  else if (!c.tieWordEmbeddings) list.push(matrix("head", [c.vocabSize, d], ["lm_head", c.vocabSize]));
   return list;
 }
 

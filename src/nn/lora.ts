@@ -5,9 +5,9 @@
 import type { Device } from "../device/device.js";
 import { openSafetensors, writeSafetensors } from "../run/safetensors.js";
 import { linear } from "../tensor/ops.js";
+import { ParameterSet, type ParameterSpec } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { Llama } from "./llama.js";
-import { ParameterSet, type ParameterSpec } from "./parameters.js";
 
 export const LORA_TARGETS = ["qkv", "o_proj", "gate_up", "down_proj"] as const;
 export type LoraTarget = (typeof LORA_TARGETS)[number];
@@ -37,8 +37,18 @@ export function attachLora(model: Llama, config: LoraConfig, seed: number): void
     (p) => p.shape.length === 2 && config.targets.some((t) => PATTERNS[t].test(p.name)),
   );
   const specs: ParameterSpec[] = chosen.flatMap((p): ParameterSpec[] => [
-    { shape: [config.rank, p.shape[1]], parts: [{ name: `${p.name}.lora_A`, rows: config.rank }], init: "normal" },
-    { shape: [p.shape[0], config.rank], parts: [{ name: `${p.name}.lora_B`, rows: p.shape[0] }], init: "zeros" },
+    {
+      shape: [config.rank, p.shape[1]],
+      parts: [{ name: `${p.name}.lora_A`, rows: config.rank }],
+      init: "normal",
+      unit: "adapters",
+    },
+    {
+      shape: [p.shape[0], config.rank],
+      parts: [{ name: `${p.name}.lora_B`, rows: p.shape[0] }],
+      init: "zeros",
+      unit: "adapters",
+    },
   ]);
   const parameters = new ParameterSet(model.device as Device, dtypeOf(model.precision), specs);
   parameters.initialize(seed, 1 / Math.sqrt(model.config.hiddenSize));
@@ -74,7 +84,7 @@ export function mergeLora(model: Llama): void {
   }
   lora.parameters.close();
   model.lora = undefined;
-  for (const p of model.parameters.parameters) p.requiresGrad = p.gradPtr !== 0;
+  for (const p of model.parameters.parameters) p.requiresGrad = p.trainable;
 }
 
 /** The adapters as adapter.safetensors, under the names of the parameters they sit on. */
@@ -95,7 +105,7 @@ export function saveAdapter(model: Llama, dir: string): void {
 export function loadAdapter(model: Llama, dir: string): void {
   const file = openSafetensors(`${dir}/adapter.safetensors`);
   try {
-    for (const t of model.lora!.parameters.named()) {
+    for (const t of model.lora!.parameters.named(true)) {
       const info = file.info(t.name);
       file.readInto(t.name, model.device.bytes(t.ptr, info.bytes));
     }

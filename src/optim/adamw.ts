@@ -3,9 +3,11 @@
  * weights beside bf16 parameters, gradient clipping by the global norm.
  *
  * State in bf16 mode: 2 (parameter) + 2 (gradient) + 4 (master) + 4 (m) + 4 (v) = 16 bytes a parameter, as in the notes.
+ * Of those 12 belong to the optimizer, which holds them for the pieces that its process updates, and no others.
  */
-import { BF16, dtypeBytes, F32, type Ptr } from "../device/device.js";
-import type { ParameterSet } from "../nn/parameters.js";
+import { BF16, F32, type Ptr } from "../device/device.js";
+import { inMemory, type StateMemory } from "../parallel/offload.js";
+import type { ParameterSet, Piece } from "../tensor/parameters.js";
 
 export interface AdamWConfig {
   betas: readonly [number, number];
@@ -16,54 +18,74 @@ export interface AdamWConfig {
 }
 
 export class AdamW {
+  /** Flat fp32 buffers of `length` elements, piece after piece. In fp32 mode master is 0: the parameters are their own. */
   readonly master: Ptr;
   readonly m: Ptr;
   readonly v: Ptr;
+  /** Elements that this process updates. */
+  readonly length: number;
   /** Steps done. */
   step = 0;
-  private readonly bytes: number;
 
   constructor(
     readonly parameters: ParameterSet,
     readonly config: AdamWConfig,
+    readonly memory: StateMemory = inMemory(parameters.device),
   ) {
-    const { device, length, dtype, ptr } = parameters;
-    this.bytes = length * 4;
-    this.m = device.alloc(this.bytes);
-    this.v = device.alloc(this.bytes);
-    this.master = dtype === F32 ? ptr : device.alloc(this.bytes);
-    if (dtype === BF16) device.cast(ptr, BF16, this.master, F32, length);
+    const { device, dtype, keeper } = parameters;
+    const pieces = keeper.mine();
+    this.length = pieces.reduce((n, p) => n + p.length, 0);
+    this.m = memory.alloc("m", this.length * 4);
+    this.v = memory.alloc("v", this.length * 4);
+    this.master = dtype === F32 ? 0 : memory.alloc("master", this.length * 4);
+    if (dtype === BF16)
+      for (const p of pieces) {
+        device.cast(p.values, BF16, this.master + p.at * 4, F32, p.length);
+        memory.behind(this.master + p.at * 4, p.length * 4);
+      }
   }
 
-  /** L2 norm of all gradients. Call once the step's gradients are complete. */
+  /** L2 norm of all gradients, over all processes. Call once the step's gradients are complete. */
   gradNorm(): number {
-    const { parameters: p } = this;
-    p.settleGrads();
-    return Math.sqrt(p.device.sumSquares(p.gradPtr, p.length, p.dtype));
+    return Math.sqrt(this.parameters.settleGrads());
   }
 
   /** One update; `gradNorm` is what gradNorm() returned. Gradients count as cleared afterwards. */
   update(learningRate: number, gradNorm: number): void {
-    const { parameters: p, config } = this;
+    const { parameters: set, config, memory } = this;
     const [b1, b2] = config.betas;
     const clip = config.gradClip > 0 && gradNorm > config.gradClip ? config.gradClip / (gradNorm + 1e-6) : 1;
     this.step++;
     const c1 = 1 - b1 ** this.step;
     const c2 = 1 - b2 ** this.step;
-    const range = (from: number, to: number, decay: number): void => {
-      if (to === from) return;
-      const at = from * 4;
-      const low = from * dtypeBytes(p.dtype);
+    const pieces = set.keeper.mine();
+    const state = (p: Piece): Ptr[] => [this.m, this.v, ...(this.master ? [this.master] : [])].map((s) => s + p.at * 4);
+    for (const [i, p] of pieces.entries()) {
+      if (i + 1 < pieces.length) for (const s of state(pieces[i + 1])) memory.ahead(s, pieces[i + 1].length * 4);
+      const [m, v, master = p.values] = state(p);
+      const decay = p.unit.decay ? config.weightDecay : 0;
       // biome-ignore format: one call
-      p.device.adamw(to - from, this.master + at, this.m + at, this.v + at, p.gradPtr + low, p.ptr + low, p.dtype, learningRate, b1, b2, config.eps, decay, c1, c2, clip);
-    };
-    range(0, p.decayed, config.weightDecay);
-    range(p.decayed, p.length, 0);
-    p.clearGrads();
+      set.device.adamw(p.length, master, m, v, p.grads, p.values, set.dtype, learningRate, b1, b2, config.eps, decay, c1, c2, clip);
+      for (const s of state(p)) memory.behind(s, p.length * 4);
+    }
+    set.keeper.updated();
+    set.clearGrads();
+  }
+
+  /** Bytes of the state, as the ZeRO paper counts them: 4 + 4 a parameter, and 4 for the master copy. */
+  stateBytes(): number {
+    return this.length * 4 * (this.master ? 3 : 2);
+  }
+
+  /** The parameters as the rounded master weights, after these were changed. */
+  restoreParameters(): void {
+    const { device, dtype, keeper } = this.parameters;
+    if (dtype === F32) return;
+    for (const p of keeper.mine()) device.cast(this.master + p.at * 4, F32, p.values, BF16, p.length);
+    keeper.updated();
   }
 
   close(): void {
-    const { device, dtype } = this.parameters;
-    for (const ptr of dtype === F32 ? [this.m, this.v] : [this.m, this.v, this.master]) device.free(ptr, this.bytes);
+    for (const ptr of [this.m, this.v, this.master]) if (ptr) this.memory.free(ptr, this.length * 4);
   }
 }

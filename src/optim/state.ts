@@ -1,34 +1,68 @@
-/** The optimizer's part of a checkpoint: optimizer.safetensors with master (bf16 mode), m and v as flat fp32 buffers, and the step. */
-import { BF16, F32 } from "../device/device.js";
+/**
+ * The optimizer's part of a checkpoint: m, v and, in bf16 mode, the master weights, each under its parameter's name and
+ * in that parameter's whole shape. So the file does not depend on how many processes wrote it, or on how the state was
+ * shared out among them: any number of them can go on from it.
+ */
+import { BF16, type Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
-import { openSafetensors, writeSafetensors } from "../run/safetensors.js";
+import { openSafetensors, SharedWriter } from "../run/safetensors.js";
 import type { AdamW } from "./adamw.js";
 
-const buffers = (o: AdamW) =>
-  Object.entries({ m: o.m, v: o.v, ...(o.parameters.dtype === BF16 && { master: o.master }) });
+const buffers = (o: AdamW): [string, Ptr][] => [
+  ["m", o.m],
+  ["v", o.v],
+  ...(o.parameters.dtype === BF16 ? ([["master", o.master]] as [string, Ptr][]) : []),
+];
 
+/** With several processes all must call it; each writes a share. */
 export function saveOptimizer(o: AdamW, path: string): void {
-  const { device, length } = o.parameters;
-  const entries = buffers(o).map(([name, ptr]) => {
-    return { name, dtype: "F32", shape: [length], data: device.bytes(ptr, length * 4) } as const;
-  });
-  writeSafetensors(path, entries, { step: String(o.step) });
+  const { device, keeper } = o.parameters;
+  const tensors = [...o.parameters.tensors()];
+  const list = tensors.flatMap(({ name, shape }) =>
+    buffers(o).map(([kind]) => ({ name: `${kind}.${name}`, dtype: "F32", shape })),
+  );
+  const file = new SharedWriter(path, list, keeper.writers, { step: String(o.step) });
+  for (const piece of keeper.mine()) {
+    for (const [kind, state] of buffers(o)) {
+      const whole = keeper.gather(piece.unit, state + piece.at * 4, 4);
+      for (const t of tensors)
+        if (t.unit === piece.unit)
+          file.offer(`${kind}.${t.name}`, () => device.bytes(whole + t.inUnit * 4, t.size * 4));
+      o.memory.behind(state + piece.at * 4, piece.length * 4);
+    }
+  }
+  file.finish();
 }
 
 /** Restores the state, and in bf16 mode the parameters too, as the rounded master weights. Throws when it belongs to another model. */
 export function loadOptimizer(o: AdamW, path: string, step: number): void {
-  const { device, length, dtype, ptr } = o.parameters;
+  const { device, keeper } = o.parameters;
   const file = openSafetensors(path);
   try {
-    for (const [name, to] of buffers(o)) {
-      const info = file.info(name);
-      if (info.shape[0] !== length)
-        throw new UserError(
-          `${path} belongs to a model with ${info.shape[0]} parameters, this one has ${length}. Resume with the configuration that the run began with.`,
-        );
-      file.readInto(name, device.bytes(to, length * 4));
+    const known = new Set(file.names());
+    const tensors = [...o.parameters.tensors()];
+    for (const piece of keeper.mine()) {
+      const { unit } = piece;
+      for (const [kind, state] of buffers(o)) {
+        const own = state + piece.at * 4;
+        const whole = piece.length === unit.length ? own : device.alloc(unit.length * 4);
+        for (const t of tensors.filter((t) => t.unit === unit)) {
+          const name = `${kind}.${t.name}`;
+          const shape = known.has(name) ? file.info(name).shape : undefined;
+          if (shape?.join() !== t.shape.join())
+            throw new UserError(
+              `${path} belongs to another model: it has ${shape ? `${name} of shape [${shape}]` : `no ${name}`}, this model's is [${t.shape}]. Resume with the configuration that the run began with.`,
+            );
+          file.readInto(name, device.bytes(whole + t.inUnit * 4, t.size * 4));
+        }
+        if (whole !== own) {
+          device.bytes(own, piece.length * 4).set(device.bytes(whole + piece.from * 4, piece.length * 4));
+          device.free(whole, unit.length * 4);
+        }
+        o.memory.behind(own, piece.length * 4);
+      }
     }
-    if (dtype === BF16) device.cast(o.master, F32, ptr, BF16, length);
+    o.restoreParameters();
     o.step = step;
   } finally {
     file.close();

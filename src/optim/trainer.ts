@@ -1,7 +1,8 @@
 /** One trained set of parameters: gradients in, clipping, the schedule's learning rate, an AdamW update. */
-import type { ParameterSet } from "../nn/parameters.js";
+
 import { NonFiniteError } from "../run/errors.js";
 import type { OptimizerSettings, ScheduleSettings } from "../run/settings.js";
+import type { ParameterSet } from "../tensor/parameters.js";
 import { AdamW } from "./adamw.js";
 import { learningRate, type ScheduleConfig } from "./schedule.js";
 import { loadOptimizer, saveOptimizer } from "./state.js";

@@ -12,9 +12,10 @@ import {
   readSync,
   renameSync,
   statSync,
+  writeFileSync,
   writeSync,
 } from "node:fs";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { UserError } from "./errors.js";
 
 const SIZES: Record<string, number> = {
@@ -40,10 +41,12 @@ export interface TensorInfo {
   shape: number[];
   bytes: number;
 }
-export interface TensorEntry {
+export interface TensorSpec {
   name: string;
   dtype: string;
   shape: readonly number[];
+}
+export interface TensorEntry extends TensorSpec {
   data: Uint8Array;
 }
 export interface SafetensorsFile {
@@ -111,17 +114,18 @@ function readHeader(path: string, fd: number): Map<string, Place> {
   return places;
 }
 
-/** Opens a file, or the model in a folder (model.safetensors, or the shards that model.safetensors.index.json lists). */
+/** Opens a file, or the model in a folder: model.safetensors. A file may be in parts, listed in an index beside it. */
 export function openSafetensors(path: string): SafetensorsFile {
   const isFolder = existsSync(path) && statSync(path).isDirectory();
-  const index = join(path, "model.safetensors.index.json");
-  let files = [isFolder ? join(path, "model.safetensors") : path];
-  if (isFolder && !existsSync(files[0]) && existsSync(index)) {
+  const whole = isFolder ? join(path, "model.safetensors") : path;
+  const index = `${whole}.index.json`;
+  let files = [whole];
+  if (!existsSync(whole) && existsSync(index)) {
     const { weight_map: map } = JSON.parse(readFileSync(index, "utf8")) as { weight_map?: Record<string, string> };
     const shards = [...new Set(Object.values(map ?? {}))];
     const bad = shards.find((f) => f.includes("/") || f.includes("\\"));
     if (bad !== undefined || shards.length === 0) throw new UserError(`${index} does not list shards beside it.`);
-    files = shards.map((f) => join(path, f));
+    files = shards.map((f) => join(dirname(whole), f));
   }
   const missing = files.find((f) => !existsSync(f));
   if (missing) throw new UserError(`${missing} does not exist. Weights are read from safetensors files.`);
@@ -153,6 +157,8 @@ export function openSafetensors(path: string): SafetensorsFile {
   }
 }
 
+const bytesOf = ({ dtype, shape }: TensorSpec): number => shape.reduce((a, b) => a * b, SIZES[dtype]);
+
 /** Writes a file beside its final name, syncs it and renames it: it is there whole or not at all. */
 export function writeSafetensors(
   path: string,
@@ -160,27 +166,102 @@ export function writeSafetensors(
   metadata: Record<string, string> = {},
 ): void {
   const list = [...entries];
-  const header: Record<string, unknown> = { __metadata__: metadata };
-  let offset = 0;
-  for (const { name, dtype, shape, data } of list) {
-    header[name] = { dtype, shape, data_offsets: [offset, offset + data.length] };
-    offset += data.length;
+  const file = new SafetensorsWriter(path, list, metadata);
+  for (const { name, data } of list) file.write(name, data);
+  file.finish();
+}
+
+/** A file whose tensors come one at a time, in any order. */
+class SafetensorsWriter {
+  private readonly fd: number;
+  private readonly places = new Map<string, { offset: number; bytes: number }>();
+
+  constructor(
+    private readonly path: string,
+    list: readonly TensorSpec[],
+    metadata: Record<string, string>,
+  ) {
+    const header: Record<string, unknown> = { __metadata__: metadata };
+    let end = 0;
+    for (const { name, dtype, shape } of list) {
+      const bytes = bytesOf({ name, dtype, shape });
+      header[name] = { dtype, shape, data_offsets: [end, end + bytes] };
+      this.places.set(name, { offset: end, bytes });
+      end += bytes;
+    }
+    const text = Buffer.from(JSON.stringify(header));
+    const padded = Buffer.concat([text, Buffer.alloc((8 - (text.length % 8)) % 8, " ")]);
+    const head = Buffer.alloc(8);
+    head.writeBigUInt64LE(BigInt(padded.length));
+    this.fd = openSync(`${path}.partial`, "w");
+    this.put(Buffer.concat([head, padded]), 0);
+    for (const place of this.places.values()) place.offset += 8 + padded.length;
   }
-  const text = Buffer.from(JSON.stringify(header));
-  const padded = Buffer.concat([text, Buffer.alloc((8 - (text.length % 8)) % 8, " ")]);
-  const head = Buffer.alloc(8);
-  head.writeBigUInt64LE(BigInt(padded.length));
-  const partial = `${path}.partial`;
-  const fd = openSync(partial, "w");
-  try {
-    for (const data of [head, padded, ...list.map((e) => e.data)])
-      for (let done = 0; done < data.length; ) done += writeSync(fd, data, done, Math.min(data.length - done, 2 ** 30));
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
+
+  private put(data: Uint8Array, at: number): void {
+    for (let done = 0; done < data.length; )
+      done += writeSync(this.fd, data, done, Math.min(data.length - done, 2 ** 30), at + done);
   }
-  renameSync(partial, path);
-  const folder = openSync(dirname(path), "r");
-  fsyncSync(folder);
-  closeSync(folder);
+
+  has(name: string): boolean {
+    return this.places.has(name);
+  }
+  write(name: string, data: Uint8Array): void {
+    const { offset, bytes } = this.places.get(name)!;
+    if (data.length !== bytes) throw new RangeError(`${name} has ${bytes} bytes, ${data.length} were given`);
+    this.put(data, offset);
+  }
+  finish(): void {
+    fsyncSync(this.fd);
+    closeSync(this.fd);
+    renameSync(`${this.path}.partial`, this.path);
+    const folder = openSync(dirname(this.path), "r");
+    fsyncSync(folder);
+    closeSync(folder);
+  }
+}
+
+/** Files grow to this size, then tensors go on in another, as Transformers does it. */
+const LARGEST_FILE = 4 * 2 ** 30;
+
+/**
+ * Tensors in one file or, when there is more than one process to write them or more than 4 GB of them, in several with
+ * an index beside: NAME-00001-of-00002.safetensors. Each process is offered every tensor and writes those of its files.
+ */
+export class SharedWriter {
+  private readonly files: SafetensorsWriter[] = [];
+
+  constructor(
+    path: string,
+    list: readonly TensorSpec[],
+    { rank, size }: { rank: number; size: number },
+    metadata: Record<string, string> = {},
+  ) {
+    const total = list.reduce((n, t) => n + bytesOf(t), 0);
+    const count = Math.min(list.length, size * Math.max(1, Math.ceil(total / size / LARGEST_FILE)));
+    const number = (i: number): string => String(i).padStart(5, "0");
+    const nameOf = (file: number): string =>
+      count === 1 ? path : path.replace(/(\.safetensors)$/, `-${number(file + 1)}-of-${number(count)}$1`);
+    const lists: TensorSpec[][] = Array.from({ length: count }, () => []);
+    let before = 0;
+    for (const t of list) {
+      lists[Math.min(count - 1, Math.floor((before / Math.max(1, total)) * count))].push(t);
+      before += bytesOf(t);
+    }
+    for (const [file, tensors] of lists.entries())
+      if (file % size === rank) this.files.push(new SafetensorsWriter(nameOf(file), tensors, metadata));
+    if (count > 1 && rank === 0) {
+      const map = lists.flatMap((tensors, file) => tensors.map((t) => [t.name, basename(nameOf(file))]));
+      const index = { metadata: { ...metadata, total_size: total }, weight_map: Object.fromEntries(map) };
+      writeFileSync(`${path}.index.json`, `${JSON.stringify(index, null, 2)}\n`);
+    }
+  }
+
+  /** `data` is asked for only by the process that writes this tensor. */
+  offer(name: string, data: () => Uint8Array): void {
+    this.files.find((f) => f.has(name))?.write(name, data());
+  }
+  finish(): void {
+    for (const file of this.files) file.finish();
+  }
 }

@@ -66,12 +66,22 @@ export class Parameter extends Tensor {
   constructor(
     device: Device,
     readonly name: string,
-    ptr: Ptr,
+    /** Where its unit lies at the moment; 0 while it is not in memory. */
+    private readonly place: { readonly values: Ptr; readonly grads: Ptr },
+    /** Bytes from the beginning of the unit. */
+    readonly offset: number,
     dtype: DType,
     shape: readonly number[],
-    readonly gradPtr: Ptr,
+    readonly trainable: boolean,
   ) {
-    super(device, new Storage(ptr, 0, undefined), dtype, shape, gradPtr !== 0);
+    super(device, new Storage(0, 0, undefined), dtype, shape, trainable);
+  }
+
+  override get ptr(): Ptr {
+    return this.place.values + this.offset;
+  }
+  get gradPtr(): Ptr {
+    return this.place.grads === 0 ? 0 : this.place.grads + this.offset;
   }
 
   /** For kernels that can overwrite: beta for this write (0 the first time in a step, then 1). */
@@ -92,10 +102,11 @@ export class Parameter extends Tensor {
 }
 
 type Backward = (outputGrad: Tensor) => void;
+type Node = { output: Tensor; backward: Backward; release: Tensor[] } | (() => void);
 
 export class Tape {
   readonly arena: Arena;
-  private readonly nodes: { output: Tensor; backward: Backward; release: Tensor[] }[] = [];
+  private readonly nodes: Node[] = [];
   private scopeTensors: Tensor[] | undefined;
 
   constructor(
@@ -128,6 +139,11 @@ export class Tape {
     return output;
   }
 
+  /** Runs `action` when the backward pass comes by. */
+  whenBack(action: () => void): void {
+    if (this.recording) this.nodes.push(action);
+  }
+
   /** Adds `g` to the gradient of `x`; takes over the caller's reference to `g`. */
   accumulate(x: Tensor, g: Tensor): void {
     if (!x.requiresGrad) {
@@ -157,7 +173,12 @@ export class Tape {
   backward(output: Tensor, seed?: Tensor): void {
     output.grad = seed ?? this.ones(output);
     for (let i = this.nodes.length - 1; i >= 0; i--) {
-      const { output: y, backward, release } = this.nodes[i];
+      const node = this.nodes[i];
+      if (typeof node === "function") {
+        node();
+        continue;
+      }
+      const { output: y, backward, release } = node;
       if (y.grad) {
         const grad = y.grad;
         y.grad = undefined;

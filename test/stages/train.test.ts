@@ -161,7 +161,9 @@ function gradientOf(model: Llama, batches: TargetBatch[]): { loss: number; gradi
   model.parameters.clearGrads();
   const { loss } = backwardMeanLoss(model, tape, batches);
   model.parameters.settleGrads();
-  const gradient = model.device.f32(model.parameters.gradPtr, model.parameters.length).slice();
+  const gradient = Float32Array.from(
+    [...model.parameters.named()].flatMap((t) => [...model.device.f32(t.gradPtr, t.size)]),
+  );
   tape.arena.close();
   return { loss, gradient };
 }
