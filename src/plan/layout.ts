@@ -1,0 +1,94 @@
+/** What is to be trained (Workload), and how it is spread over devices (Layout). */
+import type { ModelShape } from "./shape.js";
+import type { Offload, Precision, Zero } from "./states.js";
+
+export const PLANNED_STAGES = ["pretrain", "sft", "reward", "dpo", "ppo"] as const;
+export type PlannedStage = (typeof PLANNED_STAGES)[number];
+
+export interface Workload {
+  stage: PlannedStage;
+  shape: ModelShape;
+  /** Tokens of a sequence; in PPO, of prompt and reply together. */
+  contextLength: number;
+  /** Sequences of a step, over all devices. A preference is two sequences. */
+  globalBatch: number;
+  precision: Precision;
+  attention: "blocked" | "full";
+  logits: "chunked" | "full";
+  /** PPO: tokens of a reply, passes over the replies, and critic and reward model when they differ from the actor. */
+  replyLength: number;
+  updateEpochs: number;
+  critic: ModelShape;
+  /** DPO: the reference stays in memory. Lyceum computes its log-probabilities once, before training, and lets it go. */
+  residentReference: boolean;
+}
+
+export interface Layout {
+  name: string;
+  data: number;
+  tensor: number;
+  pipeline: number;
+  zero: Zero;
+  offload: Offload;
+  recompute: boolean;
+  /** Sequences of a micro-batch, on one replica. */
+  microBatch: number;
+  /** Chunks of layers on a device (interleaved 1F1B). */
+  chunks: number;
+  sequenceParallel: boolean;
+}
+
+/** A model in memory, and whether it is trained. */
+export interface Resident {
+  role: "model" | "actor" | "critic" | "ref" | "reward" | "policy";
+  shape: ModelShape;
+  trained: boolean;
+}
+
+/** The models of a stage (notes 4.2.3: PPO has four, two of them trained). */
+export function residents(w: Workload): Resident[] {
+  if (w.stage === "ppo")
+    return [
+      { role: "actor", shape: w.shape, trained: true },
+      { role: "critic", shape: w.critic, trained: true },
+      { role: "ref", shape: w.shape, trained: false },
+      { role: "reward", shape: w.critic, trained: false },
+    ];
+  if (w.stage === "dpo" && w.residentReference)
+    return [
+      { role: "policy", shape: w.shape, trained: true },
+      { role: "ref", shape: w.shape, trained: false },
+    ];
+  return [{ role: w.stage === "dpo" ? "policy" : "model", shape: w.shape, trained: true }];
+}
+
+/** Micro-batches of a step on one replica. */
+export const microBatches = (w: Workload, l: Layout): number =>
+  Math.max(1, Math.round(w.globalBatch / (l.data * l.microBatch)));
+
+export const layout = (some: Partial<Layout> & { name: string }): Layout => ({
+  data: 1,
+  tensor: 1,
+  pipeline: 1,
+  zero: 0,
+  offload: "none",
+  recompute: false,
+  microBatch: 1,
+  chunks: 1,
+  sequenceParallel: false,
+  ...some,
+});
+
+export const workload = (some: Partial<Workload> & { shape: ModelShape }): Workload => ({
+  stage: "pretrain",
+  contextLength: 2048,
+  globalBatch: 512,
+  precision: "bf16",
+  attention: "blocked",
+  logits: "chunked",
+  replyLength: Math.floor((some.contextLength ?? 2048) / 2),
+  updateEpochs: 4,
+  critic: some.shape,
+  residentReference: false,
+  ...some,
+});
