@@ -1,0 +1,178 @@
+/** Seconds of a step on a described cluster, where they go, and what each device sends. */
+import type { Cluster } from "./cluster.js";
+import { collectiveBytes, collectiveSeconds, type Group, messageSeconds } from "./collectives.js";
+import { decodeSeconds, headSeconds, layerSeconds, trainingFlops, updateBytes } from "./compute.js";
+import { type Layout, microBatches, residents, type Workload } from "./layout.js";
+import { activationCase, stageParameters } from "./memory.js";
+import { layerParameters, type ModelShape } from "./shape.js";
+import { simulatePipeline } from "./simulate.js";
+
+export interface StepTime {
+  seconds: number;
+  /** Parts of it: the pipeline with its bubble, gradients still on their way when it ends, the update, main memory, writing replies. */
+  parts: { pipeline: number; gradients: number; update: number; offload: number; generation: number; scoring: number };
+  /** Share of the pipeline's time in which a device waits for others. */
+  bubble: number;
+  /** Bytes that one device sends in a step, by the direction of the grid; host: to and from main memory. */
+  sent: { data: number; tensor: number; pipeline: number; host: number };
+  tokensPerSecond: number;
+  /** Share of the devices' peak that is the model's own arithmetic (MFU; recomputed layers do not count). */
+  utilisation: number;
+}
+
+export interface TimeOptions {
+  /** Gradients travel while the backward pass goes on; Megatron-LM of 2021 sent them afterwards. */
+  overlap?: boolean;
+}
+
+/** Share of a transfer that is felt even when it runs beside computation: it takes memory bandwidth and waits for its turn. */
+const FELT = 0.1;
+const beside = (transfer: number, compute: number): number => Math.max(transfer, compute + FELT * transfer);
+
+const width = (w: Workload): number => (w.precision === "bf16" ? 2 : 4);
+
+/** Tensor-parallel groups fill a node first, then replicas, then the pipeline (Narayanan et al. 2021, section 3). */
+function groups(l: Layout, c: Cluster): { tensor: Group; data: Group; pipelineWithin: boolean } {
+  const tensorPerNode = Math.min(l.tensor, c.devicesPerNode);
+  const left = Math.max(1, Math.floor(c.devicesPerNode / l.tensor));
+  return {
+    tensor: { size: l.tensor, perNode: tensorPerNode },
+    data: { size: l.data, perNode: Math.min(l.data, left) },
+    pipelineWithin: l.tensor * l.data * 2 <= c.devicesPerNode,
+  };
+}
+
+/** One trained model's forward and backward passes, gradient exchange and update. */
+function trainingPass(shape: ModelShape, w: Workload, l: Layout, c: Cluster, overlap: boolean) {
+  const a = activationCase(w, l);
+  const { tensor, data, pipelineWithin } = groups(l, c);
+  const m = microBatches(w, l);
+  const layers = shape.numLayers / l.pipeline;
+  const layer = layerSeconds(shape, a, c);
+  const head = headSeconds(shape, a, c);
+  const hidden = a.tokens * shape.hiddenSize * width(w);
+  // Two sums of the hidden states forward (attention, MLP) and two backward (Megatron-LM, Shoeybi et al. 2019, section 3).
+  const sum = l.tensor > 1 ? collectiveSeconds(hidden, tensor, c, 2) : 0;
+  let forward = layer.forward + 2 * sum;
+  let backward = layer.backward + 2 * sum + (l.recompute ? forward : 0);
+  const sums = l.tensor > 1 ? (l.recompute ? 6 : 4) * layers * m : 0;
+
+  // ZeRO-3 gathers each layer before its forward and its backward pass; gradients are scattered as they are produced (ZeRO-2 too).
+  const layerBytes = (layerParameters(shape) / l.tensor) * width(w);
+  const pass = l.data > 1 ? collectiveSeconds(layerBytes, data, c, 1) : 0;
+  const fetch = l.offload === "all" ? layerBytes / l.data / c.hostBandwidth : 0;
+  if (l.zero === 3) {
+    forward = beside(pass + fetch, forward);
+    backward = beside(2 * pass + fetch, backward);
+  } else if (l.zero === 2) backward = beside(pass, backward);
+
+  const last = l.pipeline - 1;
+  const stages = Array.from({ length: l.pipeline }, (_, s) => ({
+    forward: layers * forward + (s === last ? head.forward : 0),
+    backward: layers * backward + (s === last ? head.backward : 0),
+  }));
+  const send = l.pipeline > 1 ? messageSeconds(hidden / l.tensor, pipelineWithin, c) : 0;
+  const pipeline = pipelineSeconds(stages, m, l.chunks, send);
+
+  const mine = stageParameters(shape, 0, l);
+  const gradientBytes = mine * width(w);
+  let gradients = 0;
+  let sentData = 0;
+  if (l.data > 1) {
+    const gathers = l.zero === 3 ? 2 * m : l.zero >= 1 ? 1 : 0;
+    const scatters = l.zero >= 2 ? m : 1;
+    const passes = l.zero === 0 ? 2 : gathers + scatters;
+    sentData = passes * collectiveBytes(gradientBytes, l.data, 1);
+    const shown = (seconds: number, compute: number): number =>
+      overlap ? beside(seconds, compute) - compute : seconds;
+    // Only the last micro-batch's backward pass has gradients to send while it computes.
+    if (l.zero <= 1)
+      gradients = shown(collectiveSeconds(gradientBytes, data, c, l.zero === 0 ? 2 : 1), stages[0].backward);
+    // The new parameters are gathered layer by layer while the next step's first forward pass runs.
+    if (l.zero === 1 || l.zero === 2)
+      gradients += shown(collectiveSeconds(gradientBytes, data, c, 1), stages[0].forward);
+  }
+  const owned = l.zero >= 1 ? mine / l.data : mine;
+  const offloaded = l.offload !== "none";
+  const update = (owned * updateBytes(w.precision)) / (offloaded ? c.hostMemoryBandwidth : c.memoryBandwidth);
+  // Gradients go to main memory and parameters come back.
+  const hostBytes = offloaded ? 2 * owned * width(w) : 0;
+  const sentHost = hostBytes + (l.offload === "all" ? 2 * m * (mine / l.data) * width(w) : 0);
+  return {
+    pipeline: pipeline.seconds,
+    bubble: pipeline.bubble,
+    gradients,
+    update,
+    offload: hostBytes / c.hostBandwidth,
+    forwardOnly: m * stages.reduce((x, s) => Math.max(x, s.forward), 0) + stages.reduce((x, s) => x + s.forward, 0),
+    sent: {
+      data: sentData,
+      tensor: sums * collectiveBytes(hidden, l.tensor, 2),
+      pipeline: l.pipeline > 1 ? (2 * m * l.chunks * hidden) / l.tensor : 0,
+      host: sentHost,
+    },
+  };
+}
+
+/** Beyond a few rounds every further micro-batch costs the slowest stage's time: those are added without simulating them. */
+function pipelineSeconds(
+  stages: readonly { forward: number; backward: number }[],
+  m: number,
+  chunks: number,
+  send: number,
+): { seconds: number; bubble: number } {
+  const p = stages.length;
+  const micro = Math.min(m, 2 * p);
+  const run = simulatePipeline({
+    stages: p,
+    micro,
+    schedule: "1f1b",
+    chunks,
+    forward: stages.map((s) => s.forward / chunks),
+    backward: stages.map((s) => s.backward / chunks),
+    send,
+  });
+  const seconds = run.seconds + (m - micro) * Math.max(...stages.map((s) => s.forward + s.backward));
+  const worked = m * stages.reduce((n, s) => n + s.forward + s.backward, 0);
+  return { seconds, bubble: 1 - worked / (p * seconds) };
+}
+
+export function stepTime(w: Workload, l: Layout, c: Cluster, options: TimeOptions = {}): StepTime {
+  const devices = l.data * l.tensor * l.pipeline;
+  const overlap = options.overlap ?? true;
+  const sequences = microBatches(w, l) * l.microBatch * l.data;
+  const tokens = sequences * w.contextLength;
+  const parts = { pipeline: 0, gradients: 0, update: 0, offload: 0, generation: 0, scoring: 0 };
+  const sent = { data: 0, tensor: 0, pipeline: 0, host: 0 };
+  let bubble = 0;
+  let flops = 0;
+  const repeats = w.stage === "ppo" ? w.updateEpochs : 1;
+  for (const { shape, trained } of residents(w)) {
+    const pass = trainingPass(shape, w, l, c, overlap);
+    const perToken = trainingFlops(shape, w.contextLength, w.attention);
+    if (w.stage === "ppo" || !trained) {
+      parts.scoring += pass.forwardOnly; // PPO: each of the four models looks at the replies once
+      flops += (tokens * perToken) / 3;
+    }
+    if (!trained) continue;
+    for (const key of ["pipeline", "gradients", "update", "offload"] as const) parts[key] += repeats * pass[key];
+    for (const key of ["data", "tensor", "pipeline", "host"] as const) sent[key] += repeats * pass.sent[key];
+    bubble = Math.max(bubble, pass.bubble);
+    flops += repeats * tokens * perToken;
+  }
+  if (w.stage === "ppo") {
+    const rows = sequences / l.data;
+    const past = w.contextLength - w.replyLength / 2; // on average
+    parts.generation = w.replyLength * decodeSeconds(w.shape, rows, past, l.tensor * l.pipeline, c);
+    flops += tokens * (trainingFlops(w.shape, w.contextLength, w.attention) / 3);
+  }
+  const seconds = Object.values(parts).reduce((a, b) => a + b, 0);
+  return {
+    seconds,
+    parts,
+    bubble,
+    sent,
+    tokensPerSecond: tokens / seconds,
+    utilisation: flops / (seconds * devices * c.flops),
+  };
+}
