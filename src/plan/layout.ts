@@ -19,6 +19,8 @@ export interface Workload {
   replyLength: number;
   updateEpochs: number;
   critic: ModelShape;
+  /** Parameters of LoRA adapters beside the frozen model (the actor's, in PPO); 0: all parameters are trained. */
+  adapters: number;
   /** DPO: the reference stays in memory. Lyceum computes its log-probabilities once, before training, and lets it go. */
   residentReference: boolean;
 }
@@ -43,23 +45,24 @@ export interface Resident {
   role: "model" | "actor" | "critic" | "ref" | "reward" | "policy";
   shape: ModelShape;
   trained: boolean;
+  /** Parameters with a gradient, when they are not the model's own. */
+  adapters: number;
 }
 
-/** The models of a stage (notes 4.2.3: PPO has four, two of them trained). */
+/** The models of a stage (notes 4.2.3: PPO has four, two of them trained). With adapters the reference is the model without them. */
 export function residents(w: Workload): Resident[] {
+  const { shape, adapters } = w;
+  const frozen = { trained: false, adapters: 0 };
+  const reference: Resident[] = adapters > 0 ? [] : [{ role: "ref", shape, ...frozen }];
   if (w.stage === "ppo")
     return [
-      { role: "actor", shape: w.shape, trained: true },
-      { role: "critic", shape: w.critic, trained: true },
-      { role: "ref", shape: w.shape, trained: false },
-      { role: "reward", shape: w.critic, trained: false },
+      { role: "actor", shape, trained: true, adapters },
+      { role: "critic", shape: w.critic, trained: true, adapters: 0 },
+      ...reference,
+      { role: "reward", shape: w.critic, ...frozen },
     ];
-  if (w.stage === "dpo" && w.residentReference)
-    return [
-      { role: "policy", shape: w.shape, trained: true },
-      { role: "ref", shape: w.shape, trained: false },
-    ];
-  return [{ role: w.stage === "dpo" ? "policy" : "model", shape: w.shape, trained: true }];
+  if (w.stage !== "dpo") return [{ role: "model", shape, trained: true, adapters }];
+  return [{ role: "policy", shape, trained: true, adapters }, ...(w.residentReference ? reference : [])];
 }
 
 /** Micro-batches of a step on one replica. */
@@ -89,6 +92,7 @@ export const workload = (some: Partial<Workload> & { shape: ModelShape }): Workl
   replyLength: Math.floor((some.contextLength ?? 2048) / 2),
   updateEpochs: 4,
   critic: some.shape,
+  adapters: 0,
   residentReference: false,
   ...some,
 });

@@ -63,9 +63,10 @@ function stageMemory(w: Workload, l: Layout, stage: number): DeviceMemory {
   const sharding = { zero: l.zero, offload: l.offload, ranks: l.data, precision: w.precision };
   const states: StateBytes = { parameters: 0, gradients: 0, optimizer: 0 };
   let host = 0;
-  const models = residents(w).map(({ role, shape, trained }) => {
-    const count = stageParameters(shape, stage, l);
-    const { device, host: beside } = modelStates(count, sharding, trained ? count : 0);
+  const models = residents(w).map(({ role, shape, trained, adapters }) => {
+    const own = stageParameters(shape, stage, l);
+    const added = adapters / (l.tensor * l.pipeline);
+    const { device, host: beside } = modelStates(own + added, sharding, trained ? added || own : 0);
     for (const key of ["parameters", "gradients", "optimizer"] as const) states[key] += device[key];
     host += stateTotal(beside);
     return { role, bytes: stateTotal(device) };

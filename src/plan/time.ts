@@ -2,9 +2,9 @@
 import type { Cluster } from "./cluster.js";
 import { collectiveBytes, collectiveSeconds, type Group, messageSeconds } from "./collectives.js";
 import { decodeSeconds, headSeconds, layerSeconds, trainingFlops, updateBytes } from "./compute.js";
-import { type Layout, microBatches, residents, type Workload } from "./layout.js";
+import { type Layout, microBatches, type Resident, residents, type Workload } from "./layout.js";
 import { activationCase, stageParameters } from "./memory.js";
-import { layerParameters, type ModelShape } from "./shape.js";
+import { layerParameters } from "./shape.js";
 import { simulatePipeline } from "./simulate.js";
 
 export interface StepTime {
@@ -43,7 +43,7 @@ function groups(l: Layout, c: Cluster): { tensor: Group; data: Group; pipelineWi
 }
 
 /** One trained model's forward and backward passes, gradient exchange and update. */
-function trainingPass(shape: ModelShape, w: Workload, l: Layout, c: Cluster, overlap: boolean) {
+function trainingPass({ shape, adapters }: Resident, w: Workload, l: Layout, c: Cluster, overlap: boolean) {
   const a = activationCase(w, l);
   const { tensor, data, pipelineWithin } = groups(l, c);
   const m = microBatches(w, l);
@@ -54,7 +54,8 @@ function trainingPass(shape: ModelShape, w: Workload, l: Layout, c: Cluster, ove
   // Two sums of the hidden states forward (attention, MLP) and two backward (Megatron-LM, Shoeybi et al. 2019, section 3).
   const sum = l.tensor > 1 ? collectiveSeconds(hidden, tensor, c, 2) : 0;
   let forward = layer.forward + 2 * sum;
-  let backward = layer.backward + 2 * sum + (l.recompute ? forward : 0);
+  // A frozen matrix has no gradient of its own: one product backward in the place of two.
+  let backward = layer.backward / (adapters > 0 ? 2 : 1) + 2 * sum + (l.recompute ? forward : 0);
   const sums = l.tensor > 1 ? (l.recompute ? 6 : 4) * layers * m : 0;
 
   // ZeRO-3 gathers each layer before its forward and its backward pass; gradients are scattered as they are produced (ZeRO-2 too).
@@ -74,15 +75,15 @@ function trainingPass(shape: ModelShape, w: Workload, l: Layout, c: Cluster, ove
   const send = l.pipeline > 1 ? messageSeconds(hidden / l.tensor, pipelineWithin, c) : 0;
   const pipeline = pipelineSeconds(stages, m, l.chunks, send);
 
-  const mine = stageParameters(shape, 0, l);
+  const whole = stageParameters(shape, 0, l);
+  const mine = adapters > 0 ? adapters / (l.tensor * l.pipeline) : whole;
   const gradientBytes = mine * width(w);
   let gradients = 0;
   let sentData = 0;
   if (l.data > 1) {
-    const gathers = l.zero === 3 ? 2 * m : l.zero >= 1 ? 1 : 0;
-    const scatters = l.zero >= 2 ? m : 1;
-    const passes = l.zero === 0 ? 2 : gathers + scatters;
-    sentData = passes * collectiveBytes(gradientBytes, l.data, 1);
+    const gathered = l.zero === 3 ? 2 * m * whole : mine;
+    const scattered = l.zero >= 2 ? m * mine : mine;
+    sentData = collectiveBytes((gathered + scattered) * width(w), l.data, 1);
     const shown = (seconds: number, compute: number): number =>
       overlap ? beside(seconds, compute) - compute : seconds;
     // Only the last micro-batch's backward pass has gradients to send while it computes.
@@ -97,7 +98,7 @@ function trainingPass(shape: ModelShape, w: Workload, l: Layout, c: Cluster, ove
   const update = (owned * updateBytes(w.precision)) / (offloaded ? c.hostMemoryBandwidth : c.memoryBandwidth);
   // Gradients go to main memory and parameters come back.
   const hostBytes = offloaded ? 2 * owned * width(w) : 0;
-  const sentHost = hostBytes + (l.offload === "all" ? 2 * m * (mine / l.data) * width(w) : 0);
+  const sentHost = hostBytes + (l.offload === "all" ? 2 * m * (whole / l.data) * width(w) : 0);
   return {
     pipeline: pipeline.seconds,
     bubble: pipeline.bubble,
@@ -147,8 +148,9 @@ export function stepTime(w: Workload, l: Layout, c: Cluster, options: TimeOption
   let bubble = 0;
   let flops = 0;
   const repeats = w.stage === "ppo" ? w.updateEpochs : 1;
-  for (const { shape, trained } of residents(w)) {
-    const pass = trainingPass(shape, w, l, c, overlap);
+  for (const model of residents(w)) {
+    const { shape, trained } = model;
+    const pass = trainingPass(model, w, l, c, overlap);
     const perToken = trainingFlops(shape, w.contextLength, w.attention);
     if (w.stage === "ppo" || !trained) {
       parts.scoring += pass.forwardOnly; // PPO: each of the four models looks at the replies once
