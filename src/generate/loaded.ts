@@ -22,7 +22,8 @@ export function loadForGeneration(dir: string, options: { precision?: Precision;
   return { model, tokenizer, stop: [...stop] };
 }
 
-function storedPrecision(dir: string): Precision {
+/** fp32 when any weight of the folder is. */
+export function storedPrecision(dir: string): Precision {
   const file = openSafetensors(dir);
   try {
     return file.names().some((name) => file.info(name).dtype === "F32") ? "fp32" : "bf16";

@@ -6,12 +6,15 @@ import { basename, dirname } from "node:path";
 import { z } from "zod";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { jsonRecords } from "../dialogue/records.js";
-import { generate } from "../generate/generate.js";
 import { type Loaded, loadForGeneration } from "../generate/loaded.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
+import { isRight } from "./eval/exact.js";
+import { average, winRate } from "./eval/interval.js";
+import { openScorer } from "./eval/judge.js";
+import { replyTo } from "./eval/replies.js";
 import { type Question, questionOf } from "./eval/tasks.js";
-import { openJudge, replyLogProbs, rollout } from "./rollout.js";
+import { type Prompt, replyLogProbs, rollout } from "./rollout.js";
 
 export const evaluateSchema = z.strictObject({
   stage: z.literal("evaluate").optional(),
@@ -46,45 +49,19 @@ export interface ModelResult {
   kl?: number;
 }
 
-export function readQuestions(file: string): Question[] {
+type SourcedQuestion = Question & { source: { file: string; line: number } };
+
+export function readQuestions(file: string): SourcedQuestion[] {
   return [...jsonRecords(file)].map(({ line, value, error }) => {
     const question = error ?? questionOf((value ?? {}) as Record<string, unknown>);
     if (typeof question === "string") throw new UserError(`${file}:${line}: ${question}.`);
-    return question;
-  });
-}
-
-/** Whether a reply contains an answer: letter case and width aside, and for words written with spaces, as whole words. */
-export function isRight(reply: string, answers: readonly string[]): boolean {
-  const fold = (s: string): string => s.normalize("NFKC").toLowerCase().replace(/\s+/g, " ").trim();
-  const text = fold(reply);
-  return answers.some((answer) => {
-    const wanted = fold(answer);
-    if (/[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}]/u.test(wanted))
-      return text.includes(wanted);
-    const escaped = wanted.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
-    return new RegExp(`(?<![\\p{L}\\p{N}])${escaped}(?![\\p{L}\\p{N}])`, "u").test(text);
+    return { ...question, source: { file, line } };
   });
 }
 
 /** The questions of a config: those of its field. */
-const questionsOf = (config: EvaluateConfig): Question[] =>
+const questionsOf = (config: EvaluateConfig): SourcedQuestion[] =>
   readQuestions(config.file).filter((q) => config.field === undefined || q.group.split(" ").includes(config.field));
-
-/** Greedy replies of one model. A tuned model is asked through its chat template; a base model continues the question. */
-export function answer(
-  { model, tokenizer, stop }: Loaded,
-  questions: readonly string[],
-  { maxTokens, batchSize }: { maxTokens: number; batchSize: number },
-): string[] {
-  const encoder = tokenizer.chatTemplate === undefined ? undefined : new DialogueEncoder(tokenizer);
-  const prompts = questions.map((content) => encoder?.prompt([{ role: "user", content }]) ?? tokenizer.encode(content));
-  const replies: string[] = [];
-  for (let i = 0; i < prompts.length; i += batchSize)
-    for (const { ids } of generate(model, prompts.slice(i, i + batchSize), { maxTokens, temperature: 0, stop }))
-      replies.push(tokenizer.decode(ids, { skipSpecialTokens: true }).trim());
-  return replies;
-}
 
 export async function evaluateModels(config: EvaluateConfig): Promise<ModelResult[]> {
   const questions = questionsOf(config);
@@ -92,77 +69,49 @@ export async function evaluateModels(config: EvaluateConfig): Promise<ModelResul
     throw new UserError(
       `${config.file}: there are no questions in it${config.field ? ` of the field "${config.field}"` : ""}.`,
     );
-  const texts = questions.map((q) => q.question);
+  const asked = questions.map(({ question, source }) => ({
+    messages: [{ role: "user" as const, content: question }],
+    source,
+  }));
   const reference = config.reference === undefined ? undefined : loadForGeneration(config.reference);
   const results: ModelResult[] = [];
   for (const dir of config.models) {
     const loaded = loadForGeneration(dir);
-    const replies = answer(loaded, texts, config);
-    const right = replies.map((reply, i) => isRight(reply, questions[i].answers));
+    const replies = replyTo(loaded, asked, config);
+    const right = replies.map(({ text }, i) => isRight(text, questions[i].answers));
     const groups: ModelResult["groups"] = {};
     questions.forEach(({ group }, i) => {
       groups[group] ??= { right: 0, total: 0 };
       groups[group].total++;
       if (right[i]) groups[group].right++;
     });
-    const length = replies.reduce((n, r) => n + loaded.tokenizer.encode(r).length, 0) / replies.length;
-    const result: ModelResult = { model: dir, replies, right, groups, length };
-    if (config.reward) result.scores = await judged(config.reward, loaded, texts, replies);
+    const length = average(replies.map((r) => r.tokens));
+    const result: ModelResult = { model: dir, replies: replies.map((r) => r.text), right, groups, length };
+    if (config.reward) {
+      const scorer = await openScorer(config.reward, loaded);
+      result.scores = (await scorer.score(asked, replies)).scores;
+      scorer.close();
+    }
     if (reference && loaded.tokenizer.chatTemplate !== undefined)
-      result.kl = sampledKl(loaded, reference, texts, config);
+      result.kl = sampledKl(loaded, reference, asked, config);
     loaded.model.close();
     results.push(result);
   }
   const standard = results.find((r) => r.model === config.reference)?.scores;
-  for (const r of results)
-    if (standard && r.scores)
-      r.winRate =
-        r.scores.reduce((n, s, i) => n + (s > standard[i] ? 1 : s === standard[i] ? 0.5 : 0), 0) / standard.length;
+  for (const r of results) if (standard && r.scores) r.winRate = winRate(r.scores, standard).share;
   reference?.model.close();
   return results;
-}
-
-async function judged(
-  source: string,
-  { model, tokenizer }: Loaded,
-  questions: readonly string[],
-  replies: readonly string[],
-): Promise<number[]> {
-  const judge = await openJudge(source, model.device, model.precision, tokenizer, "the model");
-  const encoder = tokenizer.chatTemplate === undefined ? undefined : new DialogueEncoder(tokenizer);
-  const episodes = questions.map((content, line) => {
-    const messages = [{ role: "user", content }] as const;
-    const prompt = encoder?.prompt([...messages]) ?? Int32Array.from(tokenizer.encode(content));
-    const ids = Int32Array.from([
-      ...prompt,
-      ...tokenizer.encode(replies[line], { allowSpecial: false }),
-      ...(tokenizer.eosId === undefined ? [] : [tokenizer.eosId]),
-    ]);
-    return {
-      prompt: { messages: [...messages], ids: prompt, source: { file: "the questions", line: line + 1 } },
-      ids,
-      start: prompt.length,
-      text: replies[line],
-      finished: true,
-    };
-  });
-  const scores = await judge.score(episodes);
-  judge.close();
-  return scores;
 }
 
 /** Mean over prompts of log p(reply) - log p_ref(reply), the reply sampled from the model: an estimate of KL(p || p_ref). */
 function sampledKl(
   { model, tokenizer }: Loaded,
   reference: Loaded,
-  questions: readonly string[],
+  asked: readonly Omit<Prompt, "ids">[],
   { maxTokens }: EvaluateConfig,
 ): number {
   const encoder = new DialogueEncoder(tokenizer);
-  const prompts = questions.map((content, line) => {
-    const messages = [{ role: "user" as const, content }];
-    return { messages, ids: encoder.prompt(messages), source: { file: "the questions", line: line + 1 } };
-  });
+  const prompts = asked.map((a) => ({ ...a, ids: encoder.prompt(a.messages) }));
   const episodes = rollout(model, tokenizer, prompts, { maxTokens, temperature: 1, seed: 1 });
   const [own, ref] = [model, reference.model].map((m) => replyLogProbs(m, episodes, 1));
   return own.reduce((sum, row, i) => sum + row.reduce((s, p, t) => s + p - ref[i][t], 0), 0) / own.length;
@@ -212,7 +161,7 @@ export function describeEvaluation(
     if (results.some((r) => value(r) !== undefined))
       lines.push(`${name.padEnd(first)}${results.map((r, m) => cell(value(r) ?? "", m)).join("")}`);
   };
-  row("mean reward", (r) => r.scores && (r.scores.reduce((a, b) => a + b, 0) / r.scores.length).toFixed(2));
+  row("mean reward", (r) => r.scores && average(r.scores).toFixed(2));
   row("judged better", (r) => (r.winRate === undefined ? undefined : `${Math.round(r.winRate * 100)}%`));
   row("KL", (r) => r.kl?.toFixed(2));
   if (config.reward) row("tokens of a reply", (r) => r.length.toFixed(1));

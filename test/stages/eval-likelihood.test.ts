@@ -44,7 +44,7 @@ test("perplexity of all texts together, whatever else is in the batch", () => {
     "model",
   );
   const { loss, bitsPerByte, perplexity: wanted, ...counts } = golden.summary;
-  expect(result).toMatchObject({ ...counts, texts: golden.perplexity.length, context: 32 });
+  expect(result).toMatchObject({ ...counts, texts: golden.perplexity.length, context: 64 });
   expect(result.loss).toBeCloseTo(loss, 4);
   expect(result.bitsPerByte).toBeCloseTo(bitsPerByte, 4);
   expect(result.perplexity / wanted).toBeCloseTo(1, 4);
@@ -74,7 +74,7 @@ test("windows: every token but the first once, later ones with half a window bef
   }
 });
 
-test("a shorter context makes a text less probable to a model that can use it, and is reported", () => {
+test("a shorter context gives other numbers over the same tokens, and is reported", () => {
   const texts = [{ text: golden.perplexity[2].text, source }];
   const [whole, cut] = [perplexity(base, texts, "model"), perplexity(base, texts, "model", 4)];
   expect(cut.context).toBe(4);
@@ -122,8 +122,8 @@ test("accuracy, raw and per byte, over all and by group; what guessing gives", (
 });
 
 test("what cannot be scored is told with its record: too long, a foreign tokenizer, nothing to begin with", () => {
-  const long = [{ ...choices[0], question: "The owl ".repeat(40) }];
-  expect(() => multipleChoice(base, long)).toThrow(/tasks\.jsonl:7: its \d+ tokens are more than .*context of 32/);
+  const long = [{ ...choices[0], question: "The owl ".repeat(60) }];
+  expect(() => multipleChoice(base, long)).toThrow(/tasks\.jsonl:7: its \d+ tokens are more than .*context of 64/);
   expect(() => logLikelihoods(base.model, [{ ids: Int32Array.of(1, 300), start: 1, at: "f:1" }])).toThrow(
     /f:1: token 300 is beyond the model's vocabulary of 300/,
   );

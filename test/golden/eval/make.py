@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 HERE = pathlib.Path(__file__).parent
-CONTEXT = 32
+CONTEXT = 64
 random.seed(0)
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -34,6 +34,9 @@ model = LlamaForCausalLM(LlamaConfig(
     vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=CONTEXT, tie_word_embeddings=True, initializer_range=0.3, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
     pad_token_id=tokenizer.pad_token_id)).eval()
+with torch.no_grad():  # what is far back must weigh in the numbers
+    for name, weight in model.named_parameters():
+        if "self_attn" in name: weight *= 3
 model.save_pretrained(HERE / "model")
 tokenizer.save_pretrained(HERE / "model")
 model = model.double()
@@ -53,7 +56,7 @@ def token_log_prob(ids, t):
 
 
 start = tokenizer.eos_token_id
-texts = ["The owl sees a fox.", lines[0], " ".join(lines[1:4]), "雪の上の狐 and 🦊, ünïcode", "x <|end|> y", " ".join(lines[4:12])]
+texts = ["The owl sees a fox.", lines[0], " ".join(lines[1:4]), "雪の上の狐 and 🦊, ünïcode", "x <|end|> y", " ".join(lines[4:18])]
 perplexity = []
 for text in texts:
     tok.encode_special_tokens = True  # a special token's text is text
