@@ -163,9 +163,16 @@ try {
   const known =
     error instanceof Error &&
     (["UserError", "NonFiniteError"].includes(error.name) || error.constructor.name === "EngineError");
-  console.error(
-    known ? `error: ${error.message}` : `error: ${error}\nThis is a bug in Lyceum. LYCEUM_DEBUG=1 prints where.`,
+  const usage = (error as { exitCode?: number }).exitCode === 2;
+  // Under mpirun every process meets the same mistake: the first one tells, which ends the others.
+  const rank = Number(process.env.OMPI_COMM_WORLD_RANK ?? process.env.PMI_RANK ?? process.env.SLURM_PROCID ?? 0);
+  if (rank > 0 && usage) await new Promise((resolve) => setTimeout(resolve, 5000));
+  const who = rank > 0 ? `rank ${rank} on ${(await import("node:os")).hostname()}: ` : "";
+  process.stderr.write(
+    known
+      ? `error: ${who}${error.message}\n`
+      : `error: ${who}${error}\nThis is a bug in Lyceum. LYCEUM_DEBUG=1 prints where.\n`,
   );
-  if (!known && process.env.LYCEUM_DEBUG) console.error((error as Error).stack);
+  if (!known && process.env.LYCEUM_DEBUG) process.stderr.write(`${(error as Error).stack}\n`);
   process.exitCode = (error as { exitCode?: number }).exitCode ?? 1;
 }

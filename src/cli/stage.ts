@@ -1,9 +1,11 @@
 /** `lyceum pretrain | sft | ...`: one stage, from a YAML file. */
 
 import { existsSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { basename, dirname, extname } from "node:path";
+import type { Comm } from "../parallel/comm.js";
 import { applyOverrides, check, readYaml } from "../run/config.js";
-import { RunFolder } from "../run/folder.js";
+import { RunFolder, VERSION } from "../run/folder.js";
 
 export interface StageFlags {
   out?: string;
@@ -41,13 +43,33 @@ export async function command(name: string, file: string, flags: StageFlags): Pr
   const { schema, run } = STAGES[name];
   const source = readYaml(file);
   const value = locate(applyOverrides(source.value, flags.set ?? []), dirname(file));
-  const config = check(schema, { ...source, value }) as { keepCheckpoints?: number };
+  const config = check(schema, { ...source, value }) as { keepCheckpoints?: number; threads?: number };
   const dir = flags.out ?? `runs/${basename(file, extname(file))}`;
-  const folder = RunFolder.open(dir, config, { resume: flags.resume, keepCheckpoints: config.keepCheckpoints ?? 1 });
+  const world = await join(config);
+  const folder = RunFolder.open(dir, config, {
+    resume: flags.resume,
+    keepCheckpoints: config.keepCheckpoints ?? 1,
+    ...(world && { world }),
+  });
   try {
     await run(config as never, folder);
   } finally {
     folder.close();
   }
   console.log(name === "prefer" ? `${dir}/preferences.jsonl` : `${dir}/model`);
+}
+
+/** Under mpirun: all processes of the job, each with its share of the host's cores; the first one speaks for all. */
+async function join(config: { threads?: number }): Promise<Comm | undefined> {
+  const { launched } = await import("../parallel/mpi.js");
+  if (!launched()) return undefined;
+  const { openCpu } = await import("../device/cpu.js");
+  const { Grid, openWorld, threadsPerRank } = await import("../parallel/grid.js");
+  const device = openCpu({ threads: 1 });
+  const world = openWorld(device);
+  config.threads ||= threadsPerRank(device, availableParallelism());
+  if (world.rank > 0) console.error = console.log = () => {};
+  Grid.agree(world, "version", VERSION);
+  Grid.agree(world, "configuration", JSON.stringify(config));
+  return world;
 }

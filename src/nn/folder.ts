@@ -4,6 +4,7 @@
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { BF16, type Device, type DType, dtypeBytes, F32, type Ptr } from "../device/device.js";
+import type { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import { openSafetensors, SharedWriter } from "../run/safetensors.js";
 import { dtypeOf } from "../tensor/tensor.js";
@@ -18,6 +19,8 @@ export interface LoadOptions {
   head?: Head;
   /** For a new head. */
   seed?: number;
+  /** The processes that share the model. */
+  grid?: Grid;
 }
 
 /** Loads a folder in the given precision, whatever type its file has (F32, BF16, F16). */

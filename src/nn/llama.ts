@@ -9,6 +9,7 @@
  * On disk they carry their Hugging Face names.
  */
 import { type Device, F32, type Ptr } from "../device/device.js";
+import { Grid } from "../parallel/grid.js";
 import {
   attention,
   crossEntropy,
@@ -22,7 +23,7 @@ import {
   tokenEntropy,
   tokenLogProb,
 } from "../tensor/ops.js";
-import { ParameterSet, type ParameterSpec } from "../tensor/parameters.js";
+import { ParameterSet, type ParameterSpec, type Unit } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { LlamaConfig } from "./config.js";
 import { type LoraAdapter, loraLinear } from "./lora.js";
@@ -104,22 +105,30 @@ export class Llama {
   /** [V, d]; the embedding matrix itself when they are tied. With a scalar head: [1, d]. */
   readonly outputMatrix: Parameter;
   readonly head: Head;
+  /** The processes that this model is shared by, or copied to. */
+  readonly grid: Grid;
+  /** Whether the backward pass computes layers again instead of keeping their activations (Chen et al. 2016). */
+  recompute = false;
   /** Low-rank adapters beside the (then frozen) matrices; set by `attachLora`. */
   lora: LoraAdapter | undefined;
   private readonly layers: Layer[] = [];
+  private readonly layerUnits: Unit[];
   private readonly tables: { cos: Ptr; sin: Ptr; bytes: number };
 
   constructor(
     readonly device: Device,
     readonly config: LlamaConfig,
     readonly precision: Precision,
-    options: { trainable?: boolean; head?: Head } = {},
+    options: { trainable?: boolean; head?: Head; grid?: Grid } = {},
   ) {
     this.head = options.head ?? "lm";
+    this.grid = options.grid ?? Grid.alone(device);
     const list = specs(config, this.head);
-    this.parameters = new ParameterSet(device, dtypeOf(precision), list, options.trainable ?? true);
+    const trainable = options.trainable ?? true;
+    this.parameters = new ParameterSet(device, dtypeOf(precision), list, trainable, this.grid.keeper());
     const p = [...this.parameters.parameters];
     const next = (): Parameter => p.shift()!;
+    this.layerUnits = Array.from({ length: config.numLayers }, (_, i) => this.parameters.unit(layerUnit(i)));
     this.embeddings = next();
     for (let i = 0; i < config.numLayers; i++)
       this.layers.push({
@@ -151,6 +160,7 @@ export class Llama {
     const eps = this.config.rmsNormEps;
     const project = (x: Tensor, W: Parameter, residual?: Tensor): Tensor => loraLinear(tape, x, W, this.lora, residual);
     const a = tape.scope(() => project(mix(project(rmsNorm(tape, h, inputNorm, eps), qkv)), output, h));
+    tape.whenBack(() => this.parameters.keeper.poke());
     const y = tape.scope(() => project(swiglu(tape, project(rmsNorm(tape, a, mlpNorm, eps), gateUp)), down, a));
     if (!tape.recording) a.storage.release();
     return y;
@@ -234,10 +244,18 @@ export class Llama {
     const nseq = batch.cuSeqlens.length - 1;
     const layout = { cu: tape.upload(batch.cuSeqlens), nseq, positions: tape.upload(batch.positions) };
     const mix = mixer(layout);
+    const { keeper, units } = this.parameters;
+    for (const unit of units) if (!unit.name.startsWith("layer ")) keeper.use(unit, tape.recording);
     let h = embedding(tape, this.embeddings, tape.upload(batch.ids), N);
     for (let i = 0; i < this.config.numLayers; i++) {
       const before = h;
-      h = this.layer(tape, before, i, (qkv) => mix(i, qkv));
+      const unit = this.layerUnits[i];
+      keeper.before(unit, "forward");
+      tape.whenBack(() => keeper.after(unit, "backward"));
+      const layer = (x: Tensor): Tensor => this.layer(tape, x, i, (qkv) => mix(i, qkv));
+      h = this.recompute ? tape.recompute(before, layer) : layer(before);
+      tape.whenBack(() => keeper.before(unit, "backward"));
+      keeper.after(unit, "forward");
       if (!tape.recording) before.storage.release();
     }
     return rmsNorm(tape, h, this.finalNorm, this.config.rmsNormEps);

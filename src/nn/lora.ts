@@ -50,7 +50,13 @@ export function attachLora(model: Llama, config: LoraConfig, seed: number): void
       unit: "adapters",
     },
   ]);
-  const parameters = new ParameterSet(model.device as Device, dtypeOf(model.precision), specs);
+  const parameters = new ParameterSet(
+    model.device as Device,
+    dtypeOf(model.precision),
+    specs,
+    true,
+    model.grid.keeper("adapters"),
+  );
   parameters.initialize(seed, 1 / Math.sqrt(model.config.hiddenSize));
   for (const p of model.parameters.parameters) p.requiresGrad = false;
   const factors = new Map(

@@ -1,5 +1,6 @@
 /** One trained set of parameters: gradients in, clipping, the schedule's learning rate, an AdamW update. */
 
+import type { StateMemory } from "../parallel/offload.js";
 import { NonFiniteError } from "../run/errors.js";
 import type { OptimizerSettings, ScheduleSettings } from "../run/settings.js";
 import type { ParameterSet } from "../tensor/parameters.js";
@@ -11,14 +12,18 @@ export class Trainer {
   readonly optimizer: AdamW;
   private readonly schedule: ScheduleConfig;
   private readonly peak: number;
+  private readonly checkEvery: number;
 
   constructor(
     parameters: ParameterSet,
     optimizer: OptimizerSettings,
     schedule: ScheduleSettings,
     private readonly steps: number,
+    /** Where the optimizer's state lies; and every how many steps replicas are compared. */
+    options: { memory?: StateMemory; checkEvery?: number } = {},
   ) {
-    this.optimizer = new AdamW(parameters, optimizer);
+    this.checkEvery = options.checkEvery ?? 0;
+    this.optimizer = new AdamW(parameters, optimizer, options.memory);
     this.peak = optimizer.learningRate;
     const { warmupSteps, minLearningRate } = schedule;
     this.schedule = {
@@ -39,7 +44,14 @@ export class Trainer {
     if (!Number.isFinite(gradNorm)) throw new NonFiniteError(`Step ${step}: the gradient's norm`);
     const rate = learningRate(this.peak, step, this.steps, this.schedule);
     this.optimizer.update(rate, gradNorm);
+    if (this.checkEvery > 0 && step % this.checkEvery === 0) this.optimizer.parameters.keeper.verify();
     return { loss, gradNorm, learningRate: rate };
+  }
+
+  /** Bytes of parameters, gradients and optimizer state in this process. */
+  stateBytes(): number {
+    const { parameters, gradients } = this.optimizer.parameters.keeper.stateBytes();
+    return parameters + gradients + this.optimizer.stateBytes();
   }
 
   save(dir: string, name = "optimizer"): void {

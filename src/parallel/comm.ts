@@ -21,7 +21,7 @@ export const done: Pending = { test: () => true, wait: () => {} };
 export interface Comm {
   readonly rank: number;
   readonly size: number;
-  /** Bytes this rank has sent to others since the start, over this communicator. */
+  /** Bytes this process has sent to others since the start, over this communicator and all that were split from it. */
   readonly bytesSent: number;
 
   /** Ranks of one color form a communicator of their own, in the order of `key`. All ranks must call it. */
@@ -50,7 +50,8 @@ export interface Comm {
   gatherNumbers(values: readonly number[]): number[][];
   /** Every rank's text, in the order of the ranks. */
   gatherText(text: string): string[];
-  barrier(): void;
+  /** Waits for all. `patient`: for as long as it takes, asleep; for work that one rank does for all. */
+  barrier(patient?: boolean): void;
   /** Ends the whole job. */
   abort(code: number): never;
 }

@@ -172,7 +172,8 @@ const handleAt = (device: Device, mpi: Mpi, at: Ptr): number =>
 class MpiComm implements Comm {
   readonly rank: number;
   readonly size: number;
-  bytesSent = 0;
+  private sent = 0;
+  private readonly parts: MpiComm[] = [];
   /** Collectives begun, for the message of a rank that waits in vain. */
   private begun = 0;
   private readonly slots: Ptr[] = [];
@@ -196,6 +197,10 @@ class MpiComm implements Comm {
     this.hosts = this.gatherText(hostname());
   }
 
+  get bytesSent(): number {
+    return this.parts.reduce((n, part) => n + part.bytesSent, this.sent);
+  }
+
   private check(code: number): void {
     if (code !== 0) throw new UserError(`MPI failed on rank ${this.rank} (${hostname()}): ${this.mpi.explain(code)}.`);
   }
@@ -203,7 +208,9 @@ class MpiComm implements Comm {
   split(color: number, key: number): Comm {
     const out = this.device.alloc(64);
     this.check(this.mpi.call.split(this.comm, color, key, out));
-    return new MpiComm(this.device, this.mpi, handleAt(this.device, this.mpi, out), `group ${color}`);
+    const part = new MpiComm(this.device, this.mpi, handleAt(this.device, this.mpi, out), `group ${color}`);
+    this.parts.push(part);
+    return part;
   }
 
   /** Begins `call(request)` and watches it; `then` runs once, when it is done. */
@@ -291,7 +298,7 @@ class MpiComm implements Comm {
     const bytes = n * dtypeBytes(dtype);
     const all = this.take(bytes * this.size);
     const [count, type] = this.counted(bytes);
-    this.bytesSent += bytes * (this.size - 1);
+    this.sent += bytes * (this.size - 1);
     return this.start(
       "a reduce-scatter",
       (request) => this.mpi.call.alltoall(x, count, type, all, count, type, this.comm, request),
@@ -304,7 +311,7 @@ class MpiComm implements Comm {
 
   startAllGather(x: Ptr, bytes: number, out: Ptr): Pending {
     const [count, type] = this.counted(bytes);
-    this.bytesSent += bytes * (this.size - 1);
+    this.sent += bytes * (this.size - 1);
     // MPI forbids that a rank's piece is read where it is written; a copy of a piece is cheap beside its journey.
     const own = x >= out && x < out + bytes * this.size ? this.take(bytes) : 0;
     if (own) this.device.bytes(own, bytes).set(this.device.bytes(x, bytes));
@@ -317,7 +324,7 @@ class MpiComm implements Comm {
 
   startSend(x: Ptr, bytes: number, to: number, tag: number): Pending {
     const [count, type] = this.counted(bytes);
-    this.bytesSent += bytes;
+    this.sent += bytes;
     return this.start(`sending to rank ${to}`, (request) =>
       this.mpi.call.isend(x, count, type, to, tag, this.comm, request),
     );
@@ -357,12 +364,18 @@ class MpiComm implements Comm {
 
   broadcast(x: Ptr, bytes: number, root: number): void {
     const [count, type] = this.counted(bytes);
-    if (this.rank === root) this.bytesSent += bytes * (this.size - 1);
+    if (this.rank === root) this.sent += bytes * (this.size - 1);
     this.start("a broadcast", (request) => this.mpi.call.bcast(x, count, type, root, this.comm, request)).wait();
   }
 
-  barrier(): void {
-    this.start("a barrier", (request) => this.mpi.call.barrier(this.comm, request)).wait();
+  barrier(patient = false): void {
+    const pending = this.start("a barrier", (request) => this.mpi.call.barrier(this.comm, request));
+    if (!patient) {
+      pending.wait();
+      return;
+    }
+    const never = new Int32Array(new SharedArrayBuffer(4));
+    while (!pending.test()) Atomics.wait(never, 0, 0, 2);
   }
 
   gatherNumbers(values: readonly number[]): number[][] {

@@ -19,6 +19,7 @@ import {
   writeSync,
 } from "node:fs";
 import { hostname } from "node:os";
+import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "./config.js";
 import { UserError } from "./errors.js";
 import { Metrics } from "./metrics.js";
@@ -35,17 +36,31 @@ export class RunFolder {
     /** Step of the checkpoint that this run goes on from; 0: from the start. */
     readonly startStep: number,
     private readonly keep: number,
+    /** All processes of the run. The first of them writes for all, but for the parts of a checkpoint. */
+    readonly world: Comm | undefined,
   ) {
     this.lock = `${dir}/run.lock`;
-    this.metrics = new Metrics(dir, startStep);
+    this.metrics = new Metrics(dir, startStep, this.first);
+  }
+
+  get first(): boolean {
+    return (this.world?.rank ?? 0) === 0;
+  }
+  private meet(): void {
+    this.world?.barrier(true);
   }
 
   /** Opens `dir` for one run. Throws when it holds a run already and `resume` is not asked for, or when another process writes it. */
   static open(
     dir: string,
     config: unknown,
-    options: { resume?: boolean | undefined; keepCheckpoints: number },
+    options: { resume?: boolean | undefined; keepCheckpoints: number; world?: Comm },
   ): RunFolder {
+    const { world } = options;
+    if (world && world.rank > 0) {
+      world.barrier(true); // the first process makes the folder
+      return new RunFolder(dir, world.gatherNumbers([0])[0][0], options.keepCheckpoints, world);
+    }
     const configFile = `${dir}/config.yaml`;
     if (!options.resume && existsSync(dir) && readdirSync(dir).some((f) => f !== "run.lock"))
       throw new UserError(
@@ -59,22 +74,25 @@ export class RunFolder {
     for (const name of readdirSync(`${dir}/checkpoints`))
       if (name.startsWith(".")) rmSync(`${dir}/checkpoints/${name}`, { recursive: true });
     writeWhole(configFile, `# lyceum ${VERSION}\n${toYaml(config)}`);
-    return new RunFolder(dir, latestStep(dir), options.keepCheckpoints);
+    const start = latestStep(dir);
+    world?.barrier(true);
+    world?.gatherNumbers([start]);
+    return new RunFolder(dir, start, options.keepCheckpoints, world);
   }
 
   checkpointDir(step: number): string {
     return `${this.dir}/checkpoints/${stepName(step)}`;
   }
 
-  /** Writes a checkpoint with `write(dir)`; it exists when all of it is on disk, and then older ones than `keep` go. */
+  /**
+   * Writes a checkpoint with `write(dir)`, in all processes; it exists when all of it is on disk, and then older ones
+   * than `keep` go. A process that fails on the way leaves the checkpoints that are there as they are.
+   */
   checkpoint(step: number, write: (dir: string) => void): void {
     const final = this.checkpointDir(step);
     if (existsSync(final)) return;
-    const partial = `${this.dir}/checkpoints/.${stepName(step)}`;
-    rmSync(partial, { recursive: true, force: true });
-    mkdirSync(partial, { recursive: true });
-    write(partial);
-    publish(partial, final);
+    this.together(`${this.dir}/checkpoints/.${stepName(step)}`, write, (partial) => publish(partial, final));
+    if (!this.first) return;
     const steps = checkpointSteps(this.dir);
     for (const old of steps.slice(0, Math.max(0, steps.length - this.keep)))
       rmSync(this.checkpointDir(old), { recursive: true });
@@ -83,18 +101,35 @@ export class RunFolder {
   /** Writes a result folder (such as model/) whole or not at all. */
   result(name: string, write: (dir: string) => void): string {
     const final = `${this.dir}/${name}`;
-    const partial = `${this.dir}/.${name}`;
-    rmSync(partial, { recursive: true, force: true });
-    mkdirSync(partial, { recursive: true });
-    write(partial);
-    rmSync(final, { recursive: true, force: true });
-    publish(partial, final);
+    this.together(`${this.dir}/.${name}`, write, (partial) => {
+      rmSync(final, { recursive: true, force: true });
+      publish(partial, final);
+    });
     return final;
+  }
+
+  private together(partial: string, write: (dir: string) => void, publish: (partial: string) => void): void {
+    if (this.first) {
+      rmSync(partial, { recursive: true, force: true });
+      mkdirSync(partial, { recursive: true });
+    }
+    this.meet();
+    write(partial);
+    this.meet();
+    if (this.first) publish(partial);
+    this.meet();
+  }
+
+  /** Work that the first process does for all, such as writing token shards; the others wait. */
+  async once(work: () => Promise<void>): Promise<void> {
+    if (this.first) await work();
+    this.meet();
   }
 
   /** Writes a text file of the run whole or not at all; `name` may hold folders. */
   write(name: string, text: string): string {
     const path = `${this.dir}/${name}`;
+    if (!this.first) return path;
     mkdirSync(path.slice(0, path.lastIndexOf("/")), { recursive: true });
     writeWhole(path, text);
     return path;
@@ -110,7 +145,7 @@ export class RunFolder {
 
   close(): void {
     this.metrics.close();
-    rmSync(this.lock, { force: true });
+    if (this.first) rmSync(this.lock, { force: true });
   }
 }
 

@@ -24,6 +24,8 @@ export interface LoopStage {
   sample?(step: number): string | undefined;
   /** Writes everything that resuming needs. */
   save(dir: string): void;
+  /** Bytes of parameters, gradients and optimizer state that this process holds; written for each when there are several. */
+  stateBytes?(): number;
   /** What the step worked on, for the file that is left behind when its loss is NaN. */
   batch(): unknown;
   /** The metrics of the progress line; default: those without a "/" in their name. All are in metrics.jsonl. */
@@ -41,7 +43,7 @@ export interface LoopSettings {
 
 /** Runs the steps after run.startStep. Ends with a checkpoint of the last step. */
 export async function runLoop(run: RunFolder, settings: LoopSettings, stage: LoopStage): Promise<void> {
-  const progress = openProgress();
+  const progress = openProgress(process.stderr, run.first);
   const began = performance.now();
   const due = (every: number, step: number): boolean => step === stage.steps || (every > 0 && step % every === 0);
   let stopping = false;
@@ -57,6 +59,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
   let trained = 0;
   let tokens = 0;
   let loss = Number.NaN;
+  let sent = run.world?.bytesSent ?? 0;
   try {
     if (run.startStep > 0) progress.note(`going on after step ${run.startStep} of ${stage.steps}`);
     else showSample(run, stage, 0, progress);
@@ -75,8 +78,17 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
         ...(mfu > 0 && { mfu: Number(mfu.toFixed(3)) }),
         peakMemoryMiB: Math.round(peakMemory() / 2 ** 20),
       };
+      const { world } = run;
+      let perRank = {};
+      if (world && world.size > 1) {
+        // A signal may reach the processes in different steps: when one stops, all do.
+        const all = world.gatherNumbers([stopping ? 1 : 0, stage.stateBytes?.() ?? 0, world.bytesSent - sent]);
+        sent = world.bytesSent;
+        stopping = all.some(([stop]) => stop === 1);
+        perRank = { modelStateBytes: all.map(([, bytes]) => bytes), bytesSent: all.map(([, , bytes]) => bytes) };
+      }
       const evaluated = stage.evaluate && due(settings.evalEvery, step) ? stage.evaluate(step) : undefined;
-      run.metrics.write(step, { ...result.metrics, ...evaluated, ...timing });
+      run.metrics.write(step, { ...result.metrics, ...evaluated, ...timing, ...perRank });
       const left = ((stage.steps - step) * trained) / (step - run.startStep);
       const shown = Object.entries({ ...result.metrics, ...evaluated }).filter(
         ([key]) => stage.show?.includes(key) ?? !key.includes("/"),

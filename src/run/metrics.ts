@@ -4,7 +4,8 @@
  */
 import { appendFileSync, closeSync, existsSync, openSync, readFileSync, writeFileSync, writeSync } from "node:fs";
 
-export type MetricRow = Record<string, number | string | null>;
+/** A list holds one number for each process. */
+export type MetricValues = Record<string, number | string | readonly number[]>;
 
 export class Metrics {
   private readonly path: string;
@@ -14,9 +15,11 @@ export class Metrics {
   constructor(
     private readonly dir: string,
     startStep: number,
+    /** False: another process writes. */
+    private readonly writes = true,
   ) {
     this.path = `${dir}/metrics.jsonl`;
-    if (!existsSync(this.path)) return;
+    if (!writes || !existsSync(this.path)) return;
     const rows = readFileSync(this.path, "utf8")
       .split("\n")
       .filter((row) => stepOf(row) <= startStep);
@@ -24,15 +27,16 @@ export class Metrics {
   }
 
   /** Adds one row. Numbers that are not finite are written as null, since JSON has no name for them. */
-  write(step: number, values: Record<string, number | string>): void {
-    const row: MetricRow = { step };
+  write(step: number, values: MetricValues): void {
+    if (!this.writes) return;
+    const row: Record<string, unknown> = { step };
     for (const [key, value] of Object.entries(values))
       row[key] = typeof value === "number" && !Number.isFinite(value) ? null : value;
     appendFileSync(this.path, `${JSON.stringify(row)}\n`);
     this.writeEvents(step, values);
   }
 
-  private writeEvents(step: number, values: Record<string, number | string>): void {
+  private writeEvents(step: number, values: MetricValues): void {
     const now = Date.now() / 1000;
     if (this.events === undefined) {
       this.events = openSync(`${this.dir}/events.out.tfevents.${Math.floor(now)}.lyceum.${process.pid}`, "a");

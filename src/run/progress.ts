@@ -8,7 +8,9 @@ export interface Progress {
   end(): void;
 }
 
-export function openProgress(stream: NodeJS.WriteStream = process.stderr): Progress {
+/** `speaks`: false in all processes of a job but the first. */
+export function openProgress(stream: NodeJS.WriteStream = process.stderr, speaks = true): Progress {
+  if (!speaks) return { note: () => {}, status: () => {}, end: () => {} };
   let open = false;
   const clear = (): void => {
     if (open) stream.write("\r\u001b[2K");

@@ -31,6 +31,23 @@ export const loraSchema = z.strictObject({
     .default(["qkv", "o_proj", "gate_up", "down_proj"]),
 });
 
+/** Several processes, under mpirun (docs/parallel.md). */
+export const parallelSchema = z.strictObject({
+  /** Replicas that train on different rows; all processes that tensor and pipeline leave when not given. */
+  data: natural.optional(),
+  /** Processes that share each layer. */
+  tensor: natural.default(1),
+  /** Processes that have different layers. */
+  pipeline: natural.default(1),
+  /** ZeRO stage: what the replicas share out (1: optimizer state, 2: gradients too, 3: parameters too). */
+  zero: z.union([z.literal(0), z.literal(1), z.literal(2), z.literal(3)]).default(0),
+  /** Where the optimizer's state, and with zero 3 the parameters, lie between uses. */
+  offload: z.enum(["none", "disk"]).default("none"),
+  /** Every so many steps the replicas are compared, bit by bit; 0: never. */
+  checkEvery: count.default(100),
+});
+export type ParallelSettings = z.output<typeof parallelSchema>;
+
 /** Spread into the schema of a stage. */
 export const trainingSettings = {
   seed: count.default(1),
@@ -48,6 +65,9 @@ export const trainingSettings = {
   /** 0: only at the end. */
   saveEvery: count.default(500),
   keepCheckpoints: natural.default(2),
+  /** Layers are computed again in the backward pass, and only their inputs are kept (Chen et al. 2016). */
+  recompute: z.boolean().default(false),
+  parallel: parallelSchema.prefault({}),
 };
 
 export type OptimizerSettings = z.output<typeof optimizerSchema>;
@@ -65,4 +85,6 @@ export interface TrainingSettings {
   evalEvery: number;
   saveEvery: number;
   keepCheckpoints: number;
+  recompute: boolean;
+  parallel: ParallelSettings;
 }

@@ -2,8 +2,10 @@
  * Causal language modelling, the task of pretraining and of supervised fine-tuning alike: predict the next token.
  * The two differ in which tokens have a target.
  */
+
 import type { TokenBatch } from "../nn/llama.js";
 import { type Llama, packSequences } from "../nn/llama.js";
+import { sumNumbers } from "../parallel/comm.js";
 import { Tape } from "../tensor/tensor.js";
 
 /** Sequences end to end, and for each token the one that should follow; -1: not trained. */
@@ -14,25 +16,31 @@ export interface TargetBatch extends TokenBatch {
 const trained = (batch: TargetBatch): number => batch.targets.reduce((n, t) => n + (t >= 0 ? 1 : 0), 0);
 
 /**
- * Leaves the gradient of the mean loss over every target of every batch: k micro-batches give what one large batch
- * would. `scale` multiplies the gradient (and not the loss that is returned), for objectives that add several means.
+ * Leaves the gradient of the mean loss over every target of every batch, of all data-parallel processes: k
+ * micro-batches, or k processes, give what one large batch would. `scale` multiplies the gradient (and not the loss that is returned), for objectives that add several means.
  */
 export function backwardMeanLoss(
   model: Llama,
   tape: Tape,
   batches: readonly TargetBatch[],
   scale = 1,
+  /** False: other losses follow in the same step. */
+  last = true,
 ): { loss: number; targets: number } {
-  const targets = batches.reduce((n, b) => n + trained(b), 0);
+  const { data } = model.grid;
+  const { keeper } = model.trainable;
+  const [targets] = sumNumbers(data, [batches.reduce((n, b) => n + trained(b), 0)]);
   let loss = 0;
-  for (const batch of batches) {
+  for (const [i, batch] of batches.entries()) {
+    keeper.lastMicroBatch = last && i === batches.length - 1;
     const weights = Float32Array.from(batch.targets, (t) => (t >= 0 ? scale / Math.max(1, targets) : 0));
     const result = model.loss(tape, batch, batch.targets, weights);
     loss += result.loss / scale;
     tape.backward(result.logp);
     tape.reset();
   }
-  return { loss, targets };
+  keeper.lastMicroBatch = false;
+  return { loss: sumNumbers(data, [loss])[0], targets };
 }
 
 /** Mean negative log-likelihood (nats) over every target. */

@@ -17,6 +17,7 @@ import { type LlamaConfig, parseLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
+import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
@@ -89,27 +90,34 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   const device = openCpu({ threads: config.threads });
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
 
-  const tokenizer = await tokenizerOf(config, resumed);
+  const grid = Grid.of(device, run.world, config.parallel, run.dir);
+  const tokenizer = await tokenizerOf(config, resumed, run);
   const rejected: Rejected[] = [];
   const { train, validation } = await tokenize(device, config, tokenizer, run, rejected);
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
+  Grid.agree(grid.world, "data", JSON.stringify(train.manifest));
 
   const { contextLength } = config.data;
   const model = resumed
-    ? loadLlama(device, resumed, config.precision)
+    ? loadLlama(device, resumed, config.precision, { grid })
     : config.from
-      ? loadLlama(device, config.from, config.precision)
-      : newModel(device, config, tokenizer);
+      ? loadLlama(device, config.from, config.precision, { grid })
+      : newModel(device, config, tokenizer, grid);
+  model.recompute = config.recompute;
   if (contextLength > model.config.maxPositionEmbeddings)
     throw new UserError(
       `data.contextLength is ${contextLength}, but the model was made for ${model.config.maxPositionEmbeddings} positions.`,
       2,
     );
   const rows = train.rows(contextLength);
+  const mine = grid.share(config.batchSize, "batchSize");
   const rowsPerStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows) / rowsPerStep));
-  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps);
+  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
+    memory: grid.stateMemory(),
+    checkEvery: config.parallel.checkEvery,
+  });
   if (resumed) trainer.load(resumed, run.startStep);
   const { tokens, documents } = train.manifest;
   console.error(
@@ -127,17 +135,18 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
     peakFlops: peakFlops(device, config.precision),
     step(step) {
       batches = Array.from({ length: config.gradientAccumulation }, (_, micro) => {
-        const first = ((step - 1) * config.gradientAccumulation + micro) * config.batchSize;
+        const first = ((step - 1) * config.gradientAccumulation + micro) * config.batchSize + mine.from;
         return train.batch(
-          Array.from({ length: config.batchSize }, (_, i) => rowAt(first + i)),
+          Array.from({ length: mine.to - mine.from }, (_, i) => rowAt(first + i)),
           contextLength,
         );
       });
       const metrics = trainer.step(step, () => backwardMeanLoss(model, tape, batches).loss);
-      return { tokens: batches.reduce((n, b) => n + b.ids.length, 0), metrics };
+      return { tokens: grid.data.size * batches.reduce((n, b) => n + b.ids.length, 0), metrics };
     },
     ...(validation && { evaluate: () => evaluate(model, validation, config) }),
     sample: () => sampleText(model, tokenizer, config),
+    stateBytes: () => trainer.stateBytes(),
     batch: () =>
       batches.map(({ ids, targets, cuSeqlens }) => ({
         ids: [...ids],
@@ -161,7 +170,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   model.close();
 }
 
-async function tokenizerOf(config: PretrainConfig, resumed: string | undefined): Promise<Tokenizer> {
+async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, run: RunFolder): Promise<Tokenizer> {
   const wanted = config.tokenizer ?? config.from;
   if (resumed) return Tokenizer.load(resumed);
   if (wanted === undefined)
@@ -170,6 +179,16 @@ async function tokenizerOf(config: PretrainConfig, resumed: string | undefined):
       2,
     );
   if (typeof wanted === "string") return Tokenizer.load(wanted);
+  if (!run.world) return trainTokenizer(config, wanted);
+  const dir = `${run.dir}/data/tokenizer`;
+  await run.once(async () => (await trainTokenizer(config, wanted)).save(dir));
+  return Tokenizer.load(dir);
+}
+
+async function trainTokenizer(
+  config: PretrainConfig,
+  wanted: Exclude<z.output<typeof tokenizerSchema>, string>,
+): Promise<Tokenizer> {
   const texts: string[] = [];
   const rejected: Rejected[] = [];
   for await (const { text } of readDocuments(config.data.train, rejected)) texts.push(text);
@@ -189,7 +208,8 @@ async function tokenize(
   rejected: Rejected[],
 ): Promise<{ train: Shards; validation: Shards | undefined }> {
   const [trainDir, heldDir] = [`${run.dir}/data/train`, `${run.dir}/data/validation`];
-  if (!readManifest(trainDir) || !readManifest(heldDir)) {
+  await run.once(async () => {
+    if (readManifest(trainDir) && readManifest(heldDir)) return;
     const share = data.validation ? 0 : data.validationShare;
     const side = async function* (held: boolean, aside: Rejected[]) {
       for await (const d of readDocuments(data.train, aside)) if (isValidation(d.id, share) === held) yield d;
@@ -197,7 +217,7 @@ async function tokenize(
     await writeShards(side(false, rejected), tokenizer, trainDir);
     // The second pass over the same files meets the same bad records: they are listed already.
     await writeShards(data.validation ? readDocuments(data.validation, rejected) : side(true, []), tokenizer, heldDir);
-  }
+  });
   if (readManifest(trainDir)?.tokens === 0) throw noDocuments(data.train, rejected);
   const open = (dir: string): Shards => new Shards(device, dir, tokenizer);
   return { train: open(trainDir), validation: readManifest(heldDir)?.tokens ? open(heldDir) : undefined };
@@ -208,7 +228,7 @@ function noDocuments(files: readonly string[], rejected: readonly Rejected[]): U
   return new UserError(`${files.join(", ")}: there is no document to train on.${why}`);
 }
 
-function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer): Llama {
+function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer, grid: Grid): Llama {
   const { model: shape, data } = config;
   if (!shape)
     throw new UserError("model is missing; give the shape of a new model, or a folder to start from with `from`.", 2);
@@ -237,7 +257,7 @@ function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer):
     },
     "model",
   );
-  const model = new Llama(device, llama, config.precision);
+  const model = new Llama(device, llama, config.precision, { grid });
   model.parameters.initialize(config.seed, shape.initializerRange);
   return model;
 }

@@ -21,6 +21,7 @@ import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
+import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
@@ -75,6 +76,7 @@ export type SftConfig = z.output<typeof sftSchema>;
 
 export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
+  const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = resumed ? Tokenizer.load(resumed) : tunedTokenizer(config);
   const { train, validation, report, rejected } = readSamples(config, tokenizer);
@@ -82,7 +84,9 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
 
   const model = loadLlama(device, resumed && !config.lora ? resumed : config.from, config.precision, {
     vocabSize: tokenizer.vocabSize,
+    grid,
   });
+  model.recompute = config.recompute;
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   if (config.data.contextLength > model.config.maxPositionEmbeddings)
     throw new UserError(
@@ -92,13 +96,20 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   if (config.lora) attachLora(model, config.lora, config.seed);
 
   const rows = new SampleRows(train, config);
+  const mine = grid.share(config.batchSize, "batchSize");
   const rowsPerStep = config.batchSize * config.gradientAccumulation;
+  Grid.agree(grid.world, "data", JSON.stringify(train));
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows.inEpoch(0).length) / rowsPerStep));
-  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps);
+  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
+    memory: grid.stateMemory(),
+    checkEvery: config.parallel.checkEvery,
+  });
   if (resumed) {
     if (config.lora) loadAdapter(model, resumed);
     trainer.load(resumed, run.startStep);
   }
+  const perStep = config.gradientAccumulation * (config.pretrainMix?.batchSize ?? 0);
+  const mixed = config.pretrainMix && grid.share(perStep, "pretrainMix.batchSize");
   const mix = config.pretrainMix && (await pretrainingRows(config.pretrainMix.train, tokenizer, config, rejected));
   console.error(
     `${(model.parameters.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${(model.trainable.count / 1e6).toFixed(2)}M of them trained (LoRA)` : ""}, ` +
@@ -115,23 +126,26 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
       const first = (step - 1) * rowsPerStep;
       batches = Array.from({ length: config.gradientAccumulation }, (_, micro) =>
         sampleBatch(
-          Array.from({ length: config.batchSize }, (_, i) => rows.at(first + micro * config.batchSize + i)).flat(),
+          Array.from({ length: mine.to - mine.from }, (_, i) =>
+            rows.at(first + micro * config.batchSize + mine.from + i),
+          ).flat(),
         ),
       );
       const text =
         mix &&
         config.pretrainMix &&
-        Array.from({ length: config.gradientAccumulation * config.pretrainMix.batchSize }, (_, i) =>
-          mix((step - 1) * config.gradientAccumulation * config.pretrainMix!.batchSize + i),
-        );
+        Array.from({ length: mixed!.to - mixed!.from }, (_, i) => mix((step - 1) * perStep + mixed!.from + i));
       let pretrainLoss: number | undefined;
       const metrics = trainer.step(step, () => {
-        const { loss } = backwardMeanLoss(model, tape, batches);
+        const { loss } = backwardMeanLoss(model, tape, batches, 1, !text);
         if (text) pretrainLoss = backwardMeanLoss(model, tape, [allTargets(text)], config.pretrainMix!.weight).loss;
         return loss;
       });
       const tokens = batches.reduce((n, b) => n + b.ids.length, 0) + (text ?? []).reduce((n, t) => n + t.length, 0);
-      return { tokens, metrics: { ...metrics, ...(pretrainLoss !== undefined && { pretrainLoss }) } };
+      return {
+        tokens: tokens * grid.data.size,
+        metrics: { ...metrics, ...(pretrainLoss !== undefined && { pretrainLoss }) },
+      };
     },
     ...(validation.length > 0 && {
       evaluate: () => {
@@ -140,6 +154,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
       },
     }),
     sample: () => sampleText(model, tokenizer, config),
+    stateBytes: () => trainer.stateBytes(),
     batch: () =>
       batches.map(({ ids, targets, cuSeqlens }) => ({
         ids: [...ids],

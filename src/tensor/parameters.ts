@@ -55,13 +55,17 @@ export type Pass = "forward" | "backward";
 export interface Keeper {
   /** Equal pieces that every unit divides into. */
   readonly pieces: number;
+  /** Whether the backward pass that runs is the step's last: only then is a layer's whole gradient there when its turn is over. */
+  lastMicroBatch: boolean;
   /** Called once, when the set is made. */
   place(set: ParameterSet): void;
-  /** The pass over the model is about to use a unit of its own (a layer), and has used it. */
+  /** A unit is used from here to the update: the embedding, the head, the vectors. */
+  use(unit: Unit, recording: boolean): void;
+  /** The pass over the model is about to use a layer's unit, and has used it. */
   before(unit: Unit, pass: Pass): void;
   after(unit: Unit, pass: Pass): void;
   /** Between kernels: moves transfers on that are under way. */
-  poke?(): void;
+  poke(): void;
   /** What this process updates, once gradients are settled. */
   mine(): readonly Piece[];
   /** Gradients of all micro-batches are there: sums them over the processes. Returns the sum of all their squares. */
@@ -80,6 +84,8 @@ export interface Keeper {
   readonly writers: { rank: number; size: number };
   /** Bytes held all the time, as the ZeRO paper counts them. */
   stateBytes(): { parameters: number; gradients: number };
+  /** Throws when a replica has come to differ. */
+  verify(): void;
   free(): void;
 }
 
@@ -218,8 +224,9 @@ export function zeroMissing(unit: Unit): void {
 }
 
 /** One process alone: everything is in memory all the time, and complete. */
-class WholeKeeper implements Keeper {
+export class WholeKeeper implements Keeper {
   readonly pieces = 1;
+  lastMicroBatch = false;
   readonly writers = { rank: 0, size: 1 };
   private set!: ParameterSet;
 
@@ -235,11 +242,14 @@ class WholeKeeper implements Keeper {
       if (set.trainable) grads += unit.length * dtypeBytes(dtype);
     }
   }
+  use(): void {}
   before(): void {}
   after(): void {}
+  poke(): void {}
   open(): void {}
   close(): void {}
   updated(): void {}
+  verify(): void {}
   gather(_: Unit, own: Ptr): Ptr {
     return own;
   }

@@ -144,6 +144,25 @@ export class Tape {
     if (this.recording) this.nodes.push(action);
   }
 
+  /**
+   * body(x), of which only x is kept: the backward pass runs it again, recording, and then backward (Chen et al. 2016).
+   */
+  recompute(x: Tensor, body: (x: Tensor) => Tensor): Tensor {
+    if (!this.recording) return body(x);
+    this.recording = false;
+    const y = this.scope(() => body(x));
+    this.recording = true;
+    y.requiresGrad = true;
+    return this.record(y, (dy) => {
+      const again = new Tensor(x.device, x.storage.retain(), x.dtype, x.shape, x.requiresGrad);
+      const first = this.nodes.length;
+      const result = body(again);
+      this.backward(result, this.share(dy), first);
+      if (again.grad) this.accumulate(x, again.grad);
+      again.storage.release();
+    });
+  }
+
   /** Adds `g` to the gradient of `x`; takes over the caller's reference to `g`. */
   accumulate(x: Tensor, g: Tensor): void {
     if (!x.requiresGrad) {
@@ -168,12 +187,12 @@ export class Tape {
 
   /**
    * Runs all closures in reverse. `seed` is d(loss)/d(output) of the last recorded operation; operations that know
-   * their own gradient (cross entropy) take none.
+   * their own gradient (cross entropy) take none. `first`: where the closures begin that are to be run.
    */
-  backward(output: Tensor, seed?: Tensor): void {
+  backward(output: Tensor, seed?: Tensor, first = 0): void {
     output.grad = seed ?? this.ones(output);
-    for (let i = this.nodes.length - 1; i >= 0; i--) {
-      const node = this.nodes[i];
+    while (this.nodes.length > first) {
+      const node = this.nodes.pop()!;
       if (typeof node === "function") {
         node();
         continue;
@@ -188,7 +207,6 @@ export class Tape {
       y.storage.release();
       for (const t of release) t.storage.release();
     }
-    this.nodes.length = 0;
   }
 
   private ones(like: Tensor): Tensor {

@@ -1,0 +1,343 @@
+/**
+ * Data parallelism and ZeRO (Rajbhandari et al. 2020) over the units of a ParameterSet. N processes train replicas of a
+ * model on different rows. With P parameters in bf16, each of them keeps, of the notes' 2 + 2 + 12 bytes a parameter,
+ *
+ *   0  everything                                   16 P              gradients: all-reduce
+ *   1  a share of the optimizer's state             4 P + 12 P / N    gradients: reduce-scatter; parameters: all-gather
+ *   2  and of the gradients                         2 P + 14 P / N    the same, as soon as a layer's are there
+ *   3  and of the parameters                        16 P / N          and parameters: all-gather before a layer is used
+ *
+ * A unit divides into N pieces; piece r of every unit is process r's. Sums are exchanged and added as comm.ts says, so
+ * all four leave the same bits in every parameter (with gradient accumulation, 2 and 3 round once more each micro-batch:
+ * they add up reduced gradients, 0 and 1 reduce what was added up).
+ */
+import { createHash } from "node:crypto";
+import { type Device, type DType, dtypeBytes, type Ptr } from "../device/device.js";
+import { UserError } from "../run/errors.js";
+import { type Keeper, type ParameterSet, type Pass, type Piece, type Unit, zeroMissing } from "../tensor/parameters.js";
+import type { Comm, Pending } from "./comm.js";
+import { inMemory, type StateMemory } from "./offload.js";
+
+export type ZeroStage = 0 | 1 | 2 | 3;
+
+export class ZeroKeeper implements Keeper {
+  readonly pieces: number;
+  readonly writers: { rank: number; size: number };
+  /** For all-gathers that begin when a reduce-scatter ends, in among others that the program begins. */
+  private readonly second: Comm;
+  private set!: ParameterSet;
+  private device!: Device;
+  private dtype!: DType;
+  private own: Piece[] = [];
+  /** Units that are whole in every process: their values, and their gradients (0, 1). */
+  private values: Ptr = 0;
+  private grads: Ptr = 0;
+  /** This process's pieces of the values (3) and of the gradients (2, 3), unit after unit. */
+  private valuePieces: Ptr = 0;
+  private gradPieces: Ptr = 0;
+  /** Buffers of a unit's size that no unit uses now; 2 and 3 only. */
+  private readonly spare = new Map<string, { ptr: Ptr; bytes: number }[]>();
+  /** Bytes of all buffers that units pass through; not part of the state. */
+  bufferBytes = 0;
+  /** Units whose gradient pieces hold something of this step already. */
+  private readonly reduced = new Set<Unit>();
+  private readonly gathering = new Map<Unit, Pending>();
+  private readonly underWay: Pending[] = [];
+  private gathered: { ptr: Ptr; bytes: number } | undefined;
+  lastMicroBatch = false;
+
+  constructor(
+    private readonly comm: Comm,
+    private readonly stage: ZeroStage,
+    private readonly memory?: StateMemory,
+  ) {
+    this.pieces = comm.size;
+    this.writers = { rank: comm.rank, size: comm.size };
+    this.second = comm.split(0, comm.rank);
+  }
+
+  private get bytes(): number {
+    return dtypeBytes(this.dtype);
+  }
+  private share(unit: Unit): number {
+    return unit.length / this.pieces;
+  }
+  /** Units that are used all the time, or at both ends of the model, stay in memory from their first use to the update. */
+  private stays(unit: Unit): boolean {
+    return !unit.name.startsWith("layer ");
+  }
+  /** Vectors are a thousandth of a model, and used everywhere: their values are whole in every process. */
+  private persists(unit: Unit): boolean {
+    return this.stage < 3 || !unit.decay;
+  }
+
+  place(set: ParameterSet): void {
+    this.set = set;
+    const { device, dtype, units, length, trainable } = set;
+    this.device = device;
+    this.dtype = dtype;
+    const { bytes, comm, stage } = this;
+    const keepsGrads = trainable && stage < 2;
+    let values = device.alloc(this.persistentBytes());
+    let grads = keepsGrads ? device.alloc(length * bytes) : 0;
+    this.values = values;
+    this.grads = grads;
+    if (stage === 3)
+      this.valuePieces = (this.memory ?? inMemory(device)).alloc("parameters", (length / comm.size) * bytes);
+    if (trainable && stage >= 2) this.gradPieces = device.alloc((length / comm.size) * bytes);
+    let at = 0;
+    for (const unit of units) {
+      const n = this.share(unit);
+      const from = comm.rank * n;
+      if (this.persists(unit)) {
+        unit.values = values;
+        values += unit.length * bytes;
+      }
+      if (keepsGrads) {
+        unit.grads = grads;
+        grads += unit.length * bytes;
+      }
+      this.own.push({
+        unit,
+        at: stage === 0 ? at * comm.size : at,
+        from: stage === 0 ? 0 : from,
+        length: stage === 0 ? unit.length : n,
+        values: this.persists(unit) ? unit.values + (stage === 0 ? 0 : from * bytes) : this.valuePieces + at * bytes,
+        grads: keepsGrads ? unit.grads + (stage === 0 ? 0 : from * bytes) : this.gradPieces + at * bytes,
+      });
+      at += n;
+    }
+  }
+
+  mine(): readonly Piece[] {
+    return this.own;
+  }
+
+  // ---- values: gathered before use, given up after (stage 3) ----
+
+  use(unit: Unit, recording: boolean): void {
+    this.open(unit);
+    if (recording) this.openGrads(unit);
+  }
+
+  before(unit: Unit, pass: Pass): void {
+    this.poke();
+    this.open(unit);
+    const next = this.set.units[unit.index + (pass === "forward" ? 1 : -1)];
+    if (next && !this.stays(next) && next.values === 0) this.startGather(next);
+    if (pass === "backward") this.openGrads(unit);
+  }
+
+  after(unit: Unit, pass: Pass): void {
+    if (pass === "backward" && trains(unit) && (this.stage >= 2 || this.lastMicroBatch)) this.reduce(unit);
+    const next = this.set.units[unit.index + 1];
+    const lastLayer = !next || this.stays(next);
+    // The last layer's forward is followed by its own backward, at once.
+    if (pass === "backward" || !lastLayer || !trains(unit)) this.giveUp(unit);
+  }
+
+  /** Moves transfers on, in the order in which they began: what follows one must begin in one order on all ranks. */
+  poke(): void {
+    while (this.underWay[0]?.test()) this.underWay.shift();
+  }
+  private waitForAll(): void {
+    while (this.underWay.length > 0) this.underWay.shift()!.wait();
+  }
+
+  private startGather(unit: Unit): void {
+    const n = this.share(unit) * this.bytes;
+    const own = this.own[unit.index].values;
+    this.memory?.ahead(own, n);
+    unit.values = this.takeBuffer(unit);
+    const pending = this.comm.startAllGather(own, n, unit.values);
+    this.gathering.set(unit, pending);
+    this.underWay.push(pending);
+  }
+  private finishGather(unit: Unit): void {
+    const pending = this.gathering.get(unit);
+    if (!pending) return;
+    pending.wait();
+    this.gathering.delete(unit);
+    this.memory?.behind(this.own[unit.index].values, this.share(unit) * this.bytes);
+  }
+  private giveUp(unit: Unit): void {
+    if (this.persists(unit) || unit.values === 0) return;
+    this.finishGather(unit);
+    this.giveBuffer(unit, unit.values);
+    unit.values = 0;
+  }
+
+  // ---- gradients: summed over the processes ----
+
+  /** 2 and 3: a buffer for a unit's gradients, until they are reduced. */
+  private openGrads(unit: Unit): void {
+    if (this.stage < 2 || unit.grads !== 0 || !trains(unit)) return;
+    unit.grads = this.takeBuffer(unit);
+    for (const p of unit.parameters) p.gradWritten = false;
+  }
+
+  private reduce(unit: Unit): void {
+    const { comm, dtype, bytes, stage } = this;
+    zeroMissing(unit);
+    const n = this.share(unit);
+    const buffer = unit.grads;
+    if (stage >= 2) {
+      const { grads } = this.own[unit.index];
+      unit.grads = 0;
+      this.follow(comm.startReduceScatter(buffer, n, dtype, grads, this.reduced.has(unit)), () =>
+        this.giveBuffer(unit, buffer),
+      );
+    } else {
+      const piece = buffer + comm.rank * n * bytes;
+      // Data parallelism without ZeRO updates every replica in full: it needs the other pieces too.
+      this.follow(comm.startReduceScatter(buffer, n, dtype, piece), () => {
+        if (stage === 0) this.underWay.push(this.second.startAllGather(piece, n * bytes, buffer));
+      });
+    }
+    this.reduced.add(unit);
+  }
+
+  /** Watches a transfer; `then` runs once when it is done. */
+  private follow(pending: Pending, then?: () => void): void {
+    let over = false;
+    const finish = (): true => {
+      if (!over) then?.();
+      over = true;
+      return true;
+    };
+    this.underWay.push({
+      test: () => pending.test() && finish(),
+      wait: () => {
+        pending.wait();
+        finish();
+      },
+    });
+  }
+
+  settle(): number {
+    const { comm, device, dtype, bytes } = this;
+    for (const unit of this.set.units) {
+      if (this.stage >= 2 && unit.grads === 0 && this.reduced.has(unit)) continue;
+      if (this.stage < 2 && this.reduced.has(unit)) continue;
+      this.openGrads(unit);
+      this.reduce(unit);
+    }
+    this.waitForAll();
+    this.reduced.clear();
+    // Squares are added piece by piece, in one order, whoever holds the pieces: the norm has the same bits in all stages.
+    const squares = (unit: Unit, rank: number): number =>
+      device.sumSquares(unit.grads + rank * this.share(unit) * bytes, this.share(unit), dtype);
+    const byRank =
+      this.stage === 0
+        ? Array.from({ length: comm.size }, (_, r) => this.set.units.map((unit) => squares(unit, r)))
+        : comm.gatherNumbers(this.own.map((p) => device.sumSquares(p.grads, p.length, dtype)));
+    let total = 0;
+    for (let u = 0; u < this.set.units.length; u++) for (const rank of byRank) total += rank[u];
+    return total;
+  }
+
+  updated(): void {
+    const { comm, bytes } = this;
+    for (const { unit, values } of this.own) {
+      if (this.stage === 0) continue;
+      if (this.persists(unit)) this.underWay.push(comm.startAllGather(values, this.share(unit) * bytes, unit.values));
+      else {
+        this.giveUp(unit); // what was gathered is old now
+        this.memory?.behind(values, this.share(unit) * bytes);
+      }
+    }
+    this.waitForAll();
+  }
+
+  // ---- outside of a step ----
+
+  open(unit: Unit): void {
+    if (unit.values === 0) this.startGather(unit);
+    this.finishGather(unit);
+  }
+
+  close(unit: Unit, changed: boolean): void {
+    if (this.persists(unit)) return;
+    if (changed) {
+      const { values, length, from } = this.own[unit.index];
+      const n = length * this.bytes;
+      this.device.bytes(values, n).set(this.device.bytes(unit.values + from * this.bytes, n));
+    }
+    this.giveUp(unit);
+  }
+
+  gather(unit: Unit, own: Ptr, width: number): Ptr {
+    if (this.stage === 0) return own;
+    const bytes = unit.length * width;
+    if (!this.gathered || this.gathered.bytes < bytes) {
+      if (this.gathered) this.device.free(this.gathered.ptr, this.gathered.bytes);
+      this.gathered = { ptr: this.device.alloc(bytes), bytes };
+    }
+    this.comm.allGather(own, this.share(unit) * width, this.gathered.ptr);
+    return this.gathered.ptr;
+  }
+
+  /** The values that every process holds whole must be the same bits in all of them. */
+  verify(): void {
+    const hash = createHash("sha256");
+    for (const unit of this.set.units)
+      if (this.persists(unit)) hash.update(this.device.bytes(unit.values, unit.length * this.bytes));
+    const all = this.comm.gatherText(hash.digest("hex"));
+    const odd = all.findIndex((h) => h !== all[0]);
+    if (odd >= 0)
+      throw new UserError(
+        `The replicas are no longer the same: data-parallel process ${odd} has other parameters than process 0. That is a fault of a machine's memory, or a bug. Go on with --resume from the last checkpoint.`,
+      );
+  }
+
+  // ---- memory ----
+
+  /** Layers share buffers; padding between parameters lies elsewhere in other units, and must stay 0. */
+  private spareFor(unit: Unit): { ptr: Ptr; bytes: number }[] {
+    const kind = this.stays(unit) ? unit.name : "layer";
+    const list = this.spare.get(kind) ?? [];
+    this.spare.set(kind, list);
+    return list;
+  }
+  private takeBuffer(unit: Unit): Ptr {
+    const spare = this.spareFor(unit).pop();
+    if (spare !== undefined) return spare.ptr;
+    const bytes = unit.length * this.bytes;
+    this.bufferBytes += bytes;
+    return this.device.alloc(bytes);
+  }
+  private giveBuffer(unit: Unit, ptr: Ptr): void {
+    this.spareFor(unit).push({ ptr, bytes: unit.length * this.bytes });
+  }
+
+  stateBytes() {
+    const { comm, stage, set } = this;
+    const persistent = this.persistentBytes();
+    const shared = set.length * this.bytes - persistent;
+    return {
+      parameters: persistent + shared / comm.size,
+      gradients: set.trainable ? (set.length * this.bytes) / (stage >= 2 ? comm.size : 1) : 0,
+    };
+  }
+  private persistentBytes(): number {
+    return this.set.units.filter((u) => this.persists(u)).reduce((n, u) => n + u.length * this.bytes, 0);
+  }
+
+  free(): void {
+    const { device, set, comm, bytes } = this;
+    this.waitForAll();
+    for (const unit of set.units) {
+      this.giveUp(unit);
+      if (this.stage >= 2 && unit.grads !== 0) this.giveBuffer(unit, unit.grads);
+    }
+    for (const { ptr, bytes } of [...this.spare.values()].flat()) device.free(ptr, bytes);
+    device.free(this.values, this.persistentBytes());
+    const piece = (set.length / comm.size) * bytes;
+    if (this.grads) device.free(this.grads, set.length * bytes);
+    if (this.gradPieces) device.free(this.gradPieces, piece);
+    if (this.valuePieces) (this.memory ?? inMemory(device)).free(this.valuePieces, piece);
+    if (this.gathered) device.free(this.gathered.ptr, this.gathered.bytes);
+  }
+}
+
+const trains = (unit: Unit): boolean => unit.parameters.some((p) => p.requiresGrad);
