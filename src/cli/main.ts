@@ -47,6 +47,27 @@ program
   .option("--precision <precision>", "fp32 or bf16", "fp32")
   .option("--json", "print a JSON array: for each record its rewards, best reply first")
   .action(async (model, options) => (await import("./score.js")).command(model, options));
+program
+  .command("eval")
+  .description("models side by side: perplexity, exact match, multiple choice, reward, win rate")
+  .argument("<models...>", "model folders")
+  .requiredOption(
+    "--tasks <file>",
+    "JSONL of {text}, {question, answers}, {question, choices, answer} or {prompt}; may be repeated",
+    (file: string, before: string[] | undefined) => [...(before ?? []), file],
+  )
+  .option("--reward <source>", "who scores replies to {prompt}: .mjs module (prompt, reply) => number, or reward model")
+  .option("--against <model>", "model folder that the win rate is held against; needs --reward")
+  .option("--max-tokens <n>", "tokens of a reply at most", "64")
+  .option("--batch-size <n>", "replies written at once", "32")
+  .option("--temperature <t>", "0 is greedy", "0")
+  .option("--seed <n>", "of sampled replies", "0")
+  .option("--context <n>", "tokens of a window for perplexity at most (default: the model's context, 2048 at most)")
+  .option("--samples <n>", "replies shown side by side", "4")
+  .option("--precision <precision>", "fp32 or bf16 (default: as each model was saved)")
+  .option("--threads <n>", "0: all cores", "0")
+  .option("--json", "print a JSON object: {models: [{model, tasks}], samples}")
+  .action(async (models, flags) => (await import("./eval.js")).command(models, flags));
 
 /** Options of the commands that sample. */
 function sampling(command: Command): Command {
@@ -80,6 +101,35 @@ program
   .option("--precision <precision>", "fp32 or bf16", "fp32")
   .option("--json", "print a JSON array; the first entry is null")
   .action(async (model, options) => (await import("./logprobs.js")).logprobs(model, options));
+
+program
+  .command("plan")
+  .description("memory, time and cost of a training run on a described cluster, before it starts")
+  .requiredOption(
+    "--model <model>",
+    "a size (7B, 7.5B, 13B, 70B), a Hugging Face config.json, or a YAML file of a stage or recipe",
+  )
+  .option("--stage <stage>", "pretrain, sft, reward, dpo or ppo (default: what the YAML file says, or pretrain)")
+  .option("--set <key=value...>", "override settings of the YAML file")
+  .option("--cluster <file>", "YAML that describes the cluster")
+  .option("--device <name>", "a100-80, a100-40, h100 or v100-32 (default: a100-80)")
+  .option("--devices <n>", "how many (default: one node)")
+  .option("--devices-per-node <n>", "how many share a node")
+  .option("--memory <GB>", "memory of a device")
+  .option("--tflops <n>", "peak of a device in dense bf16")
+  .option("--intra <GB/s>", "bandwidth of a device within its node, one way")
+  .option("--inter <GB/s>", "bandwidth of a device between nodes, one way")
+  .option("--price <n>", "of a device for an hour")
+  .option("--context <n>", "tokens of a sequence (default: the YAML file's, or 2048)")
+  .option("--batch <n>", "sequences of a step (default: the YAML file's, or 512)")
+  .option("--reply <n>", "tokens of a reply in PPO (default: the YAML file's, or half the context)")
+  .option("--tokens <n>", "of the whole run, such as 300B (default for pretraining: 20 a parameter)")
+  .option("--attention <kind>", "blocked (as flash attention) or full (scores are kept)", "blocked")
+  .option("--logits <kind>", "chunked or full", "chunked")
+  .option("--resident-reference", "DPO: the reference stays in memory")
+  .option("--svg <file>", "write a picture")
+  .option("--json", "print a JSON object")
+  .action(async (options) => (await import("./plan.js")).command(options));
 
 const tokenizer = program.command("tokenizer").description("train a byte-level BPE tokenizer, or use one");
 tokenizer

@@ -69,11 +69,15 @@ function grids(s: Strategy, w: Workload, c: Cluster): { tensor: number; pipeline
     .filter(({ data }) => Number.isInteger(data) && data >= 1);
 }
 
+/** Sharded over one replica is not sharded; with offload it is still worth something. */
+const sharesNothing = (s: Strategy, data: number): boolean =>
+  data === 1 && s.sharding.zero > 0 && s.sharding.offload === "none";
+
 /** Layouts of one strategy: grids x micro-batch x recomputation x chunks. */
 function* variants(s: Strategy, w: Workload, c: Cluster): Generator<Layout> {
   for (const grid of grids(s, w, c)) {
     const share = w.globalBatch / grid.data;
-    if (share < 1) continue;
+    if (share < 1 || sharesNothing(s, grid.data)) continue;
     for (let microBatch = 1; microBatch <= Math.min(64, share); microBatch *= 2) {
       const some = { ...s.sharding, ...grid, microBatch, sequenceParallel: grid.tensor > 1 };
       const m = microBatches(w, layout({ ...some, name: "" }));
@@ -169,7 +173,10 @@ function whySlower(p: Planned, chosen: Planned | undefined): string {
 
 function whyImpossible(s: Strategy, w: Workload, c: Cluster): string {
   const { numHeads, numLayers } = w.shape;
-  const found = grids(s, w, c);
+  const all = grids(s, w, c);
+  const found = all.filter((g) => !sharesNothing(s, g.data));
+  if (c.devices > 1 && all.length > found.length && found.length === 0)
+    return `${c.devices} devices leave no replicas to share the states`;
   if (found.length > 0) {
     const least = Math.min(...found.map((g) => g.data));
     return `${least} replicas need a batch of ${least} sequences at least; it has ${w.globalBatch}`;

@@ -1,4 +1,5 @@
 /** A plan as a table for people and as JSON for programs. */
+import { duration } from "../run/progress.js";
 import type { Cluster } from "./cluster.js";
 import { residents, type Workload } from "./layout.js";
 import { type Plan, type Planned, USABLE } from "./layouts.js";
@@ -92,37 +93,41 @@ export function assumptions({ workload: w, cluster: c }: Report): string[] {
   return lines;
 }
 
-const gb = (bytes: number): string => (bytes / 1e9).toFixed(bytes < 1e8 ? 2 : 1);
+const gb = (bytes: number): string => (bytes === 0 ? "0" : (bytes / 1e9).toFixed(bytes < 1e8 ? 2 : 1));
 const billions = (n: number): string =>
   n >= 1e9 ? `${(n / 1e9).toFixed(2)} billion` : `${(n / 1e6).toFixed(1)} million`;
-/** 8123 -> 8.1k; for speeds. */
-const short = (n: number): string =>
-  n >= 1e6
-    ? `${(n / 1e6).toFixed(2)}M`
-    : n >= 1e4
-      ? `${(n / 1e3).toFixed(0)}k`
-      : n >= 100
-        ? n.toFixed(0)
-        : n.toPrecision(2);
+/** 258123 -> 258k; for speeds and counts. */
+function short(n: number): string {
+  for (const [unit, letter] of [
+    [1e12, "T"],
+    [1e9, "B"],
+    [1e6, "M"],
+  ] as const)
+    if (n >= unit) return `${Number((n / unit).toPrecision(3))}${letter}`;
+  return n >= 1e4 ? `${(n / 1e3).toFixed(0)}k` : n >= 100 ? n.toFixed(0) : n.toPrecision(2);
+}
+const time = (days: number): string => (days >= 2 ? `${short(days)} days` : duration(days * 86400));
 
 export function reportTable(r: Report): string {
   const { plan, cluster: c, tokens, workload: w } = r;
   const head = ["", "strategy", "layout", "param", "grad", "optim", "activ", "(recomp.)", "buffers"];
   if (w.stage === "ppo") head.push("kv");
   head.push("total", "step s", "tokens/s", "MFU", "sent");
-  if (tokens !== undefined) head.push("days", ...(c.pricePerHour > 0 ? ["cost"] : ["dev-hours"]));
+  if (tokens !== undefined) head.push("takes", ...(c.pricePerHour > 0 ? ["cost"] : ["dev-hours"]));
+  const [unit, name] = plan.planned.some((p) => p.memory.total >= 1e9) ? [1e9, "GB"] : [1e6, "MB"];
+  const size = (bytes: number): string => (bytes === 0 ? "0" : (bytes / unit).toFixed(bytes < unit / 10 ? 2 : 1));
   const rows = plan.planned.map((p) => {
     const m = p.memory;
     const mark = p === plan.chosen ? ">" : p.fits ? "" : "x";
-    const cells = [mark, p.strategy, p.layout.name, gb(m.parameters), gb(m.gradients), gb(m.optimizer)];
-    cells.push(gb(m.activationsKept), gb(m.activationsRecomputed), gb(m.buffers));
-    if (w.stage === "ppo") cells.push(gb(m.kvCache));
+    const cells = [mark, p.strategy, p.layout.name, size(m.parameters), size(m.gradients), size(m.optimizer)];
+    cells.push(size(m.activationsKept), size(m.activationsRecomputed), size(m.buffers));
+    if (w.stage === "ppo") cells.push(size(m.kvCache));
     const sent = p.time.sent.data + p.time.sent.tensor + p.time.sent.pipeline + p.time.sent.host;
-    cells.push(gb(m.total), short(p.time.seconds), short(p.time.tokensPerSecond));
-    cells.push(`${Math.round(100 * p.time.utilisation)}%`, gb(sent));
+    cells.push(size(m.total), short(p.time.seconds), short(p.time.tokensPerSecond));
+    cells.push(`${Math.round(100 * p.time.utilisation)}%`, size(sent));
     if (tokens !== undefined) {
       const run = runCost(p, c, tokens);
-      cells.push(short(run.days), short(run.cost ?? run.deviceHours));
+      cells.push(time(run.days), short(run.cost ?? run.deviceHours));
     }
     return cells;
   });
@@ -139,7 +144,7 @@ export function reportTable(r: Report): string {
   const reasons = [...plan.planned.map((p) => ({ strategy: p.strategy, why: p.why })), ...plan.impossible];
   return [
     title,
-    "GB on the fullest device; sent: GB that one device sends in a step; >: chosen, x: does not fit",
+    `${name} on the fullest device; sent: ${name} that one device sends in a step; >: chosen, x: does not fit`,
     "",
     line(head),
     ...rows.map(line),

@@ -84,14 +84,14 @@ const gpt = (numLayers: number, hiddenSize: number, numHeads: number): Dimension
   mlp: "gelu",
 });
 
-export function llamaShape(name: string, row: Row, tied = false, note = "its matrices"): ModelShape {
+export function llamaShape(name: string, row: Row, tied = false, note = "its matrices", headSize?: number): ModelShape {
   const [numLayers, hiddenSize, numHeads, numKvHeads, intermediateSize, vocabSize] = row;
   const s: Dimensions = {
     numLayers,
     hiddenSize,
     numHeads,
     numKvHeads,
-    headDim: hiddenSize / numHeads,
+    headDim: headSize ?? hiddenSize / numHeads,
     intermediateSize,
     vocabSize,
     tied,

@@ -1,0 +1,157 @@
+/** What `lyceum plan` plans for: a name, a Hugging Face config, or a YAML file of Lyceum's, told apart and read. */
+import { existsSync, statSync } from "node:fs";
+import { basename, dirname, extname } from "node:path";
+import { PLANNED_STAGES, type PlannedStage, type Workload, workload } from "../plan/layout.js";
+import { hubShape, llamaShape, type ModelShape, namedShape } from "../plan/shape.js";
+import { applyOverrides, check, nearest, readYaml } from "../run/config.js";
+import { UserError } from "../run/errors.js";
+import { locate } from "./stage.js";
+
+type Json = Record<string, unknown>;
+
+export interface Subject {
+  workload: Workload;
+  /** The checked settings of the stage, when the subject is a YAML file. */
+  config: Json | undefined;
+}
+
+export async function readSubject(model: string, stage: string | undefined, set: readonly string[]): Promise<Subject> {
+  const wanted = stage === undefined ? undefined : knownStage(stage);
+  if (/\.ya?ml$/.test(model)) return fromYaml(model, wanted, set);
+  if (set.length > 0) throw new UserError("--set changes settings of a YAML file; --model is none.", 2);
+  const isFile = existsSync(model);
+  const shape = isFile ? hubShape(model) : namedShape(model);
+  if (!shape)
+    throw new UserError(
+      `--model ${model} is no file, no folder, and no size. Give a size such as 7B, 7.5B, 13B or 70B, a Hugging Face config.json or its folder, or a YAML file.`,
+      2,
+    );
+  return { workload: workload({ shape, stage: wanted ?? "pretrain" }), config: undefined };
+}
+
+function knownStage(name: string): PlannedStage {
+  const found = PLANNED_STAGES.find((s) => s === name);
+  if (found) return found;
+  const near = nearest(name, PLANNED_STAGES);
+  throw new UserError(
+    `--stage ${name}: ${near ? `did you mean "${near}"? ` : ""}Planned are ${PLANNED_STAGES.join(", ")}.`,
+    2,
+  );
+}
+
+/** One stage's settings, or a recipe: then --stage tells which of its stages is meant (default: the first). */
+async function fromYaml(file: string, wanted: PlannedStage | undefined, set: readonly string[]): Promise<Subject> {
+  const { STAGES } = await import("../stages/registry.js");
+  const source = readYaml(file);
+  const value = locate(applyOverrides(source.value, set), dirname(file)) as Json;
+  const list = Array.isArray(value.stages) ? (value.stages as Json[]) : undefined;
+  if (!list) {
+    const name = wanted ?? guessStage(value, file);
+    const config = check(STAGES[name].schema, { ...source, value }) as Json;
+    return { workload: await workloadOf(name, config, () => undefined, file), config };
+  }
+  const planned = list.filter((s) => PLANNED_STAGES.includes(s.stage as PlannedStage));
+  const raw = wanted ? planned.find((s) => s.stage === wanted) : planned[0];
+  if (!raw)
+    throw new UserError(
+      `${file} has no stage ${wanted ?? "that can be planned"}; it has ${list.map((s) => s.stage).join(", ")}.`,
+      2,
+    );
+  const index = list.indexOf(raw);
+  const { name: _, ...rest } = raw;
+  const place = (path: readonly PropertyKey[]): string => source.place(["stages", index, ...path]);
+  const config = check(STAGES[raw.stage as string].schema, { ...source, value: rest, place }) as Json;
+  const earlier = (name: string): Json | undefined => list.slice(0, index).find((s) => (s.name ?? s.stage) === name);
+  return { workload: await workloadOf(raw.stage as PlannedStage, config, earlier, file), config };
+}
+
+/** A stage's own file need not say which stage it is for: the keys tell. */
+function guessStage(value: Json, file: string): PlannedStage {
+  if (typeof value.stage === "string") return knownStage(value.stage);
+  if (value.reward !== undefined && value.prompts !== undefined) return "ppo";
+  if (value.beta !== undefined) return "dpo";
+  if (value.model !== undefined) return "pretrain";
+  throw new UserError(
+    `${file} does not say which stage it is for; give --stage ${PLANNED_STAGES.join(", --stage ")}.`,
+    2,
+  );
+}
+
+type Earlier = (name: string) => Json | undefined;
+
+async function workloadOf(stage: PlannedStage, config: Json, earlier: Earlier, file: string): Promise<Workload> {
+  const data = config.data as { contextLength?: number } | undefined;
+  const shape = await shapeOf(config, earlier, file);
+  const reply = config.maxTokens as number | undefined;
+  const contextLength = data?.contextLength ?? ((config.maxPromptLength as number) ?? 0) + (reply ?? 0);
+  const pairs = stage === "reward" || stage === "dpo" ? 2 : 1; // a preference is a chosen and a rejected reply
+  const rows = (config.batchSize as number) * ((config.gradientAccumulation as number | undefined) ?? 1);
+  const reward = stage === "ppo" ? (config.reward as string) : "";
+  const lora = config.lora as { rank: number; targets: string[] } | undefined;
+  return workload({
+    stage,
+    shape,
+    contextLength,
+    globalBatch: rows * pairs,
+    precision: config.precision as Workload["precision"],
+    replyLength: reply ?? 0,
+    updateEpochs: (config.epochs as number | undefined) ?? 1,
+    critic: /\.[cm]?js$/.test(reward) ? shape : reward ? await named(reward, earlier, file, shape) : shape,
+    adapters: lora ? adapterParameters(shape, lora) : 0,
+  });
+}
+
+/** Parameters of LoRA's two factors beside the chosen matrices. */
+function adapterParameters(s: ModelShape, { rank, targets }: { rank: number; targets: string[] }): number {
+  const q = s.numHeads * s.headDim;
+  const sizes: Record<string, number> = {
+    qkv: s.hiddenSize + q + 2 * s.numKvHeads * s.headDim,
+    o_proj: q + s.hiddenSize,
+    gate_up: s.hiddenSize + 2 * s.intermediateSize,
+    down_proj: s.intermediateSize + s.hiddenSize,
+  };
+  return s.numLayers * rank * targets.reduce((n, t) => n + sizes[t], 0);
+}
+
+/** A model by the name of an earlier stage, or by its folder. */
+async function named(from: string, earlier: Earlier, file: string, otherwise?: ModelShape): Promise<ModelShape> {
+  const stage = earlier(from);
+  if (stage) return shapeOf(stage, earlier, file);
+  if (existsSync(`${from}/config.json`)) return hubShape(from);
+  if (otherwise) return otherwise;
+  throw new UserError(
+    `${file}: ${from} is neither an earlier stage nor a model folder yet, so its size is not known. Plan the stage that makes it, or give --model a size.`,
+    2,
+  );
+}
+
+async function shapeOf(config: Json, earlier: Earlier, file: string): Promise<ModelShape> {
+  const model = config.model as Record<string, number | boolean | undefined> | undefined;
+  if (!model) {
+    if (typeof config.from === "string") return named(config.from, earlier, file);
+    throw new UserError(`${file}: there is neither \`model\` nor \`from\`, so the size of the model is not known.`, 2);
+  }
+  const number = (key: string, otherwise?: number): number => (model[key] as number | undefined) ?? otherwise!;
+  const heads = number("numHeads");
+  const vocabulary = await vocabularyOf(config.tokenizer, file);
+  const tied = (model.tieWordEmbeddings as boolean | undefined) ?? true;
+  const row = [
+    number("numLayers"),
+    number("hiddenSize"),
+    heads,
+    number("numKvHeads", heads),
+    number("intermediateSize"),
+    vocabulary,
+  ] as const;
+  const headDim = number("headDim", number("hiddenSize") / heads);
+  const name = basename(file, extname(file));
+  return llamaShape(name, row, tied, `its matrices, with ${vocabulary} tokens in the vocabulary`, headDim);
+}
+
+async function vocabularyOf(tokenizer: unknown, file: string): Promise<number> {
+  if (typeof tokenizer === "object" && tokenizer !== null) return (tokenizer as { vocabSize: number }).vocabSize;
+  if (typeof tokenizer !== "string" || !existsSync(tokenizer) || !statSync(tokenizer).isDirectory())
+    throw new UserError(`${file}: tokenizer is missing or no folder, so the size of the vocabulary is not known.`, 2);
+  const { Tokenizer } = await import("../tokenizer/tokenizer.js");
+  return Tokenizer.load(tokenizer).vocabSize;
+}

@@ -1,0 +1,140 @@
+/** `lyceum plan` as a user meets it: subjects, flags, JSON, the table, the picture, mistakes. */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, expect, test, vi } from "vitest";
+import { command, type PlanFlags } from "../../src/cli/plan.js";
+
+const dir = mkdtempSync(join(tmpdir(), "lyceum-plan-"));
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+
+async function printed(flags: PlanFlags): Promise<string> {
+  const log = vi.spyOn(console, "log").mockImplementation(() => {});
+  try {
+    await command(flags);
+    return log.mock.calls.map((c) => c.join(" ")).join("\n");
+  } finally {
+    log.mockRestore();
+  }
+}
+interface Row {
+  strategy: string;
+  fits: boolean;
+  parameters: number;
+  gradients: number;
+  optimizer: number;
+  activations: number;
+  buffers: number;
+  kvCache: number;
+  total: number;
+  stepSeconds: number;
+  tokensPerSecond: number;
+  days: number;
+  cost: number | null;
+  models?: { role: string; bytes: number }[];
+}
+const json = async (flags: PlanFlags) =>
+  JSON.parse(await printed({ ...flags, json: true })) as {
+    model: { parameters: number };
+    strategies: Row[];
+    chosen: string;
+    contextLength: number;
+    globalBatch: number;
+    assumptions: string[];
+    deepspeed: Record<string, { gpu: number; cpu: number }>;
+  };
+
+test("--model 7.5B --stage pretrain --devices 64 --json: the ZeRO paper's numbers", async () => {
+  const report = await json({ model: "7.5B", stage: "pretrain", devices: "64" });
+  const of = (name: string) => report.strategies.find((s) => s.strategy === name)!;
+  const states = ["ddp", "zero1", "zero2", "zero3"].map((name) => {
+    const s = of(name);
+    return Number(((s.parameters + s.gradients + s.optimizer) / 1e9).toFixed(1));
+  });
+  expect(states).toEqual([120, 31.4, 16.6, 1.9]);
+  for (const s of report.strategies) {
+    const sum = s.parameters + s.gradients + s.optimizer + Math.max(s.activations, s.kvCache) + s.buffers;
+    expect(s.total / sum).toBeCloseTo(1, 9);
+    expect(s.tokensPerSecond).toBeCloseTo((512 * 2048) / s.stepSeconds, 0);
+    expect(s.days).toBeCloseTo((20 * 7.5e9) / s.tokensPerSecond / 86400, 6);
+    expect(s.cost).toBeNull();
+  }
+  expect(report.deepspeed.zero2.gpu).toBeCloseTo(4 * 7.5e9 + (16 * 7.5e9) / 64, 0);
+});
+
+test("PPO with four 7B models on 4 devices: 240 GB as in the notes, and what that assumes", async () => {
+  const report = await json({ model: "7B", stage: "ppo", devices: "4", context: "1024", batch: "64" });
+  const { models } = report.strategies.find((s) => s.strategy === "zero3")!;
+  const sum = 4 * models!.reduce((n, m) => n + m.bytes, 0);
+  expect(Math.abs(sum / 240e9 - 1)).toBeLessThan(0.02);
+  expect(report.assumptions.join("\n")).toContain(
+    "actor 107.8 GB, critic 107.8 GB, ref 13.5 GB (frozen), reward 13.5 GB (frozen): 242.6 GB of model states, 60.6 GB on each of 4",
+  );
+});
+
+test("a recipe: its stages, their shapes and batches; the critic is the reward model", async () => {
+  const first = await json({ model: "recipes/quickstart.yaml", devices: "1" });
+  expect(first.contextLength).toBe(128);
+  expect(first.globalBatch).toBe(8);
+  expect(first.model.parameters).toBe(6000 * 192 + 4 * (4 * 192 * 192 + 3 * 192 * 512 + 2 * 192) + 192);
+  const ppo = await json({ model: "recipes/quickstart.yaml", stage: "ppo", devices: "1" });
+  expect([ppo.contextLength, ppo.globalBatch]).toEqual([128 + 40, 64]);
+  expect(ppo.model.parameters).toBe(first.model.parameters);
+  const dpo = await json({ model: "recipes/quickstart.yaml", stage: "dpo", devices: "1" });
+  expect(dpo.globalBatch).toBe(32); // 16 preferences
+});
+
+test("LoRA: gradients and optimizer of the adapters only", async () => {
+  const flags = { model: "recipes/quickstart.yaml", stage: "sft", devices: "1" };
+  const whole = await json(flags);
+  expect(whole.strategies[0].optimizer).toBe(12 * whole.model.parameters);
+  const lora = await json({ ...flags, set: ["stages.1.lora.rank=4", "stages.1.lora.targets=[qkv]"] });
+  const adapters = 4 * 4 * (192 + 3 * 192); // layers x rank x (in + out)
+  expect(lora.strategies[0].optimizer).toBe(12 * adapters);
+  expect(lora.strategies[0].parameters).toBe(2 * (whole.model.parameters + adapters));
+  const file = join(dir, "sft.yaml"); // a stage of its own, from a folder
+  writeFileSync(file, "stage: sft\nfrom: test/golden/llama/gqa-tied\ndata: {train: [x.jsonl]}\n");
+  expect((await json({ model: file, devices: "1" })).model.parameters).toBe(99136);
+});
+
+test("the table names the chosen layout and a reason for each of the others; the picture shows them", async () => {
+  const svg = join(dir, "plan.svg");
+  const text = await printed({ model: "13B", stage: "sft", devices: "16", price: "2", tokens: "1B", svg });
+  expect(text).toMatch(/^sft of 13B on 16 x a100-80 \(80\.0 GB each, 8 a node\), 1B tokens/);
+  expect(text).toMatch(/Cheapest that fits: \S+ as dp\S+\./);
+  expect(text).toMatch(/\n {2}ddp +needs \d+\.\d GB and 75\.2 GB can be used/);
+  expect(text).toContain("cost");
+  const picture = readFileSync(svg, "utf8");
+  for (const name of ["ddp", "zero3-infinity", "3d-zero1", "does not fit", "80.0 GB"]) expect(picture).toContain(name);
+  expect(picture.match(/<rect/g)!.length).toBeGreaterThan(30);
+  expect(picture.match(/<(rect|text|line|svg|title)\b/g)!.length).toBeGreaterThan(60);
+});
+
+test("a cluster file, flags over it, and its mistakes with line and nearest key", async () => {
+  const file = join(dir, "cluster.yaml");
+  writeFileSync(file, "name: ours\ndevice: h100\ndevices: 16\nmemoryGB: 94\npricePerHour: 3\n");
+  const report = (await json({ model: "7B", cluster: file, devices: "32" })) as unknown as {
+    cluster: { name: string; memory: number; devices: number; flops: number };
+  };
+  expect(report.cluster).toMatchObject({ name: "ours", memory: 94e9, devices: 32, flops: 989e12 });
+  writeFileSync(file, "device: h100\nmemryGB: 94\n");
+  await expect(json({ model: "7B", cluster: file })).rejects.toThrow(
+    /cluster.yaml:2:1: there is no key "memryGB". Did you mean "memoryGB"\?/,
+  );
+});
+
+test.each([
+  [{ model: "seven" }, /--model seven is no file, no folder, and no size/],
+  [{ model: "7B", stage: "pretrian" }, /--stage pretrian: did you mean "pretrain"\?/],
+  [{ model: "7B", device: "h10" }, /no device "h10". Did you mean "h100"\?/],
+  [{ model: "7B", devices: "many" }, /--devices is "many"; it must be a number above 0/],
+  [{ model: "7B", devices: "2.5" }, /--devices is "2.5"; it must be a whole number/],
+  [{ model: "7B", set: ["a=1"] }, /--set changes settings of a YAML file/],
+  [{ model: "7B", attention: "flash" }, /--attention is "flash"; it must be blocked or full/],
+  [{ model: "7B", stage: "ppo", context: "512", reply: "512" }, /--reply 512 must be less than the context/],
+  [{ model: "none.yaml" }, /none.yaml does not exist/],
+  [{ model: "recipes/quickstart.yaml", stage: "grpo" }, /Planned are pretrain, sft, reward, dpo, ppo/],
+  [{ model: "test/golden" }, /there is no config.json in it/],
+] as [PlanFlags, RegExp][])("a mistake in %j is told", async (flags, message) => {
+  await expect(printed(flags)).rejects.toThrow(message);
+});
