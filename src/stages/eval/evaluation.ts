@@ -3,6 +3,7 @@ import { basename, dirname, resolve } from "node:path";
 import { type Loaded, loadForGeneration } from "../../generate/loaded.js";
 import { readLlamaConfig } from "../../nn/config.js";
 import { hasScalarHead } from "../../nn/folder.js";
+import type { Precision } from "../../nn/llama.js";
 import { UserError } from "../../run/errors.js";
 import { type ChoiceResult, multipleChoice, summarizeChoice } from "./choice.js";
 import { type ExactOutcome, type ExactResult, judgeAnswer, summarizeExact } from "./exact.js";
@@ -25,6 +26,10 @@ export interface EvaluationOptions extends ReplyOptions {
   context?: number;
   /** Side-by-side samples. */
   samples?: number;
+  /** Default: as each model was saved. */
+  precision?: Precision;
+  /** 0, the default: all cores. */
+  threads?: number;
 }
 
 export interface RewardResult {
@@ -88,7 +93,7 @@ export async function evaluateOnTasks(
     for (const dir of against === undefined ? options.models : [...options.models, against]) {
       const isColumn = measured.length < options.models.length;
       progress(`${dir}: ${counts(isColumn ? tasks : { ...NONE, prompts: tasks.prompts })}`);
-      const loaded = loadForGeneration(dir);
+      const loaded = loadForGeneration(dir, options);
       try {
         if (options.reward !== undefined) scorer ??= await openScorer(options.reward, loaded);
         measured.push(
