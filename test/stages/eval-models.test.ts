@@ -209,6 +209,7 @@ test.each([
   [{ models: [join(dir, "nowhere")] }, /is not a model folder/],
   [{ models: [judge] }, /judge is a reward model and writes no texts.*--reward/],
   [{ against: chat }, /needs --reward/],
+  [{ against: base, reward: bytes }, /is the only model/],
   [{ reward: bytes, tasks: [file("texts.jsonl", [{ text: "x" }])] }, /texts\.jsonl has none of them/],
   [{ reward: join(dir, "none.mjs") }, /none\.mjs does not exist/],
   [{ reward: chat }, /is a language model, not a reward model/],

@@ -91,14 +91,13 @@ export async function evaluateOnTasks(
   let scorer: Scorer | undefined;
   try {
     for (const dir of against === undefined ? options.models : [...options.models, against]) {
-      const isColumn = measured.length < options.models.length;
-      progress(`${dir}: ${counts(isColumn ? tasks : { ...NONE, prompts: tasks.prompts })}`);
+      // The model that is no column is only asked what the win rate needs.
+      const own = measured.length < options.models.length ? tasks : { ...NONE, prompts: tasks.prompts };
+      progress(`${dir}: ${counts(own)}`);
       const loaded = loadForGeneration(dir, options);
       try {
         if (options.reward !== undefined) scorer ??= await openScorer(options.reward, loaded);
-        measured.push(
-          await measure(dir, loaded, isColumn ? tasks : { ...NONE, prompts: tasks.prompts }, options, scorer),
-        );
+        measured.push(await measure(dir, loaded, own, options, scorer));
       } finally {
         loaded.model.close();
       }
@@ -109,10 +108,7 @@ export async function evaluateOnTasks(
   const standard = measured.find((m) => options.against !== undefined && same(m.model, options.against));
   for (const m of measured)
     if (standard?.generations.scores && m.generations.scores && !same(m.model, standard.model))
-      m.tasks.winRate = describeWins(
-        winRate(m.generations.scores, standard.generations.scores),
-        options.against as string,
-      );
+      m.tasks.winRate = describeWins(winRate(m.generations.scores, standard.generations.scores), standard.model);
   return {
     models: measured.slice(0, options.models.length).map(({ model, tasks: results }) => ({ model, tasks: results })),
     samples: sideBySide(tasks, measured, options.samples ?? 0),
@@ -138,6 +134,8 @@ function checkOptions({ models, tasks: files, reward, against }: EvaluationOptio
       `--against ${against} needs --reward, a module or a reward model that says which reply is better.`,
       2,
     );
+  if (against !== undefined && models.every((dir) => same(dir, against)))
+    throw new UserError(`--against ${against} is the only model: name another one to hold against it.`, 2);
   if (reward !== undefined && tasks.prompts.length === 0)
     throw new UserError(
       `--reward ${reward} scores replies to {"prompt": ...} records, and ${files.join(", ")} has none of them.`,
