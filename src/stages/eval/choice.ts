@@ -1,6 +1,6 @@
 /**
  * Multiple choice by log-probability: the model does not answer, each choice is scored as the answer, and the most
- * probable one counts. Raw sums favour short choices; divided by the bytes of the choice they do not (the `acc` and
+ * probable one counts. Raw sums favour short choices; divided by the bytes of the choice they do not (after `acc` and
  * `acc_norm` of the Language Model Evaluation Harness, Gao et al. 2021; bytes and not tokens, so that models with
  * different tokenizers are asked the same).
  *

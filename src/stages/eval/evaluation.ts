@@ -7,7 +7,7 @@ import type { Precision } from "../../nn/llama.js";
 import { UserError } from "../../run/errors.js";
 import { type ChoiceResult, multipleChoice, summarizeChoice } from "./choice.js";
 import { type ExactOutcome, type ExactResult, judgeAnswer, summarizeExact } from "./exact.js";
-import { average, bootstrapMean, type WinRate, winRate } from "./interval.js";
+import { average, bootstrapMean, winRate } from "./interval.js";
 import { openScorer, type Scorer, type Scores } from "./judge.js";
 import { type Perplexity, perplexity } from "./perplexity.js";
 import { plainText, type Reply, type ReplyOptions, replyTo } from "./replies.js";
@@ -106,9 +106,7 @@ export async function evaluateOnTasks(
     scorer?.close();
   }
   const standard = measured.find((m) => options.against !== undefined && same(m.model, options.against));
-  for (const m of measured)
-    if (standard?.generations.scores && m.generations.scores && !same(m.model, standard.model))
-      m.tasks.winRate = describeWins(winRate(m.generations.scores, standard.generations.scores), standard.model);
+  for (const m of measured) if (standard && m !== standard) m.tasks.winRate = winsOf(m, standard);
   return {
     models: measured.slice(0, options.models.length).map(({ model, tasks: results }) => ({ model, tasks: results })),
     samples: sideBySide(tasks, measured, options.samples ?? 0),
@@ -191,15 +189,15 @@ function summarizeReward(replies: readonly Reply[], judged: Scores | undefined):
   };
 }
 
-const describeWins = ({ share, interval, n, wins, ties, losses }: WinRate, against: string): WinRateResult => ({
-  against,
-  prompts: n,
-  winRate: share,
-  interval,
-  wins,
-  ties,
-  losses,
-});
+function winsOf({ generations: own }: Measured, { model, generations: other }: Measured): WinRateResult | undefined {
+  if (!own.scores || !other.scores) return undefined;
+  const equal = (i: number): boolean =>
+    own.replies[i].text === other.replies[i].text && own.replies[i].finished === other.replies[i].finished;
+  // The same reply is a tie, even where a reward model in another batch rounds differently.
+  const scores = own.scores.map((score, i) => (equal(i) ? other.scores![i] : score));
+  const { share, interval, n, wins, ties, losses } = winRate(scores, other.scores);
+  return { against: model, prompts: n, winRate: share, interval, wins, ties, losses };
+}
 
 /** Some questions and prompts, spread evenly over the records, with the reply of every model. */
 function sideBySide({ questions, prompts }: Tasks, measured: readonly Measured[], count: number): SideBySide[] {
