@@ -127,6 +127,7 @@ program
   .option("--attention <kind>", "blocked (as flash attention) or full (scores are kept)", "blocked")
   .option("--logits <kind>", "chunked or full", "chunked")
   .option("--resident-reference", "DPO: the reference stays in memory")
+  .option("--calibrate", "measure this machine, and predict a run of Lyceum on it")
   .option("--svg <file>", "write a picture")
   .option("--json", "print a JSON object")
   .action(async (options) => (await import("./plan.js")).command(options));

@@ -27,12 +27,17 @@ export interface PlanFlags {
   attention?: string;
   logits?: string;
   residentReference?: boolean;
+  calibrate?: boolean;
   json?: boolean;
   svg?: string;
 }
 
 export async function command(flags: PlanFlags): Promise<void> {
   const subject = await readSubject(flags.model, flags.stage, flags.set ?? []);
+  if (flags.calibrate) {
+    const { calibrated } = await import("./plan-machine.js");
+    return calibrated(described(subject, flags, 1), subject.config, flags);
+  }
   const cluster = makeCluster(clusterSettings(flags));
   const w = described(subject, flags, cluster.devices);
   const tokens = flags.tokens === undefined ? budget(subject) : number("--tokens", flags.tokens);

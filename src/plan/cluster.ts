@@ -68,7 +68,7 @@ const DEVICES: Record<string, Device> = {
     memory: 80 * GB,
     memoryBandwidth: 3350 * GB,
     flops: 989e12,
-    matmulEfficiency: 0.65,
+    matmulEfficiency: 0.58,
     intraBandwidth: 450 * GB,
     interBandwidth: 50 * GB,
     hostBandwidth: 50 * GB,

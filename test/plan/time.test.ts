@@ -4,7 +4,7 @@ import { makeCluster } from "../../src/plan/cluster.js";
 import { collectiveBytes, collectiveSeconds, LINK_EFFICIENCY } from "../../src/plan/collectives.js";
 import { trainingFlops } from "../../src/plan/compute.js";
 import { layout, workload } from "../../src/plan/layout.js";
-import { namedShape } from "../../src/plan/shape.js";
+import { llamaShape, namedShape } from "../../src/plan/shape.js";
 import { simulateRing } from "../../src/plan/simulate.js";
 import { stepTime } from "../../src/plan/time.js";
 
@@ -64,6 +64,21 @@ test.each([
 ] as const)("and its table 2, 3D rows: %s, pipeline %i, on %i devices within 8%", (name, p, n, batch, measured) => {
   expect(Math.abs(megatron(name, 8, p, n, batch, [1]) / measured - 1)).toBeLessThan(0.08);
 });
+
+// Layers 126 of the real model are 128 here, so that 16 stages of 8 chunks have the same number (as the authors arranged it).
+test.each([
+  [8192, 64, 32, 430],
+  [16384, 128, 16, 400],
+] as const)(
+  "Llama 3 405B on %i H100 (Dubey et al. 2024, table 4): TFLOP/s within 5%",
+  (devices, data, micro, measured) => {
+    const shape = llamaShape("405B", [128, 16384, 128, 8, 53248, 128256]);
+    const w = workload({ shape, globalBatch: data * micro, contextLength: 8192 });
+    const l = layout({ name: "", data, tensor: 8, pipeline: 16, zero: 1, chunks: 8, sequenceParallel: true });
+    const c = makeCluster({ device: "h100", devices });
+    expect(Math.abs((stepTime(w, l, c).utilisation * c.flops) / 1e12 / measured - 1)).toBeLessThan(0.05);
+  },
+);
 
 test("training operations come to 6 for each parameter and token, and attention's share", () => {
   const shape = namedShape("7B")!;
