@@ -40,8 +40,8 @@ export function headSeconds(shape: ModelShape, a: ActivationCase, c: Cluster): L
   return { forward: products + traffic, backward: 2 * products + traffic };
 }
 
-/** Bytes that an AdamW update reads and writes for one parameter: master, m, v twice, the gradient, the parameter. */
-export const updateBytes = (precision: "bf16" | "fp32"): number => (precision === "bf16" ? 28 : 28);
+/** Bytes that an AdamW update reads and writes for one parameter: master, m and v twice, the gradient and the parameter once. */
+export const UPDATE_BYTES = 28;
 
 /** Seconds of writing one token for each of `rows` replies, with `past` tokens in their caches: reading weights and caches. */
 export function decodeSeconds(shape: ModelShape, rows: number, past: number, devices: number, c: Cluster): number {

@@ -1,7 +1,7 @@
 /** Seconds of a step on a described cluster, where they go, and what each device sends. */
 import type { Cluster } from "./cluster.js";
 import { collectiveBytes, collectiveSeconds, type Group, messageSeconds } from "./collectives.js";
-import { decodeSeconds, headSeconds, layerSeconds, trainingFlops, updateBytes } from "./compute.js";
+import { decodeSeconds, headSeconds, layerSeconds, trainingFlops, UPDATE_BYTES } from "./compute.js";
 import { type Layout, microBatches, type Resident, residents, type Workload } from "./layout.js";
 import { activationCase, stageParameters } from "./memory.js";
 import { layerParameters } from "./shape.js";
@@ -42,11 +42,10 @@ function groups(l: Layout, c: Cluster): { tensor: Group; data: Group; pipelineWi
   };
 }
 
-/** One trained model's forward and backward passes, gradient exchange and update. */
-function trainingPass({ shape, adapters }: Resident, w: Workload, l: Layout, c: Cluster, overlap: boolean) {
+/** Seconds of one micro-batch on each stage, with what is sent for it, and bytes that its forward and backward passes send. */
+export function stageSeconds({ shape, adapters }: Resident, w: Workload, l: Layout, c: Cluster) {
   const a = activationCase(w, l);
   const { tensor, data, pipelineWithin } = groups(l, c);
-  const m = microBatches(w, l);
   const layers = shape.numLayers / l.pipeline;
   const layer = layerSeconds(shape, a, c);
   const head = headSeconds(shape, a, c);
@@ -56,7 +55,6 @@ function trainingPass({ shape, adapters }: Resident, w: Workload, l: Layout, c: 
   let forward = layer.forward + 2 * sum;
   // A frozen matrix has no gradient of its own: one product backward in the place of two.
   let backward = layer.backward / (adapters > 0 ? 2 : 1) + 2 * sum + (l.recompute ? forward : 0);
-  const sums = l.tensor > 1 ? (l.recompute ? 6 : 4) * layers * m : 0;
 
   // ZeRO-3 gathers each layer before its forward and its backward pass; gradients are scattered as they are produced (ZeRO-2 too).
   const layerBytes = (layerParameters(shape) / l.tensor) * width(w);
@@ -68,49 +66,72 @@ function trainingPass({ shape, adapters }: Resident, w: Workload, l: Layout, c: 
   } else if (l.zero === 2) backward = beside(pass, backward);
 
   const last = l.pipeline - 1;
-  const stages = Array.from({ length: l.pipeline }, (_, s) => ({
-    forward: layers * forward + (s === last ? head.forward : 0),
-    backward: layers * backward + (s === last ? head.backward : 0),
-  }));
-  const send = l.pipeline > 1 ? messageSeconds(hidden / l.tensor, pipelineWithin, c) : 0;
-  const pipeline = pipelineSeconds(stages, m, l.chunks, send);
+  const sums = collectiveBytes(hidden, l.tensor, 2) * layers;
+  return {
+    stages: Array.from({ length: l.pipeline }, (_, s) => ({
+      forward: layers * forward + (s === last ? head.forward : 0),
+      backward: layers * backward + (s === last ? head.backward : 0),
+    })),
+    send: l.pipeline > 1 ? messageSeconds(hidden / l.tensor, pipelineWithin, c) : 0,
+    sentForward: { tensor: 2 * sums, pipeline: l.pipeline > 1 ? (l.chunks * hidden) / l.tensor : 0 },
+    sentBackward: {
+      tensor: (l.recompute ? 4 : 2) * sums,
+      pipeline: l.pipeline > 1 ? (l.chunks * hidden) / l.tensor : 0,
+    },
+  };
+}
 
+/** The exchange of gradients and parameters once a step: seconds that nothing hides, and bytes sent. */
+export function exchange({ shape, adapters }: Resident, w: Workload, l: Layout, c: Cluster, overlap: boolean) {
   const whole = stageParameters(shape, 0, l);
-  const mine = adapters > 0 ? adapters / (l.tensor * l.pipeline) : whole;
-  const gradientBytes = mine * width(w);
-  let gradients = 0;
-  let sentData = 0;
-  if (l.data > 1) {
-    const gathered = l.zero === 3 ? 2 * m * whole : mine;
-    const scattered = l.zero >= 2 ? m * mine : mine;
-    sentData = collectiveBytes((gathered + scattered) * width(w), l.data, 1);
-    const shown = (seconds: number, compute: number): number =>
-      overlap ? beside(seconds, compute) - compute : seconds;
-    // Only the last micro-batch's backward pass has gradients to send while it computes.
-    if (l.zero <= 1)
-      gradients = shown(collectiveSeconds(gradientBytes, data, c, l.zero === 0 ? 2 : 1), stages[0].backward);
-    // The new parameters are gathered layer by layer while the next step's first forward pass runs.
-    if (l.zero === 1 || l.zero === 2)
-      gradients += shown(collectiveSeconds(gradientBytes, data, c, 1), stages[0].forward);
-  }
-  const owned = l.zero >= 1 ? mine / l.data : mine;
+  const trained = adapters > 0 ? adapters / (l.tensor * l.pipeline) : whole;
+  if (l.data === 1) return { whole, trained, seconds: 0, sent: 0 };
+  const { data } = groups(l, c);
+  const m = microBatches(w, l);
+  const { stages } = stageSeconds({ role: "model", shape, adapters, trained: true }, w, l, c);
+  const bytes = trained * width(w);
+  const shown = (seconds: number, compute: number): number => (overlap ? beside(seconds, compute) - compute : seconds);
+  // Only the last micro-batch's backward pass has gradients to send while it computes.
+  const scatter = collectiveSeconds(bytes, data, c, l.zero === 0 ? 2 : 1);
+  let seconds = l.zero <= 1 ? shown(scatter, stages[0].backward) : 0;
+  // The new parameters are gathered layer by layer while the next step's first forward pass runs.
+  if (l.zero === 1 || l.zero === 2) seconds += shown(collectiveSeconds(bytes, data, c, 1), stages[0].forward);
+  const gathered = l.zero === 3 ? 2 * m * whole : trained;
+  const scattered = l.zero >= 2 ? m * trained : trained;
+  return { whole, trained, seconds, sent: collectiveBytes((gathered + scattered) * width(w), l.data, 1) };
+}
+
+/** One trained model's forward and backward passes, gradient exchange and update; and a forward pass alone. */
+function trainingPass(model: Resident, w: Workload, l: Layout, c: Cluster, overlap: boolean) {
+  const m = microBatches(w, l);
+  const { stages, send, sentForward, sentBackward } = stageSeconds(model, w, l, c);
+  const pipeline = pipelineSeconds(stages, m, l.chunks, send);
+  const { whole, trained, seconds, sent } = exchange(model, w, l, c, overlap);
+  const owned = l.zero >= 1 ? trained / l.data : trained;
   const offloaded = l.offload !== "none";
-  const update = (owned * updateBytes(w.precision)) / (offloaded ? c.hostMemoryBandwidth : c.memoryBandwidth);
+  const update = (owned * UPDATE_BYTES) / (offloaded ? c.hostMemoryBandwidth : c.memoryBandwidth);
   // Gradients go to main memory and parameters come back.
   const hostBytes = offloaded ? 2 * owned * width(w) : 0;
-  const sentHost = hostBytes + (l.offload === "all" ? 2 * m * (whole / l.data) * width(w) : 0);
+  const fetched = l.offload === "all" ? m * (whole / l.data) * width(w) : 0;
+  const slowest = Math.max(...stages.map((s) => s.forward));
   return {
     pipeline: pipeline.seconds,
     bubble: pipeline.bubble,
-    gradients,
+    gradients: seconds,
     update,
     offload: hostBytes / c.hostBandwidth,
-    forwardOnly: m * stages.reduce((x, s) => Math.max(x, s.forward), 0) + stages.reduce((x, s) => x + s.forward, 0),
     sent: {
-      data: sentData,
-      tensor: sums * collectiveBytes(hidden, l.tensor, 2),
-      pipeline: l.pipeline > 1 ? (2 * m * l.chunks * hidden) / l.tensor : 0,
-      host: sentHost,
+      data: sent,
+      tensor: m * (sentForward.tensor + sentBackward.tensor),
+      pipeline: m * (sentForward.pipeline + sentBackward.pipeline),
+      host: hostBytes + 2 * fetched,
+    },
+    scoring: (m - 1) * slowest + stages.reduce((n, s) => n + s.forward, 0),
+    sentScoring: {
+      data: l.zero === 3 ? m * collectiveBytes(whole * width(w), l.data, 1) : 0,
+      tensor: m * sentForward.tensor,
+      pipeline: m * sentForward.pipeline,
+      host: fetched,
     },
   };
 }
@@ -145,28 +166,35 @@ export function stepTime(w: Workload, l: Layout, c: Cluster, options: TimeOption
   const tokens = sequences * w.contextLength;
   const parts = { pipeline: 0, gradients: 0, update: 0, offload: 0, generation: 0, scoring: 0 };
   const sent = { data: 0, tensor: 0, pipeline: 0, host: 0 };
+  const add = (some: typeof sent, times: number): void => {
+    for (const key of ["data", "tensor", "pipeline", "host"] as const) sent[key] += times * some[key];
+  };
   let bubble = 0;
   let flops = 0;
   const repeats = w.stage === "ppo" ? w.updateEpochs : 1;
   for (const model of residents(w)) {
-    const { shape, trained } = model;
     const pass = trainingPass(model, w, l, c, overlap);
-    const perToken = trainingFlops(shape, w.contextLength, w.attention);
-    if (w.stage === "ppo" || !trained) {
-      parts.scoring += pass.forwardOnly; // PPO: each of the four models looks at the replies once
-      flops += (tokens * perToken) / 3;
+    const perToken = trainingFlops(model.shape, w.contextLength, w.attention) / 3;
+    if (w.stage === "ppo" || !model.trained) {
+      parts.scoring += pass.scoring; // PPO: each of the four models looks at the replies once
+      add(pass.sentScoring, 1);
+      flops += tokens * perToken;
     }
-    if (!trained) continue;
+    if (!model.trained) continue;
     for (const key of ["pipeline", "gradients", "update", "offload"] as const) parts[key] += repeats * pass[key];
-    for (const key of ["data", "tensor", "pipeline", "host"] as const) sent[key] += repeats * pass.sent[key];
+    add(pass.sent, repeats);
     bubble = Math.max(bubble, pass.bubble);
-    flops += repeats * tokens * perToken;
+    flops += repeats * tokens * perToken * (model.adapters > 0 ? 2 : 3);
   }
   if (w.stage === "ppo") {
-    const rows = sequences / l.data;
     const past = w.contextLength - w.replyLength / 2; // on average
-    parts.generation = w.replyLength * decodeSeconds(w.shape, rows, past, l.tensor * l.pipeline, c);
-    flops += tokens * (trainingFlops(w.shape, w.contextLength, w.attention) / 3);
+    const token = decodeSeconds(w.shape, sequences / l.data, past, l.tensor * l.pipeline, c);
+    // Under ZeRO-3 every token needs every layer gathered again.
+    const bytes = stageParameters(w.shape, 0, l) * width(w);
+    const gather = l.zero === 3 && l.data > 1 ? collectiveSeconds(bytes, groups(l, c).data, c, 1) : 0;
+    parts.generation = w.replyLength * beside(gather, token);
+    if (gather > 0) sent.data += w.replyLength * collectiveBytes(bytes, l.data, 1);
+    flops += (tokens * trainingFlops(w.shape, w.contextLength, w.attention)) / 3;
   }
   const seconds = Object.values(parts).reduce((a, b) => a + b, 0);
   return {
