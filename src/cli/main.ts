@@ -127,6 +127,10 @@ program
   .option("--attention <kind>", "blocked (as flash attention) or full (scores are kept)", "blocked")
   .option("--logits <kind>", "chunked or full", "chunked")
   .option("--resident-reference", "DPO: the reference stays in memory")
+  .option(
+    "--simulate <share>",
+    "simulate the chosen layout with devices whose speed varies by this share, such as 0.03",
+  )
   .option("--calibrate", "measure this machine, and predict a run of Lyceum on it")
   .option("--svg <file>", "write a picture")
   .option("--json", "print a JSON object")

@@ -1,6 +1,7 @@
 /** `lyceum plan`: memory, time and cost of a training run on a described cluster, before it starts. */
 import { writeFileSync } from "node:fs";
 import { type ClusterSettings, makeCluster, readCluster } from "../plan/cluster.js";
+import { simulateGrid } from "../plan/grid.js";
 import { plan } from "../plan/layouts.js";
 import { reportSvg } from "../plan/picture.js";
 import { reportJson, reportTable } from "../plan/report.js";
@@ -28,6 +29,7 @@ export interface PlanFlags {
   logits?: string;
   residentReference?: boolean;
   calibrate?: boolean;
+  simulate?: string;
   json?: boolean;
   svg?: string;
 }
@@ -41,7 +43,11 @@ export async function command(flags: PlanFlags): Promise<void> {
   const cluster = makeCluster(clusterSettings(flags));
   const w = described(subject, flags, cluster.devices);
   const tokens = flags.tokens === undefined ? budget(subject) : number("--tokens", flags.tokens);
-  const report = { workload: w, cluster, plan: plan(w, cluster), tokens };
+  const planned = plan(w, cluster);
+  const jitter = flags.simulate === undefined ? undefined : share("--simulate", flags.simulate);
+  const { chosen } = planned;
+  const simulated = jitter !== undefined && chosen ? simulateGrid(w, chosen.layout, cluster, jitter) : undefined;
+  const report = { workload: w, cluster, plan: planned, tokens, simulated };
   if (flags.svg) writeFileSync(flags.svg, reportSvg(report));
   console.log(flags.json ? JSON.stringify(reportJson(report), null, 2) : reportTable(report));
   if (flags.svg) console.error(`picture: ${flags.svg}`);
@@ -106,6 +112,12 @@ function whole(flag: string, text: string | undefined): number | undefined {
   const value = maybe(flag, text);
   if (value !== undefined && !Number.isInteger(value))
     throw new UserError(`${flag} is "${text}"; it must be a whole number.`, 2);
+  return value;
+}
+function share(flag: string, text: string): number {
+  const value = Number(text);
+  if (text.trim() === "" || !(value >= 0 && value <= 1))
+    throw new UserError(`${flag} is "${text}"; it must be a share from 0 to 1, such as 0.03.`, 2);
   return value;
 }
 function oneOf<T extends string>(flag: string, text: string | undefined, options: readonly T[]): T | undefined {

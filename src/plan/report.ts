@@ -1,6 +1,7 @@
 /** A plan as a table for people and as JSON for programs. */
 import { duration } from "../run/progress.js";
 import type { Cluster } from "./cluster.js";
+import type { GridResult } from "./grid.js";
 import { residents, type Workload } from "./layout.js";
 import { type Plan, type Planned, USABLE } from "./layouts.js";
 import { layerParameters } from "./shape.js";
@@ -12,6 +13,8 @@ export interface Report {
   plan: Plan;
   /** Tokens of the whole run; undefined: days and cost are not asked for. */
   tokens: number | undefined;
+  /** The chosen layout on devices that are not all equally fast. */
+  simulated?: GridResult | undefined;
 }
 
 /** What a run of `tokens` takes. */
@@ -21,7 +24,8 @@ export function runCost(p: Planned, c: Cluster, tokens: number) {
   return { days: seconds / 86400, deviceHours, cost: c.pricePerHour > 0 ? deviceHours * c.pricePerHour : null };
 }
 
-export function reportJson({ workload: w, cluster, plan, tokens }: Report) {
+export function reportJson(report: Report) {
+  const { workload: w, cluster, plan, tokens, simulated } = report;
   const nodes = { gpusPerNode: cluster.devicesPerNode, nodes: Math.ceil(cluster.devices / cluster.devicesPerNode) };
   const P = w.shape.parameters;
   const largest = Math.max(layerParameters(w.shape), w.shape.vocabSize * w.shape.hiddenSize);
@@ -60,7 +64,8 @@ export function reportJson({ workload: w, cluster, plan, tokens }: Report) {
       zero3Offload: deepspeedZero3(P, largest, nodes, "optimizer"),
       zero3Infinity: deepspeedZero3(P, largest, nodes, "all"),
     },
-    assumptions: assumptions({ workload: w, cluster, plan, tokens }),
+    ...(simulated && { simulated }),
+    assumptions: assumptions(report),
   };
 }
 
@@ -108,6 +113,11 @@ function short(n: number): string {
 }
 const time = (days: number): string => (days >= 2 ? `${short(days)} days` : duration(days * 86400));
 
+const simulation = (s: GridResult, c: Cluster): string =>
+  `Simulated on ${c.devices} devices, ${short(s.pieces)} pieces of work and ${short(s.exchanges)} exchanges: a training pass takes ` +
+  `${s.even.toPrecision(3)} s when all are equally fast, and ${s.uneven.toPrecision(3)} s (${(100 * (s.uneven / s.even - 1)).toFixed(1)}% more) as they differ; ` +
+  `a device then waits ${Math.round(100 * s.waiting)}% of it.`;
+
 export function reportTable(r: Report): string {
   const { plan, cluster: c, tokens, workload: w } = r;
   const head = ["", "strategy", "layout", "param", "grad", "optim", "activ", "(recomp.)", "buffers"];
@@ -153,6 +163,7 @@ export function reportTable(r: Report): string {
       ? `Cheapest that fits: ${plan.chosen.strategy} as ${plan.chosen.layout.name}.`
       : "None fits. Use more devices, devices with more memory, a smaller model or a shorter context.",
     ...reasons.map(({ strategy, why }) => `  ${strategy.padEnd(width)}  ${why}`),
+    ...(r.simulated ? ["", simulation(r.simulated, c)] : []),
     "",
     "Assumptions:",
     ...assumptions(r).map((a) => `  ${a}`),
