@@ -13,7 +13,8 @@ typedef struct {
   int64_t rows, V; float scale; int dt;
 } Chunk;
 
-/* One row: log p, log sum exp, entropy; then, when gradients are asked for, the row of d(logits). */
+/* A target of V or more is a row of another process's part of W: log p is then -lse, and no logit here is the target's.
+ * One row: log p, log sum exp, entropy; then, when gradients are asked for, the row of d(logits). */
 static void row_body(void *ctx, int64_t i, int thread) {
   const Chunk *t = ctx; int64_t V = t->V; (void)thread;
   float *x = t->logits + i * V;
@@ -33,7 +34,7 @@ static void row_body(void *ctx, int64_t i, int thread) {
     for (int64_t v = 0; v < V; v++) sum += fast_expf((x[v] - max) * t->scale);
     float log_sum = logf(sum);
     lse = max * t->scale + log_sum;
-    if (t->logp) t->logp[i] = (x[target] - max) * t->scale - log_sum;
+    if (t->logp) t->logp[i] = target < V ? (x[target] - max) * t->scale - log_sum : -lse;
     if (t->lse) t->lse[i] = lse;
     if (t->entropy) { /* H = log sum e^z - sum p z; a logit of -inf has p = 0 and adds nothing */
       float mean = 0;
@@ -50,7 +51,7 @@ static void row_body(void *ctx, int64_t i, int thread) {
     return;
   }
   for (int64_t v = 0; v < V; v++) x[v] = -g * fast_expf(x[v] * t->scale - lse);
-  x[target] += g;
+  if (target < V) x[target] += g;
   if (t->dlogits != t->logits) store_row(t->dlogits, i * V, x, V, t->dt);
 }
 

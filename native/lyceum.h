@@ -95,6 +95,7 @@ void ly_swiglu_backward(const void *dy, const void *gu, void *dgu, int64_t N, in
 /* ---- logprob.c: hidden states x output matrix -> log p(token), in chunks of rows; full logits never exist ------ */
 
 /* logp[i] = log softmax(hidden[i] . W^T * inv_temperature)[target[i]]; target < 0: row is skipped, logp 0.
+ * target >= V: a row of W that another process has; logp is -lse, and its gradient is that of the rows that are here.
  * lse[N] fp32 is kept for the backward pass. entropy[N] (may be NULL) = entropy of the row's distribution. */
 void ly_logprob_forward(const void *hidden /*[N,D]*/, const void *W /*[V,D]*/, const int32_t *target, float *logp, float *lse,
                         float *entropy, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt);

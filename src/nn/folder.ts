@@ -7,6 +7,7 @@ import { BF16, type Device, type DType, dtypeBytes, F32, type Ptr } from "../dev
 import type { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import { openSafetensors, SharedWriter } from "../run/safetensors.js";
+import { takePart } from "../tensor/parameters.js";
 import { dtypeOf } from "../tensor/tensor.js";
 import { llamaConfigJson, readLlamaConfig } from "./config.js";
 import { type Head, Llama, type Precision } from "./llama.js";
@@ -45,7 +46,11 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
         );
       const info = file.info(t.name);
       const grows = VOCABULARY.has(t.name);
-      const shape = t.shape.map((n, i) => (grows && i === 0 ? storedVocab : n));
+      const shape = t.whole.map((n, i) => (grows && i === 0 ? storedVocab : n));
+      const wholeSize = t.whole.reduce((a, b) => a * b, 1);
+      const width = dtypeBytes(target);
+      // Where processes share the tensor, all of it is read, and this one's part is taken.
+      const at = t.cut ? device.alloc(wholeSize * width) : t.ptr;
       const size = shape.reduce((a, b) => a * b, 1);
       if (info.shape.length !== shape.length || info.shape.some((n, i) => n !== shape[i]))
         throw new UserError(
@@ -53,7 +58,7 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
         );
       const source = info.dtype === "F32" ? F32 : BF16;
       if (info.dtype !== "F16" && dtypeBytes(source) === dtypeBytes(target) && source === target) {
-        file.readInto(t.name, device.bytes(t.ptr, size * dtypeBytes(target)));
+        file.readInto(t.name, device.bytes(at, size * width));
       } else {
         if (!["F32", "BF16", "F16"].includes(info.dtype))
           throw new UserError(`${dir}: the tensor ${t.name} is of type ${info.dtype}; F32, BF16 and F16 can be read.`);
@@ -62,10 +67,14 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
         const data = info.dtype === "F16" ? new Uint8Array(halfToFloat(raw).buffer) : raw;
         const scratch = device.alloc(data.length);
         device.bytes(scratch, data.length).set(data);
-        device.cast(scratch, info.dtype === "BF16" ? BF16 : F32, t.ptr, target, size);
+        device.cast(scratch, info.dtype === "BF16" ? BF16 : F32, at, target, size);
         device.free(scratch, data.length);
       }
-      if (size < t.size) addMeanRows(device, t.ptr, target, storedVocab, t.shape[0], t.shape[1]);
+      if (size < wholeSize) addMeanRows(device, at, target, storedVocab, t.whole[0], t.whole[1]);
+      if (t.cut) {
+        takePart(device, at, t.ptr, t.shape, t.cut, width);
+        device.free(at, wholeSize * width);
+      }
     }
     return model;
   } finally {
@@ -93,10 +102,14 @@ export function saveLlama(model: Llama, dir: string, extra: Record<string, unkno
     ...(padTokenId !== undefined && { pad_token_id: padTokenId }),
   });
   const dtype = bf16 ? "BF16" : "F32";
-  const { parameters, device } = model;
-  const list = [...parameters.tensors()].map(({ name, shape }) => ({ name, dtype, shape }));
-  const file = new SharedWriter(`${dir}/model.safetensors`, list, parameters.keeper.writers, { format: "pt" });
-  for (const t of parameters.named()) file.offer(t.name, () => device.bytes(t.ptr, t.size * (bf16 ? 2 : 4)));
+  const { parameters } = model;
+  const { storage } = parameters;
+  const stages = storage.stages().map((list) => list.map(({ name, whole }) => ({ name, dtype, shape: whole })));
+  const file = new SharedWriter(`${dir}/model.safetensors`, stages, storage.writer, { format: "pt" });
+  for (const t of parameters.named()) {
+    const data = storage.whole(t, t.ptr, bf16 ? 2 : 4);
+    file.offer(t.name, () => data);
+  }
   file.finish();
 }
 

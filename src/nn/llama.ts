@@ -9,7 +9,11 @@
  * On disk they carry their Hugging Face names.
  */
 import { type Device, F32, type Ptr } from "../device/device.js";
+import { sumNumbers } from "../parallel/comm.js";
 import { Grid } from "../parallel/grid.js";
+import { Pipe } from "../parallel/pipeline.js";
+import { gatherColumns, part, sharedEmbedding, sharedLogProb, sumBackward, sumForward } from "../parallel/tensor.js";
+import { UserError } from "../run/errors.js";
 import {
   attention,
   crossEntropy,
@@ -22,8 +26,9 @@ import {
   swiglu,
   tokenEntropy,
   tokenLogProb,
+  weighted,
 } from "../tensor/ops.js";
-import { ParameterSet, type ParameterSpec, type Unit } from "../tensor/parameters.js";
+import { ParameterSet, type ParameterSpec, tensorsOf, type Unit, zeroMissing } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { LlamaConfig } from "./config.js";
 import { type LoraAdapter, loraLinear } from "./lora.js";
@@ -48,6 +53,8 @@ export interface KvCache {
   readonly values: Ptr[];
 }
 
+const EMBEDDING = "model.embed_tokens.weight";
+
 interface Layer {
   inputNorm: Parameter;
   qkv: Parameter;
@@ -62,51 +69,92 @@ export type Head = "lm" | "scalar";
 
 const layerUnit = (index: number): string => `layer ${index}`;
 
-function specs(c: LlamaConfig, head: Head): ParameterSpec[] {
+/** What one process has of a model that several share: a part of each layer, and some of the layers. */
+export interface Share {
+  tensor: { rank: number; size: number };
+  layers: { from: number; to: number };
+  first: boolean;
+  last: boolean;
+}
+
+function specs(c: LlamaConfig, head: Head, share: Share): ParameterSpec[] {
   const { hiddenSize: d, intermediateSize: f, headDim } = c;
-  const q = c.numHeads * headDim;
-  const kv = c.numKvHeads * headDim;
-  const matrix = (unit: string, shape: number[], ...parts: [string, number][]): ParameterSpec => ({
+  const { rank, size } = share.tensor;
+  /** Equal parts, each a multiple of `grain` rows (of a head, say). */
+  const cut = (full: number, grain = 1): { from: number; rows: number; full: number } => {
+    const { from, to } = part(full / grain, rank, size);
+    return { from: from * grain, rows: (to - from) * grain, full };
+  };
+  const whole = (n: number): { from: number; rows: number; full: number } => ({ from: 0, rows: n, full: n });
+  let stream = 0;
+  /** A matrix [rows, columns]; several names are stored one below the other. */
+  const matrix = (
+    unit: string,
+    columns: ReturnType<typeof cut>,
+    ...parts: [string, ReturnType<typeof cut>][]
+  ): ParameterSpec => ({
     unit,
-    shape,
-    parts: parts.map(([name, rows]) => ({ name: `${name}.weight`, rows })),
+    shape: [parts.reduce((n, [, r]) => n + r.rows, 0), columns.rows],
+    parts: parts.map(([name, { from, rows, full }]) => ({
+      name: `${name}.weight`,
+      rows,
+      ...(rows < full && { cut: { axis: 0 as const, from, full } }),
+      ...(columns.rows < columns.full && { cut: { axis: 1 as const, from: columns.from, full: columns.full } }),
+    })),
     init: "normal",
+    stream: stream++,
   });
   const norm = (name: string): ParameterSpec => ({
     unit: "vectors",
     shape: [d],
     parts: [{ name: `${name}.weight`, rows: d }],
     init: "ones",
+    stream: stream++,
   });
-  const list = [matrix("embedding", [c.vocabSize, d], ["model.embed_tokens", c.vocabSize])];
+  const width = whole(d);
+  const list: ParameterSpec[] = [];
+  const table = matrix("embedding", width, ["model.embed_tokens", cut(c.vocabSize)]);
+  const tied = head === "lm" && c.tieWordEmbeddings;
+  if (share.first || (share.last && tied)) list.push(table);
   for (let i = 0; i < c.numLayers; i++) {
     const at = `model.layers.${i}`;
     const self = `${at}.self_attn`;
     const unit = layerUnit(i);
-    list.push(
+    const q = cut(c.numHeads * headDim, headDim);
+    const kv = cut(c.numKvHeads * headDim, headDim);
+    const inner = cut(f);
+    const layer = [
       norm(`${at}.input_layernorm`),
-      matrix(unit, [q + 2 * kv, d], [`${self}.q_proj`, q], [`${self}.k_proj`, kv], [`${self}.v_proj`, kv]),
-      matrix(unit, [d, q], [`${self}.o_proj`, d]),
+      matrix(unit, width, [`${self}.q_proj`, q], [`${self}.k_proj`, kv], [`${self}.v_proj`, kv]),
+      matrix(unit, q, [`${self}.o_proj`, width]),
       norm(`${at}.post_attention_layernorm`),
-      matrix(unit, [2 * f, d], [`${at}.mlp.gate_proj`, f], [`${at}.mlp.up_proj`, f]),
-      matrix(unit, [d, f], [`${at}.mlp.down_proj`, d]),
-    );
+      matrix(unit, width, [`${at}.mlp.gate_proj`, inner], [`${at}.mlp.up_proj`, inner]),
+      matrix(unit, inner, [`${at}.mlp.down_proj`, width]),
+    ];
+    if (i >= share.layers.from && i < share.layers.to) list.push(...layer);
   }
-  list.push(norm("model.norm"));
-  if (head === "scalar") list.push(matrix("head", [1, d], ["score", 1]));
-  else if (!c.tieWordEmbeddings) list.push(matrix("head", [c.vocabSize, d], ["lm_head", c.vocabSize]));
+  const finalNorm = norm("model.norm");
+  if (share.last) list.push(finalNorm);
+  const output =
+    head === "scalar"
+      ? matrix("head", width, ["score", whole(1)])
+      : matrix("head", width, ["lm_head", cut(c.vocabSize)]);
+  if (share.last && !tied) list.push(output);
   return list;
 }
 
 export class Llama {
   readonly parameters: ParameterSet;
-  readonly embeddings: Parameter;
-  readonly finalNorm: Parameter;
+  /** Undefined, as the next two, where another stage of a pipeline has it. */
+  readonly embeddings: Parameter | undefined;
+  readonly finalNorm: Parameter | undefined;
   /** [V, d]; the embedding matrix itself when they are tied. With a scalar head: [1, d]. */
-  readonly outputMatrix: Parameter;
+  readonly outputMatrix: Parameter | undefined;
   readonly head: Head;
   /** The processes that this model is shared by, or copied to. */
   readonly grid: Grid;
+  readonly pipe: Pipe;
+  private readonly share: Share;
   /** Whether the backward pass computes layers again instead of keeping their activations (Chen et al. 2016). */
   recompute = false;
   /** Low-rank adapters beside the (then frozen) matrices; set by `attachLora`. */
@@ -123,14 +171,19 @@ export class Llama {
   ) {
     this.head = options.head ?? "lm";
     this.grid = options.grid ?? Grid.alone(device);
-    const list = specs(config, this.head);
+    this.pipe = new Pipe(device, this.grid.pipeline);
+    this.share = this.shareOf(this.grid.pipeline.rank);
+    const list = specs(config, this.head, this.share);
     const trainable = options.trainable ?? true;
     this.parameters = new ParameterSet(device, dtypeOf(precision), list, trainable, this.grid.keeper());
     const p = [...this.parameters.parameters];
     const next = (): Parameter => p.shift()!;
-    this.layerUnits = Array.from({ length: config.numLayers }, (_, i) => this.parameters.unit(layerUnit(i)));
-    this.embeddings = next();
-    for (let i = 0; i < config.numLayers; i++)
+    this.layerUnits = this.parameters.units.filter((u) => u.name.startsWith("layer "));
+    const tied = this.head === "lm" && config.tieWordEmbeddings;
+    const { layers, first, last } = this.share;
+    const table = first || (last && tied) ? next() : undefined;
+    if (first) this.embeddings = table;
+    for (let i = layers.from; i < layers.to; i++)
       this.layers.push({
         inputNorm: next(),
         qkv: next(),
@@ -139,9 +192,74 @@ export class Llama {
         gateUp: next(),
         down: next(),
       });
-    this.finalNorm = next();
-    this.outputMatrix = this.head === "lm" && config.tieWordEmbeddings ? this.embeddings : next();
+    if (last) this.finalNorm = next();
+    if (last) this.outputMatrix = tied ? table : next();
+    this.joinParts(tied);
     this.tables = ropeTables(device, config, config.maxPositionEmbeddings);
+  }
+
+  /** What stage `stage` of the pipeline has. Throws a UserError where the model does not divide among the processes. */
+  private shareOf(stage: number): Share {
+    const { grid, config: c } = this;
+    const { rank, size } = grid.tensor;
+    const stages = grid.pipeline.size;
+    if (c.numHeads % size !== 0 || c.numKvHeads % size !== 0)
+      throw new UserError(
+        `parallel.tensor is ${size}, but the model has ${c.numHeads} heads and ${c.numKvHeads} key-value heads, which do not divide among ${size} processes.`,
+        2,
+      );
+    if (stages > c.numLayers)
+      throw new UserError(`parallel.pipeline is ${stages}, but the model has only ${c.numLayers} layers.`, 2);
+    return {
+      tensor: { rank, size },
+      layers: part(c.numLayers, stage, stages),
+      first: stage === 0,
+      last: stage === stages - 1,
+    };
+  }
+
+  /** The tensors of each stage of the pipeline, as a checkpoint has them: whole, and each once. */
+  private stages(): { name: string; whole: number[] }[][] {
+    const tied = this.head === "lm" && this.config.tieWordEmbeddings;
+    return Array.from({ length: this.grid.pipeline.size }, (_, stage) => {
+      const share = this.shareOf(stage);
+      const set = tensorsOf(specs(this.config, this.head, share));
+      return tied && share.last && !share.first ? set.filter((t) => t.name !== EMBEDDING) : set;
+    });
+  }
+
+  /** Gradients that several processes have parts of: what makes them one model's. */
+  private joinParts(tied: boolean): void {
+    const { grid, parameters, share } = this;
+    const shared = (u: Unit): boolean => parameters.specs.some((s) => s.unit === u.name && s.parts.some((p) => p.cut));
+    // A tied table is at both ends of a pipeline: it gets the sum of both gradients, and counts once.
+    const twice = (u: Unit): boolean => tied && u.name === "embedding" && grid.pipeline.size > 1;
+    parameters.storage = {
+      stages: () => this.stages(),
+      writer: grid.writer,
+      whole: (t, ptr, width) => grid.whole(t, ptr, width),
+    };
+    parameters.beforeSettle = () => {
+      for (const unit of parameters.units.filter(twice)) {
+        zeroMissing(unit);
+        grid.ends.allReduce(unit.grads, unit.length, parameters.dtype);
+      }
+    };
+    parameters.total = (squares) => {
+      let [parts, whole] = [0, 0];
+      for (const [u, unit] of parameters.units.entries()) {
+        if (twice(unit) && !share.first) continue;
+        if (shared(unit)) parts += squares[u];
+        else whole += squares[u];
+      }
+      const [all] = sumNumbers(grid.tensor, [parts]);
+      return sumNumbers(grid.pipeline, [all + whole])[0];
+    };
+  }
+
+  /** Parameters of the whole model, wherever they are. */
+  get count(): number {
+    return this.stages().reduce((n, list) => list.reduce((m, t) => m + t.whole.reduce((a, b) => a * b, 1), n), 0);
   }
 
   /** What the optimizer updates: all parameters, or only the adapters when there are any. */
@@ -150,18 +268,25 @@ export class Llama {
   }
 
   private get attentionShape() {
+    const { size } = this.grid.tensor;
     const { numHeads, numKvHeads, headDim } = this.config;
-    return { numHeads, numKvHeads, headDim, cos: this.tables.cos, sin: this.tables.sin };
+    const { cos, sin } = this.tables;
+    return { numHeads: numHeads / size, numKvHeads: numKvHeads / size, headDim, cos, sin };
   }
 
   /** One layer, with `mix` in the place of attention, so that training and decoding share everything else. */
   private layer(tape: Tape, h: Tensor, index: number, mix: (qkv: Tensor) => Tensor): Tensor {
     const { inputNorm, qkv, output, mlpNorm, gateUp, down } = this.layers[index];
     const eps = this.config.rmsNormEps;
+    const { tensor } = this.grid;
     const project = (x: Tensor, W: Parameter, residual?: Tensor): Tensor => loraLinear(tape, x, W, this.lora, residual);
-    const a = tape.scope(() => project(mix(project(rmsNorm(tape, h, inputNorm, eps), qkv)), output, h));
+    // Where processes share the layer, each has some rows of the first matrix and the columns of the second that meet them.
+    const enter = (x: Tensor, W: Parameter): Tensor => project(sumBackward(tape, x, tensor), W);
+    const leave = (x: Tensor, W: Parameter, residual: Tensor): Tensor =>
+      tensor.size === 1 ? project(x, W, residual) : sumForward(tape, project(x, W), residual, tensor);
+    const a = tape.scope(() => leave(mix(enter(rmsNorm(tape, h, inputNorm, eps), qkv)), output, h));
     tape.whenBack(() => this.parameters.keeper.poke());
-    const y = tape.scope(() => project(swiglu(tape, project(rmsNorm(tape, a, mlpNorm, eps), gateUp)), down, a));
+    const y = tape.scope(() => leave(swiglu(tape, enter(rmsNorm(tape, a, mlpNorm, eps), gateUp)), down, a));
     if (!tape.recording) a.storage.release();
     return y;
   }
@@ -173,7 +298,7 @@ export class Llama {
 
   /** As `forward`, and puts the keys and values of sequence s into row rows[s] of the cache, from position 0. */
   prefill(tape: Tape, batch: TokenBatch, cache: KvCache, rows: readonly number[]): Tensor {
-    const { numHeads: H, numKvHeads: KV, headDim: D } = this.config;
+    const { numHeads: H, numKvHeads: KV, headDim: D } = this.attentionShape;
     const { device } = this;
     const zero = tape.upload(new Int32Array(1));
     return this.hiddenStates(tape, batch, (layout) => (index, qkv) => {
@@ -203,7 +328,7 @@ export class Llama {
 
   /** One new token for each of the first ids.length rows of the cache; past[b] tokens are there already. [B, d]. */
   decode(tape: Tape, ids: Int32Array, past: Int32Array, cache: KvCache): Tensor {
-    const { numHeads: H, numKvHeads: KV, headDim: D } = this.config;
+    const { numHeads: H, numKvHeads: KV, headDim: D } = this.attentionShape;
     const { device } = this;
     const B = ids.length;
     const pastPtr = tape.upload(past);
@@ -240,14 +365,13 @@ export class Llama {
     batch: TokenBatch,
     mixer: (layout: Layout) => (index: number, qkv: Tensor) => Tensor,
   ): Tensor {
-    const N = batch.ids.length;
     const nseq = batch.cuSeqlens.length - 1;
     const layout = { cu: tape.upload(batch.cuSeqlens), nseq, positions: tape.upload(batch.positions) };
     const mix = mixer(layout);
     const { keeper, units } = this.parameters;
     for (const unit of units) if (!unit.name.startsWith("layer ")) keeper.use(unit, tape.recording);
-    let h = embedding(tape, this.embeddings, tape.upload(batch.ids), N);
-    for (let i = 0; i < this.config.numLayers; i++) {
+    let h = this.embed(tape, batch.ids);
+    for (let i = 0; i < this.layers.length; i++) {
       const before = h;
       const unit = this.layerUnits[i];
       keeper.before(unit, "forward");
@@ -258,33 +382,66 @@ export class Llama {
       keeper.after(unit, "forward");
       if (!tape.recording) before.storage.release();
     }
-    return rmsNorm(tape, h, this.finalNorm, this.config.rmsNormEps);
+    return this.finalNorm ? rmsNorm(tape, h, this.finalNorm, this.config.rmsNormEps) : this.pipe.handOn(tape, h);
+  }
+
+  private embed(tape: Tape, ids: Int32Array): Tensor {
+    const { embeddings: table, config, grid } = this;
+    if (!table) return this.pipe.receive(tape, this.parameters.dtype, ids.length, config.hiddenSize);
+    if (grid.tensor.size === 1) return embedding(tape, table, tape.upload(ids), ids.length);
+    return sharedEmbedding(tape, table, ids, this.vocabulary.from, grid.tensor);
+  }
+
+  /** Rows of the embedding and of the output matrix that this process has. */
+  private get vocabulary(): { from: number; to: number } {
+    return part(this.config.vocabSize, this.grid.tensor.rank, this.grid.tensor.size);
   }
 
   /** One number for each token: [N] fp32. For models with a scalar head. */
   values(tape: Tape, batch: TokenBatch): Tensor {
-    return scalarHead(tape, this.forward(tape, batch), this.outputMatrix);
+    return this.pipe.fromLast(tape, this.forward(tape, batch), [batch.ids.length], (hidden) =>
+      scalarHead(tape, hidden, this.outputMatrix!),
+    );
   }
 
   /** log softmax(logits / temperature)[targets[i]] given the tokens up to i: [N] fp32; targets below 0 are skipped. */
   logProbs(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
-    const { hidden, rows, kept } = this.targetRows(tape, batch, targets);
-    const logp = tokenLogProb(tape, hidden, this.outputMatrix, tape.upload(kept), 1 / temperature);
-    return rows ? spreadRows(tape, logp, rows, targets.length) : logp;
+    return this.pipe.fromLast(tape, this.forward(tape, batch), [targets.length], (all) => {
+      const { hidden, rows, kept } = this.targetRows(tape, all, targets);
+      const logp = this.logProbOf(tape, hidden, kept, 1 / temperature);
+      return rows ? spreadRows(tape, logp, rows, targets.length) : logp;
+    });
+  }
+
+  private logProbOf(tape: Tape, hidden: Tensor, targets: Int32Array, invTemperature: number): Tensor {
+    const { tensor } = this.grid;
+    if (tensor.size === 1) return tokenLogProb(tape, hidden, this.outputMatrix!, tape.upload(targets), invTemperature);
+    const h = sumBackward(tape, hidden, tensor);
+    return sharedLogProb(tape, h, this.outputMatrix!, targets, this.vocabulary.from, invTemperature, tensor);
   }
 
   /** Entropy (nats) of the distribution over the next token, for rows with a target; 0 elsewhere: [N] fp32. */
   entropies(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
-    const { hidden, rows, kept } = this.targetRows(tape, batch, targets);
-    const entropy = tokenEntropy(tape, hidden, this.outputMatrix, tape.upload(kept), 1 / temperature);
-    return rows ? spreadRows(tape, entropy, rows, targets.length) : entropy;
+    return this.pipe.fromLast(tape, this.forward(tape, batch), [targets.length], (all) => {
+      const { hidden, rows, kept } = this.targetRows(tape, all, targets);
+      const entropy = tokenEntropy(tape, hidden, this.outputMatrix!, tape.upload(kept), 1 / temperature);
+      return rows ? spreadRows(tape, entropy, rows, targets.length) : entropy;
+    });
   }
 
-  /** Weighted cross entropy (see ops.ts): -sum(weights * log p). `logp` is what backward starts from. */
+  /**
+   * Weighted cross entropy (see ops.ts): -sum(weights * log p). `logp` is what backward starts from. In a pipeline the
+   * loss is the last stage's to know, and 0 in the others: nobody waits for it, so that micro-batches can follow.
+   */
   loss(tape: Tape, batch: TokenBatch, targets: Int32Array, weights: Float32Array): { logp: Tensor; loss: number } {
-    const { hidden, rows, kept } = this.targetRows(tape, batch, targets);
+    const all = this.forward(tape, batch);
+    if (!this.pipe.last) return { logp: all, loss: 0 };
+    const { hidden, rows, kept } = this.targetRows(tape, all, targets);
     const w = rows ? Float32Array.from(rows, (row) => weights[row]) : weights;
-    const logp = crossEntropy(tape, hidden, this.outputMatrix, tape.upload(kept), w);
+    const logp =
+      this.grid.tensor.size === 1
+        ? crossEntropy(tape, hidden, this.outputMatrix!, tape.upload(kept), w)
+        : weighted(tape, this.logProbOf(tape, hidden, kept, 1), w);
     const values = this.device.f32(logp.ptr, logp.size);
     let loss = 0;
     for (let i = 0; i < values.length; i++) if (w[i] !== 0) loss -= w[i] * values[i];
@@ -292,8 +449,7 @@ export class Llama {
   }
 
   /** Hidden states of the rows that have a target, when that leaves out enough to be worth a copy: most of a prompt. */
-  private targetRows(tape: Tape, batch: TokenBatch, targets: Int32Array) {
-    const all = this.forward(tape, batch);
+  private targetRows(tape: Tape, all: Tensor, targets: Int32Array) {
     const rows = Int32Array.from(targets.keys()).filter((i) => targets[i] >= 0);
     if (rows.length > 0.8 * targets.length || rows.length === 0) return { hidden: all, rows: undefined, kept: targets };
     return { hidden: pickRows(tape, all, rows), rows, kept: Int32Array.from(rows, (row) => targets[row]) };
@@ -301,9 +457,17 @@ export class Llama {
 
   /** Logits [rows, V] fp32 of chosen rows of `hidden`; for generation, and for looking at a model. */
   logits(tape: Tape, hidden: Tensor, rows: Int32Array): Tensor {
+    const { vocabSize } = this.config;
+    const { tensor } = this.grid;
+    return this.pipe.fromLast(tape, hidden, [rows.length, vocabSize], (h) => {
+      const own = this.ownLogits(tape, h, rows);
+      return tensor.size === 1 ? own : gatherColumns(tape, own, vocabSize, tensor);
+    });
+  }
+
+  private ownLogits(tape: Tape, hidden: Tensor, rows: Int32Array): Tensor {
     const { device } = this;
-    const d = this.config.hiddenSize;
-    const V = this.config.vocabSize;
+    const [V, d] = this.outputMatrix!.shape;
     const dt = hidden.dtype;
     const picked = tape.tensor(dt, [rows.length, d]);
     device.copyRows(hidden.ptr, tape.upload(rows), picked.ptr, rows.length, d, dt);
@@ -318,7 +482,7 @@ export class Llama {
       picked.ptr,
       dt,
       d,
-      this.outputMatrix.ptr,
+      this.outputMatrix!.ptr,
       dt,
       d,
       0,
@@ -336,9 +500,9 @@ export class Llama {
   }
 
   newCache(rows: number, maxLength: number): KvCache & { close(): void } {
-    const { numLayers, numKvHeads, headDim } = this.config;
+    const { numKvHeads, headDim } = this.attentionShape;
     const bytes = rows * maxLength * numKvHeads * headDim * (this.precision === "bf16" ? 2 : 4);
-    const make = (): Ptr[] => Array.from({ length: numLayers }, () => this.device.alloc(bytes));
+    const make = (): Ptr[] => this.layers.map(() => this.device.alloc(bytes));
     const keys = make();
     const values = make();
     return {
@@ -356,7 +520,7 @@ export class Llama {
   trainingFlopsPerToken(contextLength: number): number {
     const c = this.config;
     const embeddings = c.tieWordEmbeddings ? 0 : c.vocabSize * c.hiddenSize;
-    return 6 * (this.parameters.count - embeddings) + 6 * c.numLayers * c.numHeads * c.headDim * contextLength;
+    return 6 * (this.count - embeddings) + 6 * c.numLayers * c.numHeads * c.headDim * contextLength;
   }
 
   close(): void {

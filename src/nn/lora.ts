@@ -3,7 +3,8 @@
  * An adapter sits on a whole stored matrix: on "qkv" it adapts queries, keys and values together.
  */
 import type { Device } from "../device/device.js";
-import { openSafetensors, writeSafetensors } from "../run/safetensors.js";
+import { UserError } from "../run/errors.js";
+import { openSafetensors, SharedWriter } from "../run/safetensors.js";
 import { linear } from "../tensor/ops.js";
 import { ParameterSet, type ParameterSpec } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
@@ -33,6 +34,11 @@ const PATTERNS: Record<LoraTarget, RegExp> = {
 
 /** Puts adapters beside the chosen matrices and freezes the model. */
 export function attachLora(model: Llama, config: LoraConfig, seed: number): void {
+  if (model.grid.tensor.size * model.grid.pipeline.size > 1)
+    throw new UserError(
+      "Adapters (lora) sit on whole matrices: they can be trained with parallel.data and parallel.zero, not with parallel.tensor or parallel.pipeline.",
+      2,
+    );
   const chosen = model.parameters.parameters.filter(
     (p) => p.shape.length === 2 && config.targets.some((t) => PATTERNS[t].test(p.name)),
   );
@@ -57,6 +63,7 @@ export function attachLora(model: Llama, config: LoraConfig, seed: number): void
     true,
     model.grid.keeper("adapters"),
   );
+  parameters.storage.writer = model.grid.writer;
   parameters.initialize(seed, 1 / Math.sqrt(model.config.hiddenSize));
   for (const p of model.parameters.parameters) p.requiresGrad = false;
   const factors = new Map(
@@ -95,17 +102,16 @@ export function mergeLora(model: Llama): void {
 
 /** The adapters as adapter.safetensors, under the names of the parameters they sit on. */
 export function saveAdapter(model: Llama, dir: string): void {
-  const { device } = model;
-  const entries = [...model.lora!.parameters.named()].map((t) => {
-    const bf16 = model.precision === "bf16";
-    return {
-      name: t.name,
-      dtype: bf16 ? "BF16" : "F32",
-      shape: t.shape,
-      data: device.bytes(t.ptr, t.size * (bf16 ? 2 : 4)),
-    } as const;
-  });
-  writeSafetensors(`${dir}/adapter.safetensors`, entries, {});
+  const { parameters } = model.lora!;
+  const { storage } = parameters;
+  const bf16 = model.precision === "bf16";
+  const list = [...parameters.tensors()].map(({ name, shape }) => ({ name, dtype: bf16 ? "BF16" : "F32", shape }));
+  const file = new SharedWriter(`${dir}/adapter.safetensors`, [list], storage.writer);
+  for (const t of parameters.named()) {
+    const data = storage.whole(t, t.ptr, bf16 ? 2 : 4);
+    file.offer(t.name, () => data);
+  }
+  file.finish();
 }
 
 export function loadAdapter(model: Llama, dir: string): void {

@@ -6,6 +6,7 @@
 import { BF16, type Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 import { openSafetensors, SharedWriter } from "../run/safetensors.js";
+import { takePart } from "../tensor/parameters.js";
 import type { AdamW } from "./adamw.js";
 
 const buffers = (o: AdamW): [string, Ptr][] => [
@@ -16,18 +17,23 @@ const buffers = (o: AdamW): [string, Ptr][] => [
 
 /** With several processes all must call it; each writes a share. */
 export function saveOptimizer(o: AdamW, path: string): void {
-  const { device, keeper } = o.parameters;
+  const { keeper, storage } = o.parameters;
   const tensors = [...o.parameters.tensors()];
-  const list = tensors.flatMap(({ name, shape }) =>
-    buffers(o).map(([kind]) => ({ name: `${kind}.${name}`, dtype: "F32", shape })),
-  );
-  const file = new SharedWriter(path, list, keeper.writers, { step: String(o.step) });
+  const stages = storage
+    .stages()
+    .map((list) =>
+      list.flatMap(({ name, whole }) =>
+        buffers(o).map(([kind]) => ({ name: `${kind}.${name}`, dtype: "F32", shape: whole })),
+      ),
+    );
+  const file = new SharedWriter(path, stages, storage.writer, { step: String(o.step) });
   for (const piece of keeper.mine()) {
     for (const [kind, state] of buffers(o)) {
       const whole = keeper.gather(piece.unit, state + piece.at * 4, 4);
-      for (const t of tensors)
-        if (t.unit === piece.unit)
-          file.offer(`${kind}.${t.name}`, () => device.bytes(whole + t.inUnit * 4, t.size * 4));
+      for (const t of tensors.filter((t) => t.unit === piece.unit)) {
+        const data = storage.whole(t, whole + t.inUnit * 4, 4);
+        file.offer(`${kind}.${t.name}`, () => data);
+      }
       o.memory.behind(state + piece.at * 4, piece.length * 4);
     }
   }
@@ -49,11 +55,19 @@ export function loadOptimizer(o: AdamW, path: string, step: number): void {
         for (const t of tensors.filter((t) => t.unit === unit)) {
           const name = `${kind}.${t.name}`;
           const shape = known.has(name) ? file.info(name).shape : undefined;
-          if (shape?.join() !== t.shape.join())
+          if (shape?.join() !== t.whole.join())
             throw new UserError(
-              `${path} belongs to another model: it has ${shape ? `${name} of shape [${shape}]` : `no ${name}`}, this model's is [${t.shape}]. Resume with the configuration that the run began with.`,
+              `${path} belongs to another model: it has ${shape ? `${name} of shape [${shape}]` : `no ${name}`}, this model's is [${t.whole}]. Resume with the configuration that the run began with.`,
             );
-          file.readInto(name, device.bytes(whole + t.inUnit * 4, t.size * 4));
+          const to = whole + t.inUnit * 4;
+          if (!t.cut) file.readInto(name, device.bytes(to, t.size * 4));
+          else {
+            const bytes = t.whole.reduce((a, b) => a * b, 4);
+            const all = device.alloc(bytes);
+            file.readInto(name, device.bytes(all, bytes));
+            takePart(device, all, to, t.shape, t.cut, 4);
+            device.free(all, bytes);
+          }
         }
         if (whole !== own) {
           device.bytes(own, piece.length * 4).set(device.bytes(whole + piece.from * 4, piece.length * 4));

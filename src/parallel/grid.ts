@@ -4,13 +4,16 @@
  */
 import { createHash } from "node:crypto";
 import { hostname } from "node:os";
-import type { Device } from "../device/device.js";
+import type { Device, Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
+import type { Writer } from "../run/safetensors.js";
 import type { ParallelSettings } from "../run/settings.js";
-import { type Keeper, WholeKeeper } from "../tensor/parameters.js";
+import { type Keeper, type NamedTensor, WholeKeeper } from "../tensor/parameters.js";
 import { type Comm, single } from "./comm.js";
 import { launched, mpiWorld, ranksOnThisHost } from "./mpi.js";
 import { inMemory, onDisk, type StateMemory } from "./offload.js";
+import type { ScheduleKind } from "./pipeline.js";
+import { part } from "./tensor.js";
 import { ZeroKeeper, type ZeroStage } from "./zero.js";
 
 let opened: Comm | undefined;
@@ -31,6 +34,9 @@ export class Grid {
     readonly data: Comm,
     readonly tensor: Comm,
     readonly pipeline: Comm,
+    /** The first and the last stage of the pipeline. */
+    readonly ends: Comm,
+    readonly schedule: ScheduleKind,
     private readonly zero: ZeroStage,
     /** Where this process's offloaded state goes; undefined: it stays in memory. */
     private readonly stateDir: string | undefined,
@@ -39,7 +45,7 @@ export class Grid {
   /** One process alone, with everything in memory. */
   static alone(device: Device): Grid {
     const one = single(device);
-    return new Grid(device, one, one, one, one, 0, undefined);
+    return new Grid(device, one, one, one, one, one, "1f1b", 0, undefined);
   }
 
   /** Throws a UserError when the ranks do not make such a grid. `dir`: a folder of the run, for offloaded state. */
@@ -57,15 +63,43 @@ export class Grid {
     const group = (size: number, color: number, key: number): Comm =>
       size === world.size ? world.split(0, key) : size === 1 ? single(device) : world.split(color, key);
     const stateDir = settings.offload === "disk" ? `${dir}/offload/${hostname()}-${rank}` : undefined;
-    return new Grid(
-      device,
-      world,
-      group(D, t + T * p, d),
-      group(T, d + D * p, t),
-      group(P, t + T * d, p),
-      zero,
-      stateDir,
-    );
+    const data = group(D, t + T * p, d);
+    const tensor = group(T, d + D * p, t);
+    const pipeline = group(P, t + T * d, p);
+    const isEnd = p === 0 || p === P - 1;
+    const ends = P === 1 ? single(device) : world.split(isEnd ? t + T * d : T * D, p);
+    return new Grid(device, world, data, tensor, pipeline, ends, settings.schedule, zero, stateDir);
+  }
+
+  /** Which of the processes that write a checkpoint together this one is. */
+  get writer(): Writer {
+    const { data, tensor, pipeline } = this;
+    return { stage: pipeline.rank, rank: tensor.rank + tensor.size * data.rank, size: tensor.size * data.size };
+  }
+
+  /** A whole tensor from the parts at `ptr` of all processes that share it, which must all ask; `width` bytes an element. */
+  whole(t: NamedTensor, ptr: Ptr, width: number): Uint8Array {
+    const { device, tensor } = this;
+    if (!t.cut) return device.bytes(ptr, t.size * width);
+    const [rows, columns] = t.shape;
+    const widest = Math.ceil(t.cut.full / tensor.size) * (t.cut.axis === 0 ? columns : rows) * width;
+    const memory = device.alloc(widest * (tensor.size + 1));
+    device.bytes(memory, t.size * width).set(device.bytes(ptr, t.size * width));
+    tensor.allGather(memory, widest, memory + widest);
+    const whole = new Uint8Array(t.whole.reduce((n, size) => n * size, width));
+    for (let r = 0; r < tensor.size; r++) {
+      const { from, to } = part(t.cut.full, r, tensor.size);
+      const size = (to - from) * (t.cut.axis === 0 ? columns : rows) * width;
+      const piece = device.bytes(memory + widest * (r + 1), size);
+      if (t.cut.axis === 0) whole.set(piece, from * columns * width);
+      else
+        for (let i = 0; i < rows; i++) {
+          const line = (to - from) * width;
+          whole.set(piece.subarray(i * line, (i + 1) * line), (i * t.cut.full + from) * width);
+        }
+    }
+    device.free(memory, widest * (tensor.size + 1));
+    return whole;
   }
 
   /** Who keeps the parameters of one more model (or adapter). */

@@ -22,7 +22,6 @@ export type ZeroStage = 0 | 1 | 2 | 3;
 
 export class ZeroKeeper implements Keeper {
   readonly pieces: number;
-  readonly writers: { rank: number; size: number };
   /** For all-gathers that begin when a reduce-scatter ends, in among others that the program begins. */
   private readonly second: Comm;
   private set!: ParameterSet;
@@ -52,7 +51,6 @@ export class ZeroKeeper implements Keeper {
     private readonly memory?: StateMemory,
   ) {
     this.pieces = comm.size;
-    this.writers = { rank: comm.rank, size: comm.size };
     this.second = comm.split(0, comm.rank);
   }
 
@@ -214,7 +212,7 @@ export class ZeroKeeper implements Keeper {
     });
   }
 
-  settle(): number {
+  settle(): number[] {
     const { comm, device, dtype, bytes } = this;
     for (const unit of this.set.units) {
       if (this.stage >= 2 && unit.grads === 0 && this.reduced.has(unit)) continue;
@@ -231,9 +229,7 @@ export class ZeroKeeper implements Keeper {
       this.stage === 0
         ? Array.from({ length: comm.size }, (_, r) => this.set.units.map((unit) => squares(unit, r)))
         : comm.gatherNumbers(this.own.map((p) => device.sumSquares(p.grads, p.length, dtype)));
-    let total = 0;
-    for (let u = 0; u < this.set.units.length; u++) for (const rank of byRank) total += rank[u];
-    return total;
+    return this.set.units.map((_, u) => byRank.reduce((sum, of) => sum + of[u], 0));
   }
 
   updated(): void {

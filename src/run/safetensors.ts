@@ -221,6 +221,24 @@ class SafetensorsWriter {
   }
 }
 
+export interface Writer {
+  stage: number;
+  rank: number;
+  size: number;
+}
+
+/** Tensors in `count` lists of about the same number of bytes, in their order; lists that would be empty are left out. */
+function divide(list: readonly TensorSpec[], count: number): TensorSpec[][] {
+  const total = list.reduce((n, t) => n + bytesOf(t), 0);
+  const lists: TensorSpec[][] = Array.from({ length: count }, () => []);
+  let before = 0;
+  for (const t of list) {
+    lists[Math.min(count - 1, Math.floor((before / Math.max(1, total)) * count))].push(t);
+    before += bytesOf(t);
+  }
+  return lists.filter((tensors) => tensors.length > 0);
+}
+
 /** Files grow to this size, then tensors go on in another, as Transformers does it. */
 const LARGEST_FILE = 4 * 2 ** 30;
 
@@ -231,26 +249,31 @@ const LARGEST_FILE = 4 * 2 ** 30;
 export class SharedWriter {
   private readonly files: SafetensorsWriter[] = [];
 
+  /**
+   * `stages`: the tensors that each stage of a pipeline has (one list where there is none). `writer`: which stage this
+   * process belongs to, and which of the processes of that stage it is.
+   */
   constructor(
     path: string,
-    list: readonly TensorSpec[],
-    { rank, size }: { rank: number; size: number },
+    stages: readonly (readonly TensorSpec[])[],
+    writer: Writer,
     metadata: Record<string, string> = {},
   ) {
-    const total = list.reduce((n, t) => n + bytesOf(t), 0);
-    const count = Math.min(list.length, size * Math.max(1, Math.ceil(total / size / LARGEST_FILE)));
+    const sum = (list: readonly TensorSpec[]): number => list.reduce((n, t) => n + bytesOf(t), 0);
+    const total = stages.reduce((n, list) => n + sum(list), 0);
+    const files = stages.flatMap((list, stage) =>
+      divide(list, writer.size * Math.max(1, Math.ceil(sum(list) / writer.size / LARGEST_FILE))).map((tensors, k) => {
+        return { tensors, mine: stage === writer.stage && k % writer.size === writer.rank };
+      }),
+    );
+    const count = files.length;
     const number = (i: number): string => String(i).padStart(5, "0");
     const nameOf = (file: number): string =>
       count === 1 ? path : path.replace(/(\.safetensors)$/, `-${number(file + 1)}-of-${number(count)}$1`);
-    const lists: TensorSpec[][] = Array.from({ length: count }, () => []);
-    let before = 0;
-    for (const t of list) {
-      lists[Math.min(count - 1, Math.floor((before / Math.max(1, total)) * count))].push(t);
-      before += bytesOf(t);
-    }
-    for (const [file, tensors] of lists.entries())
-      if (file % size === rank) this.files.push(new SafetensorsWriter(nameOf(file), tensors, metadata));
-    if (count > 1 && rank === 0) {
+    const lists = files.map((f) => f.tensors);
+    for (const [file, { tensors, mine }] of files.entries())
+      if (mine) this.files.push(new SafetensorsWriter(nameOf(file), tensors, metadata));
+    if (count > 1 && writer.stage === 0 && writer.rank === 0) {
       const map = lists.flatMap((tensors, file) => tensors.map((t) => [t.name, basename(nameOf(file))]));
       const index = { metadata: { ...metadata, total_size: total }, weight_map: Object.fromEntries(map) };
       writeFileSync(`${path}.index.json`, `${JSON.stringify(index, null, 2)}\n`);

@@ -39,6 +39,8 @@ export const parallelSchema = z.strictObject({
   tensor: natural.default(1),
   /** Processes that have different layers. */
   pipeline: natural.default(1),
+  /** When micro-batches (gradientAccumulation) go through a pipeline: as soon as they can, or all forward first. */
+  schedule: z.enum(["1f1b", "gpipe"]).default("1f1b"),
   /** ZeRO stage: what the replicas share out (1: optimizer state, 2: gradients too, 3: parameters too). */
   zero: z.union([z.literal(0), z.literal(1), z.literal(2), z.literal(3)]).default(0),
   /** Where the optimizer's state, and with zero 3 the parameters, lie between uses. */

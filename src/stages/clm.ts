@@ -6,7 +6,8 @@
 import type { TokenBatch } from "../nn/llama.js";
 import { type Llama, packSequences } from "../nn/llama.js";
 import { sumNumbers } from "../parallel/comm.js";
-import { Tape } from "../tensor/tensor.js";
+import { inFlight, schedule as scheduleOf } from "../parallel/pipeline.js";
+import { Tape, type Tensor } from "../tensor/tensor.js";
 
 /** Sequences end to end, and for each token the one that should follow; -1: not trained. */
 export interface TargetBatch extends TokenBatch {
@@ -27,20 +28,30 @@ export function backwardMeanLoss(
   /** False: other losses follow in the same step. */
   last = true,
 ): { loss: number; targets: number } {
-  const { data } = model.grid;
+  const { data, pipeline, schedule } = model.grid;
   const { keeper } = model.trainable;
   const [targets] = sumNumbers(data, [batches.reduce((n, b) => n + trained(b), 0)]);
   let loss = 0;
-  for (const [i, batch] of batches.entries()) {
-    keeper.lastMicroBatch = last && i === batches.length - 1;
-    const weights = Float32Array.from(batch.targets, (t) => (t >= 0 ? scale / Math.max(1, targets) : 0));
-    const result = model.loss(tape, batch, batch.targets, weights);
-    loss += result.loss / scale;
-    tape.backward(result.logp);
-    tape.reset();
+  const underWay: Tensor[] = [];
+  const place = [schedule, pipeline.rank, pipeline.size, batches.length] as const;
+  // One after the other; in a pipeline several are under way at once, each with a tape of its own.
+  for (const { pass, microBatch } of scheduleOf(...place)) {
+    const batch = batches[microBatch];
+    const own = tape.lane(microBatch % inFlight(...place));
+    if (pass === "forward") {
+      const weights = Float32Array.from(batch.targets, (t) => (t >= 0 ? scale / Math.max(1, targets) : 0));
+      const result = model.loss(own, batch, batch.targets, weights);
+      loss += result.loss / scale;
+      underWay[microBatch] = result.logp;
+    } else {
+      keeper.lastMicroBatch = last && microBatch === batches.length - 1;
+      own.backward(underWay[microBatch]);
+      own.reset();
+    }
   }
   keeper.lastMicroBatch = false;
-  return { loss: sumNumbers(data, [loss])[0], targets };
+  model.pipe.flush();
+  return { loss: sumNumbers(data, sumNumbers(pipeline, [loss]))[0], targets };
 }
 
 /** Mean negative log-likelihood (nats) over every target. */

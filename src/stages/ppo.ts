@@ -208,7 +208,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const criticFrom = resumed ? `${resumed}/critic` : (config.critic ?? (isModule ? config.from : config.reward));
   const critic = loadLlama(device, criticFrom, precision, { head: "scalar", seed });
   if (!resumed && (config.criticHeadZero || (isModule && !config.critic)))
-    device.fill(critic.outputMatrix.ptr, 0, critic.outputMatrix.size, critic.outputMatrix.dtype);
+    device.fill(critic.outputMatrix!.ptr, 0, critic.outputMatrix!.size, critic.outputMatrix!.dtype);
   reportMemory(actor, ref, critic, judge.bytes);
 
   const state: State = resumed ? readState(resumed) : { klCoef: config.klCoef, actorUpdates: 0, criticUpdates: 0 };

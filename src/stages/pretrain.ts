@@ -121,7 +121,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   if (resumed) trainer.load(resumed, run.startStep);
   const { tokens, documents } = train.manifest;
   console.error(
-    `${(model.parameters.count / 1e6).toFixed(2)}M parameters, ${tokens} tokens in ${documents} documents, ` +
+    `${(model.count / 1e6).toFixed(2)}M parameters, ${tokens} tokens in ${documents} documents, ` +
       `${steps} steps of ${rowsPerStep} x ${contextLength} tokens (${((steps * rowsPerStep) / rows).toFixed(1)} epochs), ` +
       `${device.isa} on ${device.threads} threads`,
   );
@@ -165,7 +165,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   });
   train.close();
   validation?.close();
-  tape.arena.close();
+  tape.close();
   trainer.close();
   model.close();
 }

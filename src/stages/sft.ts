@@ -112,7 +112,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const mixed = config.pretrainMix && grid.share(perStep, "pretrainMix.batchSize");
   const mix = config.pretrainMix && (await pretrainingRows(config.pretrainMix.train, tokenizer, config, rejected));
   console.error(
-    `${(model.parameters.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${(model.trainable.count / 1e6).toFixed(2)}M of them trained (LoRA)` : ""}, ` +
+    `${(model.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${(model.trainable.count / 1e6).toFixed(2)}M of them trained (LoRA)` : ""}, ` +
       `${train.length} records, ${steps} steps of ${rowsPerStep} rows of up to ${config.data.contextLength} tokens`,
   );
 
@@ -173,7 +173,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     saveLlama(model, dir);
     tokenizer.save(dir);
   });
-  tape.arena.close();
+  tape.close();
   trainer.close();
   model.close();
 }

@@ -208,6 +208,18 @@ export function tokenEntropy(tape: Tape, hidden: Tensor, W: Parameter, targets: 
   return tape.record(entropy, backward, [lse]);
 }
 
+/** The same from log p that is there already: the gradient of -sum_i weights[i] * logp[i], whatever seed backward has. */
+export function weighted(tape: Tape, logp: Tensor, weights: Float32Array): Tensor {
+  if (!tape.recording) return logp;
+  const y = tape.share(logp);
+  y.requiresGrad = true;
+  return tape.record(y, () => {
+    const g = tape.tensor(F32, logp.shape);
+    tape.device.f32(g.ptr, g.size).set(weights.map((w) => -w));
+    tape.accumulate(logp, g);
+  });
+}
+
 /**
  * Weighted cross entropy: loss = - sum_i weights[i] log p(target[i] | hidden[i]). Because the weights are known before
  * the forward pass, gradients are computed in the same pass over the chunks of logits, which are made only once.

@@ -11,6 +11,13 @@ import { Parameter } from "./tensor.js";
 export interface Part {
   name: string;
   rows: number;
+  /** What this process has of the whole tensor, where several share it: rows (axis 0) or columns (1) from `from`, of `full`. */
+  cut?: Cut;
+}
+export interface Cut {
+  axis: 0 | 1;
+  from: number;
+  full: number;
 }
 
 export interface ParameterSpec {
@@ -19,6 +26,8 @@ export interface ParameterSpec {
   init: "normal" | "ones" | "zeros";
   /** Name of the unit that the parameter belongs to; vectors always belong to the last one, "vectors". */
   unit: string;
+  /** Number of the stream of random numbers that its first values come from; default: its place in the list. */
+  stream?: number;
 }
 
 /** Elements between parameters are padded so that each begins at a cache line, in fp32 as in bf16. */
@@ -68,8 +77,8 @@ export interface Keeper {
   poke(): void;
   /** What this process updates, once gradients are settled. */
   mine(): readonly Piece[];
-  /** Gradients of all micro-batches are there: sums them over the processes. Returns the sum of all their squares. */
-  settle(): number;
+  /** Gradients of all micro-batches are there: sums them over the replicas. Returns the sum of squares of each unit. */
+  settle(): number[];
   /** The optimizer has changed its pieces of the values. */
   updated(): void;
   /** All values of a unit are in memory from open to close; `changed`: they were written, and are to be kept. */
@@ -80,8 +89,6 @@ export interface Keeper {
    * process's piece, of `width` bytes an element. The result is valid until the next call.
    */
   gather(unit: Unit, own: Ptr, width: number): Ptr;
-  /** Those who write a checkpoint together, and which of them this process is. */
-  readonly writers: { rank: number; size: number };
   /** Bytes held all the time, as the ZeRO paper counts them. */
   stateBytes(): { parameters: number; gradients: number };
   /** Throws when a replica has come to differ. */
@@ -95,6 +102,16 @@ export class ParameterSet {
   /** Elements with padding, and without. */
   readonly length: number;
   readonly count: number;
+  /** What several processes that write one checkpoint have to know of each other. Here: this one writes all. */
+  storage: Storage = {
+    stages: () => [[...this.tensors()]],
+    writer: { stage: 0, rank: 0, size: 1 },
+    whole: (t, ptr, width) => this.device.bytes(ptr, t.size * width),
+  };
+  /** For processes that have different parts of a model: what is to be done before gradients are settled ... */
+  beforeSettle: () => void = () => {};
+  /** ... and the sum of squares over all of them, from those of this process's units. */
+  total: (squares: readonly number[]) => number = (squares) => squares.reduce((a, b) => a + b, 0);
 
   constructor(
     readonly device: Device,
@@ -152,12 +169,34 @@ export class ParameterSet {
       this.keeper.open(unit);
       for (const p of unit.parameters) {
         const i = this.parameters.indexOf(p);
-        const { init } = this.specs[i];
-        if (init === "normal") this.device.randomNormal(p.ptr, p.size, seed, i, 0, std, this.dtype);
+        const { init, stream = i } = this.specs[i];
+        if (init === "normal") this.draw(p, this.specs[i], seed, stream, std);
         else this.device.fill(p.ptr, init === "ones" ? 1 : 0, p.size, this.dtype);
       }
       this.keeper.close(unit, true);
     }
+  }
+
+  /** Draws the whole parameter, of which this process may keep a part: the same numbers however it is shared. */
+  private draw(p: Parameter, { parts }: ParameterSpec, seed: number, stream: number, std: number): void {
+    const { device, dtype } = this;
+    if (!parts.some((part) => part.cut)) {
+      device.randomNormal(p.ptr, p.size, seed, stream, 0, std, dtype);
+      return;
+    }
+    const width = dtypeBytes(dtype);
+    const shapes = parts.map((part) => wholeShape([part.rows, p.shape[1]], part.cut));
+    const size = shapes.reduce((n, [rows, columns]) => n + rows * columns, 0);
+    const all = device.alloc(size * width);
+    device.randomNormal(all, size, seed, stream, 0, std, dtype);
+    let [from, to] = [all, p.ptr];
+    for (const [i, part] of parts.entries()) {
+      const shape = [part.rows, p.shape[1]];
+      takePart(device, from, to, shape, part.cut, width);
+      from += shapes[i][0] * shapes[i][1] * width;
+      to += shape[0] * shape[1] * width;
+    }
+    device.free(all, size * width);
   }
 
   /** Begins a new optimizer step: the next write to each gradient overwrites it. */
@@ -166,7 +205,8 @@ export class ParameterSet {
   }
   /** Before gradients are read: parameters that took no part in the step have gradient 0. Returns the sum of all squares. */
   settleGrads(): number {
-    return this.keeper.settle();
+    this.beforeSettle();
+    return this.total(this.keeper.settle());
   }
 
   /** Every named tensor of the Hugging Face layout, unit by unit; without its memory. */
@@ -176,9 +216,10 @@ export class ParameterSet {
         const s = this.specs[this.parameters.indexOf(p)];
         const rowSize = s.shape.length > 1 ? p.size / s.shape[0] : 1;
         let inUnit = p.offset / dtypeBytes(this.dtype);
-        for (const { name, rows } of s.parts) {
+        for (const { name, rows, cut } of s.parts) {
           const size = rows * rowSize;
-          yield { name, shape: [rows, ...s.shape.slice(1)], size, unit, inUnit };
+          const shape = [rows, ...s.shape.slice(1)];
+          yield { name, shape, whole: wholeShape(shape, cut), size, unit, inUnit, ...(cut && { cut }) };
           inUnit += size;
         }
       }
@@ -209,13 +250,50 @@ export class ParameterSet {
   }
 }
 
+export interface Storage {
+  /** The tensors of each stage of a pipeline, whole, and each once. */
+  stages(): { name: string; whole: readonly number[] }[][];
+  writer: { stage: number; rank: number; size: number };
+  /** A whole tensor from the parts at `ptr` of all processes that share it, which must all ask; `width` bytes an element. */
+  whole(t: NamedTensor, ptr: Ptr, width: number): Uint8Array;
+}
+
 export interface NamedTensor {
   name: string;
+  /** Of what this process has, and of the whole tensor. */
   shape: number[];
+  whole: number[];
+  cut?: Cut;
   size: number;
   unit: Unit;
   /** Its first element, counted from the unit's. */
   inUnit: number;
+}
+
+/** Names and whole shapes of a list of parameters. */
+export const tensorsOf = (specs: readonly ParameterSpec[]): { name: string; whole: number[] }[] =>
+  specs.flatMap((s) =>
+    s.parts.map(({ name, rows, cut }) => ({ name, whole: wholeShape([rows, ...s.shape.slice(1)], cut) })),
+  );
+
+const wholeShape = (shape: readonly number[], cut: Cut | undefined): number[] =>
+  shape.map((n, axis) => (cut?.axis === axis ? cut.full : n));
+
+/** Copies this process's part, of `shape`, out of a whole tensor; `width` bytes an element. */
+export function takePart(
+  device: Device,
+  whole: Ptr,
+  to: Ptr,
+  shape: readonly number[],
+  cut: Cut | undefined,
+  width: number,
+): void {
+  const [rows, columns = 1] = shape;
+  const copy = (from: Ptr, at: Ptr, elements: number): void =>
+    device.bytes(at, elements * width).set(device.bytes(from, elements * width));
+  if (cut?.axis === 1) {
+    for (let r = 0; r < rows; r++) copy(whole + (r * cut.full + cut.from) * width, to + r * columns * width, columns);
+  } else copy(whole + (cut?.from ?? 0) * columns * width, to, rows * columns);
 }
 
 /** Parameters without a gradient yet get one of zeros, so that a unit's gradients can be read as one piece. */
@@ -227,7 +305,6 @@ export function zeroMissing(unit: Unit): void {
 export class WholeKeeper implements Keeper {
   readonly pieces = 1;
   lastMicroBatch = false;
-  readonly writers = { rank: 0, size: 1 };
   private set!: ParameterSet;
 
   place(set: ParameterSet): void {
@@ -263,14 +340,12 @@ export class WholeKeeper implements Keeper {
     });
   }
 
-  settle(): number {
+  settle(): number[] {
     const { device, dtype, units } = this.set;
-    let squares = 0;
-    for (const unit of units) {
+    return units.map((unit) => {
       zeroMissing(unit);
-      squares += device.sumSquares(unit.grads, unit.length, dtype);
-    }
-    return squares;
+      return device.sumSquares(unit.grads, unit.length, dtype);
+    });
   }
 
   stateBytes() {

@@ -108,6 +108,7 @@ export class Tape {
   readonly arena: Arena;
   private readonly nodes: Node[] = [];
   private scopeTensors: Tensor[] | undefined;
+  private readonly lanes: Tape[] = [];
 
   constructor(
     readonly device: Device,
@@ -137,6 +138,13 @@ export class Tape {
   record(output: Tensor, backward: Backward, release: Tensor[] = []): Tensor {
     if (this.recording && output.requiresGrad) this.nodes.push({ output, backward, release });
     return output;
+  }
+
+  /** A tape for one more pass that is under way at the same time; lane 0 is this one. */
+  lane(index: number): Tape {
+    if (index === 0) return this;
+    this.lanes[index] ??= new Tape(this.device, this.recording);
+    return this.lanes[index];
   }
 
   /** Runs `action` when the backward pass comes by. */
@@ -229,6 +237,12 @@ export class Tape {
     } finally {
       this.scopeTensors = outer;
     }
+  }
+
+  /** Gives all memory back. */
+  close(): void {
+    for (const lane of this.lanes) lane?.close();
+    this.arena.close();
   }
 
   /** Ends the step. */

@@ -88,16 +88,18 @@ function distance(a: Map<string, Float32Array>, b: Map<string, Float32Array>): n
 const losses = (r: Result): number[] => r.rows.map((row) => row.loss as number);
 
 const alone = hasMpi ? train(1, []) : undefined;
+const untied = "model.tieWordEmbeddings=false";
+const aloneUntied = hasMpi ? train(1, [untied]) : undefined;
 
 /** Losses and parameters equal those of one process to 1e-5. */
-function expectSameAsAlone(run: Result): void {
+function expectSame(run: Result, reference: Result | undefined): void {
   expect(run.stderr).not.toMatch(/error/);
   expect(run.status).toBe(0);
-  const expected = losses(alone!);
+  const expected = losses(reference!);
   expect(run.rows).toHaveLength(10);
   for (const [i, loss] of losses(run).entries())
     expect(Math.abs(loss / expected[i] - 1), `step ${i + 1}`).toBeLessThan(1e-5);
-  expect(distance(tensors(`${run.dir}/model`), tensors(`${alone!.dir}/model`))).toBeLessThan(1e-5);
+  expect(distance(tensors(`${run.dir}/model`), tensors(`${reference!.dir}/model`))).toBeLessThan(1e-5);
 }
 
 test.runIf(hasMpi).each([
@@ -109,10 +111,23 @@ test.runIf(hasMpi).each([
   ["ZeRO-3 on 4", 4, ["parallel.zero=3"]],
   ["ZeRO-3 with recomputation", 2, ["parallel.zero=3", "recompute=true"]],
   ["ZeRO-2 with accumulation", 2, ["parallel.zero=2", "batchSize=2", "gradientAccumulation=4"]],
+  ["tensor parallel", 2, ["parallel.tensor=2"]],
+  ["tensor parallel, untied", 2, ["parallel.tensor=2", untied]],
+  ["pipeline", 2, ["parallel.pipeline=2", "batchSize=2", "gradientAccumulation=4"]],
+  [
+    "pipeline of 4, GPipe",
+    4,
+    ["parallel.pipeline=4", "parallel.schedule=gpipe", "batchSize=2", "gradientAccumulation=4"],
+  ],
+  ["pipeline, untied", 2, ["parallel.pipeline=2", untied]],
+  ["data x tensor", 4, ["parallel.tensor=2"]],
+  ["pipeline x tensor", 4, ["parallel.pipeline=2", "parallel.tensor=2", "batchSize=4", "gradientAccumulation=2"]],
+  ["ZeRO-2 x tensor", 4, ["parallel.tensor=2", "parallel.zero=2"]],
+  ["ZeRO-3 x pipeline", 4, ["parallel.pipeline=2", "parallel.zero=3", "batchSize=4", "gradientAccumulation=2"]],
   ["offload of one process", 1, ["parallel.zero=3", "parallel.offload=disk"]],
   ["ZeRO-3 with offload", 2, ["parallel.zero=3", "parallel.offload=disk"]],
 ] as [string, number, string[]][])("%s equals one process", (_, ranks, settings) => {
-  expectSameAsAlone(train(ranks, settings));
+  expectSame(train(ranks, settings), settings.includes(untied) ? aloneUntied : alone);
 });
 
 test.runIf(hasMpi)("data parallelism and all stages of ZeRO end with the same bits, in bf16 too", () => {
@@ -157,8 +172,12 @@ test.runIf(hasMpi)("a checkpoint of any layout goes on in any other", () => {
       [2, ["parallel.zero=3"]],
     ],
     [
-      [4, ["parallel.zero=1"]],
-      [2, ["parallel.zero=2"]],
+      [4, ["parallel.zero=1", "parallel.tensor=2"]],
+      [1, []],
+    ],
+    [
+      [2, ["parallel.pipeline=2"]],
+      [2, ["parallel.zero=2", "parallel.tensor=2"]],
     ],
   ] as [[number, string[]], [number, string[]]][]) {
     const run = train(first[0], [...half, ...first[1], "steps=5"]);
@@ -193,7 +212,7 @@ test.runIf(hasMpi)("half a run on two processes and half on one end where one pr
   copy("data");
   writeFileSync(`${dir}/config.yaml`, readFileSync(`${killed.dir}/config.yaml`));
   writeFileSync(`${dir}/metrics.jsonl`, readFileSync(`${killed.dir}/metrics.jsonl`));
-  expectSameAsAlone(train(1, [], { resume: dir }));
+  expectSame(train(1, [], { resume: dir }), alone);
 });
 
 test.runIf(hasMpi)("mistakes are told", () => {

@@ -166,7 +166,7 @@ test("DPO from weights: sums, loss and gradients as in Transformers", () => {
 test("the reward model from weights: scores, loss and gradients as LlamaForSequenceClassification", () => {
   const { reward } = golden.endToEnd;
   const model = loadLlama(openCpu({ threads: 2 }), folder("gqa-tied"), "fp32", { head: "scalar" });
-  const head = model.device.f32(model.outputMatrix.ptr, model.outputMatrix.size);
+  const head = model.device.f32(model.outputMatrix!.ptr, model.outputMatrix!.size);
   head.set(head.map((_, i) => Math.fround(Math.fround(Math.sin(i)) * 0.3)));
   near(
     scoreSequences(
