@@ -64,6 +64,7 @@ test("--json: every task of several files, for each model", () => {
 test("a table for people", () => {
   const { out } = lyceum(model, "--tasks", "texts.jsonl", "--context", "16");
   expect(out).toMatch(/bits per byte +\d\.\d{3}\n/);
+  expect(out).not.toContain("95% intervals"); // there are none in it
 });
 
 test("a user's mistakes: what, where, what to do", () => {

@@ -19,7 +19,8 @@ export function describeTasks({ models, samples }: Evaluation, names: readonly s
   const line = (name: string, cells: readonly string[]): string =>
     `${name.padEnd(first)}${cells.map((cell, m) => `  ${cell.padStart(widths[m])}`).join("")}`.trimEnd();
   const table = rows.map(({ name, cells }) => (cells ? line(name, cells) : name));
-  return [...samples.flatMap((s) => describeSample(s, known)), line("", names), ...table, INTERVALS].join("\n");
+  const note = rows.some((r) => r.cells?.some((cell) => cell.includes("["))) ? [INTERVALS] : [];
+  return [...samples.flatMap((s) => describeSample(s, known)), line("", names), ...table, ...note].join("\n");
 }
 const INTERVALS = "[low, high]: 95% intervals. Models whose intervals overlap may be equally good: ask more records.";
 
