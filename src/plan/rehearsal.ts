@@ -92,6 +92,25 @@ class WatchedArena extends Arena {
   }
 }
 
+/**
+ * Numbers of tokens, rows and sequences lie where nothing else is ever put: kernels that are timed out of their order write over
+ * each other's memory, and a token's number read from there would point anywhere. The arena is charged for them all the same.
+ */
+class RehearsalTape extends Tape {
+  private readonly kept: { ptr: Ptr; bytes: number }[] = [];
+  override upload(data: Int32Array | Float32Array): Ptr {
+    super.upload(data);
+    const ptr = this.device.alloc(data.byteLength);
+    this.device.bytes(ptr, data.byteLength).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    this.kept.push({ ptr, bytes: data.byteLength });
+    return ptr;
+  }
+  giveBack(): void {
+    for (const { ptr, bytes } of this.kept.splice(0)) this.device.free(ptr, bytes);
+    this.arena.close();
+  }
+}
+
 /** Goes through one step and one evaluation batch. `device`: the engine that the run would use. */
 export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
   const { device, calls, noting } = silentDevice(real);
@@ -101,7 +120,7 @@ export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
   const { keeper } = model.parameters;
   const tables = 2 * run.model.maxPositionEmbeddings * (run.model.headDim / 2) * 4;
   const arena = new WatchedArena(device);
-  const tape = new Tape(device, true, arena);
+  const tape = new RehearsalTape(device, true, arena);
   const row = Int32Array.from({ length: run.contextLength }, (_, i) => (i * 7919) % run.model.vocabSize);
   const batch = packSequences(Array.from({ length: run.batchSize }, () => row));
   const targets = Int32Array.from(batch.ids, (_, i) => (i * 104729) % run.model.vocabSize);
@@ -124,7 +143,8 @@ export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
   step(2);
   const scriptSeconds = (performance.now() - began) / 1000;
   const beside = new WatchedArena(device);
-  model.logProbs(new Tape(device, false, beside), batch, targets);
+  const evaluation = new RehearsalTape(device, false, beside);
+  model.logProbs(evaluation, batch, targets);
   const { parameters, gradients } = keeper.stateBytes();
   const result = {
     calls: [...calls.values()],
@@ -138,8 +158,8 @@ export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
   return {
     ...result,
     close() {
-      arena.close();
-      beside.close();
+      tape.giveBack();
+      evaluation.giveBack();
       trainer.close();
       model.close();
     },

@@ -94,6 +94,15 @@ test("micro-batches repeat the passes and not the update; recomputation repeats 
   expect(count({ recompute: true }, "attentionForward")).toBe(6);
 });
 
+test("with recomputation memory is used many times over, and every noted call can still be made", () => {
+  const r = rehearse(device, run({ recompute: true, batchSize: 1 }));
+  const kernels = device as unknown as Record<string, (...args: number[]) => unknown>;
+  for (const order of [r.calls, [...r.calls].reverse()])
+    for (const { kernel, examples } of order) for (const args of examples) kernels[kernel](...args);
+  expect(r.calls.length).toBeGreaterThan(15);
+  r.close();
+});
+
 test("a prediction adds up, and its parts are those of the machine", () => {
   const p = predict(device, run());
   const { total, ...parts } = p.memory;
