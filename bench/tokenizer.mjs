@@ -45,7 +45,7 @@ export default async function main(args) {
   if (o.help) return console.log(HELP);
   for (const key of NUMBERS)
     if (!/^[1-9]\d*$/.test(o[key])) throw new UsageError(`--${key} must be a whole number above 0, not "${o[key]}".`);
-  if (!["gpt2", "llama3", "qwen"].includes(o.pretokenizer))
+  if (!["gpt2", "llama3", "qwen", "han"].includes(o.pretokenizer))
     throw new UsageError(`--pretokenizer must be gpt2, llama3 or qwen, not "${o.pretokenizer}".`);
   const names = ["train", "encode"].filter((n) => !o.only || n === o.only);
   if (names.length === 0) throw new UsageError(`There is no measurement "${o.only}". Known: train, encode.`);

@@ -206,6 +206,7 @@ static void encode_body(void *ctx, int64_t i, int thread) {
     const uint8_t *p = e->text + from, *end = e->text + to;
     if (t->pattern == BPE_GPT2) out = encode_text(BPE_GPT2, t, cache, p, end, out, thread);
     else if (t->pattern == BPE_LLAMA3) out = encode_text(BPE_LLAMA3, t, cache, p, end, out, thread);
+    else if (t->pattern == BPE_HAN) out = encode_text(BPE_HAN, t, cache, p, end, out, thread);
     else out = encode_text(BPE_QWEN, t, cache, p, end, out, thread);
     if (last < part->to) e->ends[text] = out - first;
     from = last + 1;

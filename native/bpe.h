@@ -1,10 +1,10 @@
-/* Where a word ends: the three usual pre-tokenizers as scanners over UTF-8, shared by bpe.c and bpe_train.c. */
+/* Where a word ends: the usual pre-tokenizers as scanners over UTF-8, shared by bpe.c and bpe_train.c. */
 #ifndef LYCEUM_BPE_H
 #define LYCEUM_BPE_H
 #include "internal.h"
 
-enum { BPE_OTHER, BPE_LETTER, BPE_NUMBER, BPE_SPACE, BPE_MULTI };
-enum { BPE_GPT2, BPE_LLAMA3, BPE_QWEN };
+enum { BPE_OTHER, BPE_LETTER, BPE_NUMBER, BPE_SPACE, BPE_MULTI, BPE_IDEOGRAPH }; /* the last only in the table for BPE_HAN */
+enum { BPE_GPT2, BPE_LLAMA3, BPE_QWEN, BPE_HAN };
 /* Texts are well-formed UTF-8 and each is followed by a zero byte, which is no letter, number or space: a run of those ends
  * there without a look at the end. Only runs of other characters must look. */
 
@@ -64,7 +64,7 @@ static inline const uint8_t *bpe_spaces(const uint8_t *classes, const uint8_t *p
   return q == end || last == p ? q : last;
 }
 
-/* The end of the word at p < end. `pattern` is a constant where this is called, so that three scanners are compiled. */
+/* The end of the word at p < end. `pattern` is a constant where this is called, so that a scanner is compiled for each. */
 static inline __attribute__((always_inline)) const uint8_t *bpe_word(int pattern, const uint8_t *classes, const uint8_t *p, const uint8_t *end) {
   int ascii = bpe_ascii[*p];
   if (ascii == BPE_LETTER) return bpe_run(classes, p + 1, BPE_LETTER);
@@ -75,6 +75,7 @@ static inline __attribute__((always_inline)) const uint8_t *bpe_word(int pattern
   const uint8_t *q = p + c.bytes;
   int next = q < end ? bpe_char(classes, q).kind : -1;
   if (c.kind == BPE_LETTER) return bpe_run(classes, q, BPE_LETTER);
+  if (pattern == BPE_HAN && c.kind == BPE_IDEOGRAPH) return q;
   if (pattern == BPE_GPT2) {
     int kind = c.kind;
     if (*p == ' ' && next >= 0 && next != BPE_SPACE) kind = next;
@@ -82,7 +83,7 @@ static inline __attribute__((always_inline)) const uint8_t *bpe_word(int pattern
     return kind == BPE_OTHER ? bpe_others(classes, q, end) : bpe_run(classes, q, kind);
   }
   if (c.kind == BPE_NUMBER) {
-    for (int i = 1; i < (pattern == BPE_LLAMA3 ? 3 : 1); i++) {
+    for (int i = 1; i < (pattern == BPE_QWEN ? 1 : 3); i++) {
       c = bpe_char(classes, q);
       if (c.kind != BPE_NUMBER) break;
       q += c.bytes;
@@ -98,12 +99,13 @@ static inline __attribute__((always_inline)) const uint8_t *bpe_word(int pattern
   return bpe_spaces(classes, p, end, 1);
 }
 
-/* From p on the first place, or end, where a word ends whatever stands before: after a letter that no letter follows. */
+/* From p on the first place, or end, where a word ends whatever stands before: after a letter that no letter follows,
+ * and after an ideograph that is a word. */
 static inline const uint8_t *bpe_border(const uint8_t *classes, const uint8_t *p, const uint8_t *end) {
   while (p < end && (*p & 0xC0) == 0x80) p++;
   for (int before = -1; p < end;) {
     BpeChar c = bpe_char(classes, p);
-    if (before == BPE_LETTER && c.kind != BPE_LETTER) return p;
+    if (before == BPE_IDEOGRAPH || (before == BPE_LETTER && c.kind != BPE_LETTER)) return p;
     before = c.kind;
     p += c.bytes;
   }

@@ -101,6 +101,7 @@ static void count_body(void *ctx, int64_t i, int thread) {
     const uint8_t *p = k->text + from, *end = k->text + to;
     if (pattern == BPE_GPT2) count_text(BPE_GPT2, classes, c, p, end);
     else if (pattern == BPE_LLAMA3) count_text(BPE_LLAMA3, classes, c, p, end);
+    else if (pattern == BPE_HAN) count_text(BPE_HAN, classes, c, p, end);
     else count_text(BPE_QWEN, classes, c, p, end);
     from = last + 1;
   }

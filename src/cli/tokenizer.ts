@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { type Rejected, readDocuments } from "../corpus/read.js";
 import { UserError } from "../run/errors.js";
 import type { Pretokenizer } from "../tokenizer/pretokenize.js";
+import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { trainBpe } from "../tokenizer/train.js";
 
@@ -14,8 +15,8 @@ interface TrainFlags {
 }
 
 export async function train(files: string[], flags: TrainFlags): Promise<void> {
-  if (!["gpt2", "llama3", "qwen"].includes(flags.pretokenizer))
-    throw new UserError(`--pretokenizer is "${flags.pretokenizer}"; it must be gpt2, llama3 or qwen.`, 2);
+  if (!PRETOKENIZERS.some((name) => name === flags.pretokenizer))
+    throw new UserError(`--pretokenizer is "${flags.pretokenizer}"; it must be one of ${PRETOKENIZERS.join(", ")}.`, 2);
   if (!/^\d+$/.test(flags.vocabSize))
     throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be a whole number.`, 2);
   const rejected: Rejected[] = [];

@@ -3,6 +3,7 @@ import { dirname, isAbsolute, join } from "node:path";
 import { z } from "zod";
 import { applyOverrides, check, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
+import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { ADS } from "./ads.js";
 import { GARBLED } from "./garbled.js";
 import { HARMFUL } from "./harmful.js";
@@ -129,7 +130,7 @@ export const recipeSchema = z.strictObject({
       z.string().min(1),
       z.strictObject({
         vocabSize: natural,
-        pretokenizer: z.enum(["gpt2", "llama3", "qwen"]).default("llama3"),
+        pretokenizer: z.enum(PRETOKENIZERS).default("llama3"),
         specialTokens: z.array(z.string().min(1)).min(1).default(["<|endoftext|>"]),
         /** Characters of the sample that it is trained on. */
         sample: natural.default(20_000_000),

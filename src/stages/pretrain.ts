@@ -23,6 +23,7 @@ import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
+import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { trainBpe } from "../tokenizer/train.js";
 import { backwardMeanLoss, meanLoss } from "./clm.js";
@@ -47,7 +48,7 @@ export const tokenizerSchema = z.union([
   z.string().min(1),
   z.strictObject({
     vocabSize: natural,
-    pretokenizer: z.enum(["gpt2", "llama3", "qwen"]).default("llama3"),
+    pretokenizer: z.enum(PRETOKENIZERS).default("llama3"),
     specialTokens: z.array(z.string().min(1)).min(1).default(["<|endoftext|>"]),
     /** Pairs rarer than this are not merged: in text without spaces it keeps whole sentences from becoming tokens. */
     minFrequency: natural.default(2),

@@ -8,7 +8,7 @@ import { CHAR_TO_BYTE } from "./bytes.js";
 import type { Pretokenizer } from "./pretokenize.js";
 import { characterClasses, SPACE } from "./unicode.js";
 
-const PATTERN_NUMBERS: Record<Pretokenizer, number> = { gpt2: 0, llama3: 1, qwen: 2 };
+const PATTERN_NUMBERS: Record<Pretokenizer, number> = { gpt2: 0, llama3: 1, qwen: 2, han: 3 };
 /** Characters handed to the engine at once; a longer text is cut. */
 const ROUND = 1 << 22;
 
@@ -46,11 +46,15 @@ class Memory {
 
 /** Engine memory for as long as `owner` lives. */
 const reclaimed = new FinalizationRegistry<Memory>((memory) => memory.free());
-let classes: { device: Device; ptr: Ptr } | undefined;
-/** The table of character classes, once for all tokenizers. */
-function classesOn(device: Device): Ptr {
-  if (classes?.device !== device) classes = { device, ptr: new Memory(device).put(characterClasses()) };
-  return classes.ptr;
+const tables = new Map<boolean, { device: Device; ptr: Ptr }>();
+/** The table of character classes, once for all tokenizers; one more for those that Chinese characters are words to. */
+function classesOn(device: Device, pattern: Pretokenizer): Ptr {
+  const han = pattern === "han";
+  const known = tables.get(han);
+  if (known?.device === device) return known.ptr;
+  const ptr = new Memory(device).put(characterClasses(han));
+  tables.set(han, { device, ptr });
+  return ptr;
 }
 
 /** Texts in engine memory as its kernels take them: UTF-8, each followed by a zero byte. */
@@ -114,7 +118,7 @@ export class NativeBpe {
     const version = randomBytes(8).readBigInt64LE();
     const fields = [
       PATTERN_NUMBERS[pattern],
-      classesOn(device),
+      classesOn(device, pattern),
       memory.put(model.byteIds),
       kept,
       mergeTable,
@@ -239,7 +243,7 @@ export class NativeTrainer {
     private readonly device: Device,
     pretokenizer: Pretokenizer,
   ) {
-    this.trainer = device.bpeTrainOpen(PATTERN_NUMBERS[pretokenizer], classesOn(device));
+    this.trainer = device.bpeTrainOpen(PATTERN_NUMBERS[pretokenizer], classesOn(device, pretokenizer));
     this.input = new Texts(device, 2 * ROUND, ROUND);
   }
   /** null where there is no engine. */

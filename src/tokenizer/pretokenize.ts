@@ -1,14 +1,21 @@
 /** The pre-tokenizers: regular expressions that cut text into the words that byte-pair merges never cross. */
 import { UserError } from "../run/errors.js";
 import { toRegExp } from "./oniguruma.js";
+import { IDEOGRAPH } from "./unicode.js";
 
-export type Pretokenizer = "gpt2" | "llama3" | "qwen";
+export const PRETOKENIZERS = ["gpt2", "llama3", "qwen", "han"] as const;
+export type Pretokenizer = (typeof PRETOKENIZERS)[number];
 
-/** As they stand in tokenizer.json (Oniguruma); GPT-2's is built into its ByteLevel step. */
+/**
+ * As they stand in tokenizer.json (Oniguruma); GPT-2's is built into its ByteLevel step. `han` is Llama 3's, and each
+ * Chinese character is a word (as in BERT): without spaces to cut at, whole clauses become tokens, and a name is spelled
+ * differently wherever it stands.
+ */
 export const PATTERNS: Record<Pretokenizer, string> = {
   gpt2: "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
   llama3:
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+  han: `[${IDEOGRAPH}]|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}${IDEOGRAPH}]?(?:(?![${IDEOGRAPH}])\\p{L})+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}${IDEOGRAPH}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`,
   qwen: "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
 };
 

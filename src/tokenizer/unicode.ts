@@ -67,16 +67,29 @@ export const NUMBER = asClass(NUMBERS);
 /** White_Space, which is what \s means to Oniguruma (JavaScript adds U+FEFF and lacks U+0085). */
 export const SPACE = "\\t-\\r \\x85\\xA0\\u1680\\u2000-\\u200A\\u2028\\u2029\\u202F\\u205F\\u3000";
 
-let classes: Uint8Array | undefined;
-/** For every code point: 1 letter, 2 number, 3 white space, 0 other. */
-export function characterClasses(): Uint8Array {
-  if (classes) return classes;
-  classes = new Uint8Array(0x110000);
-  for (const [first, last] of ranges(LETTERS)) classes.fill(1, first, last + 1);
-  for (const [first, last] of ranges(NUMBERS)) classes.fill(2, first, last + 1);
+/** Chinese characters: the blocks of unified and of compatibility ideographs. */
+const IDEOGRAPHS: readonly [first: number, last: number][] = [
+  [0x3400, 0x4dbf],
+  [0x4e00, 0x9fff],
+  [0xf900, 0xfaff],
+  [0x20000, 0x323af],
+];
+/** The same as part of a character class, which means the same to Oniguruma and to JavaScript with the flag u or v. */
+export const IDEOGRAPH = IDEOGRAPHS.map((range) => range.map((c) => String.fromCodePoint(c)).join("-")).join("");
+
+const classes = new Map<boolean, Uint8Array>();
+/** For every code point: 1 letter, 2 number, 3 white space, 0 other; with `ideographs` 5 for those, which else are letters. */
+export function characterClasses(ideographs = false): Uint8Array {
+  const known = classes.get(ideographs);
+  if (known) return known;
+  const table = new Uint8Array(0x110000);
+  for (const [first, last] of ranges(LETTERS)) table.fill(1, first, last + 1);
+  for (const [first, last] of ranges(NUMBERS)) table.fill(2, first, last + 1);
   const space = new RegExp(`[${SPACE}]`, "u");
-  for (let c = 0; c < 0x3001; c++) if (space.test(String.fromCharCode(c))) classes[c] = 3;
-  return classes;
+  for (let c = 0; c < 0x3001; c++) if (space.test(String.fromCharCode(c))) table[c] = 3;
+  if (ideographs) for (const [first, last] of IDEOGRAPHS) table.fill(5, first, last + 1);
+  classes.set(ideographs, table);
+  return table;
 }
 
 /**

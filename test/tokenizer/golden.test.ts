@@ -4,7 +4,7 @@ import type { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 import { type TrainOptions, trainBpe } from "../../src/tokenizer/train.js";
 import { type Change, changed, fromJson, golden, type Json, type Results } from "./golden.js";
 
-const NAMES = ["gpt2", "llama3", "qwen"] as const;
+const NAMES = ["gpt2", "llama3", "qwen", "han"] as const;
 const { texts, ...byName } = golden<{ texts: string[] } & Record<(typeof NAMES)[number], Results>>("texts.json");
 const corpus = golden<string[]>("corpus.json");
 

@@ -8,7 +8,7 @@ import type { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 import { trainBpe } from "../../src/tokenizer/train.js";
 import { type Change, changed, fromJson, golden, type Json } from "./golden.js";
 
-const NAMES = ["gpt2", "llama3", "qwen"] as const;
+const NAMES = ["gpt2", "llama3", "qwen", "han"] as const;
 const { texts } = golden<{ texts: string[] }>("texts.json");
 const corpus = golden<string[]>("corpus.json");
 const threads = openCpu().threads;

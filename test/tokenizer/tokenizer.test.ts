@@ -15,7 +15,7 @@ afterAll(() => rmSync(dir, { recursive: true }));
 const { texts } = golden<{ texts: string[] }>("texts.json");
 const SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"];
 
-test.each(["gpt2", "llama3", "qwen"] as const)(
+test.each(["gpt2", "llama3", "qwen", "han"] as const)(
   "%s: saved and loaded, any text comes back, with the peer's ids",
   (name) => {
     const trained = trainBpe(golden<string[]>("corpus.json").slice(0, 200), { vocabSize: 600, pretokenizer: name });

@@ -1,13 +1,17 @@
-"""The three pre-tokenizers' expressions, and the changes to a tokenizer.json that variants.json is made of.
+"""The pre-tokenizers' expressions, and the changes to a tokenizer.json that variants.json is made of.
 
 A change is a list of [path, value]: the path leads through objects to what is set. Some are computed: "stringMerges"
 writes the merges as strings, "vocab+" adds tokens, "without" takes tokens out of the vocabulary together with the merges that name them.
 """
 
+# Unified and compatibility ideographs.
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "qwen": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "han": rf"[{HAN}]|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}{HAN}]?(?:(?![{HAN}])\p{{L}})+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}{HAN}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
