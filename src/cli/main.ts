@@ -142,7 +142,7 @@ tokenizer
   .argument("<files...>", "text (.txt, .md) or JSONL with a text field (.jsonl, .jsonl.gz)")
   .requiredOption("--vocab-size <n>", "number of tokens, special ones included")
   .requiredOption("--out <dir>", "folder for tokenizer.json")
-  .option("--pretokenizer <kind>", "gpt2, llama3 or qwen", "llama3")
+  .option("--pretokenizer <kind>", "gpt2, llama3, qwen, or han: llama3 with every Chinese character a word", "llama3")
   .option("--special <tokens...>", "special tokens; the first ends a document", ["<|endoftext|>"])
   .action(async (files, options) => (await import("./tokenizer.js")).train(files, options));
 tokenizer
