@@ -6,6 +6,23 @@ import { afterAll, expect, test, vi } from "vitest";
 import { command, type PlanFlags } from "../../src/cli/plan.js";
 
 const dir = mkdtempSync(join(tmpdir(), "lyceum-plan-"));
+const recipe = join(dir, "recipe.yaml");
+writeFileSync(
+  recipe,
+  `stages:
+  - stage: pretrain
+    model: { hiddenSize: 192, intermediateSize: 512, numLayers: 4, numHeads: 6 }
+    tokenizer: { vocabSize: 6000 }
+    data: { train: [x.jsonl], contextLength: 128 }
+    batchSize: 8
+    steps: 100
+  - { stage: sft, from: pretrain, data: { train: [x.jsonl] }, batchSize: 8 }
+  - { stage: evaluate, models: [sft], file: x.jsonl }
+  - { stage: reward, from: sft, data: { train: [x.jsonl] } }
+  - { stage: dpo, name: direct, from: sft, data: { train: [x.jsonl] }, batchSize: 16 }
+  - { stage: ppo, from: sft, reward: reward, prompts: [x.jsonl], maxTokens: 40, batchSize: 64 }
+`,
+);
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
 
 async function printed(flags: PlanFlags): Promise<string> {
@@ -73,19 +90,22 @@ test("PPO with four 7B models on 4 devices: 240 GB as in the notes, and what tha
 });
 
 test("a recipe: its stages, their shapes and batches; the critic is the reward model", async () => {
-  const first = await json({ model: "recipes/quickstart.yaml", devices: "1" });
+  const first = await json({ model: recipe, devices: "1" });
   expect(first.contextLength).toBe(128);
   expect(first.globalBatch).toBe(8);
   expect(first.model.parameters).toBe(6000 * 192 + 4 * (4 * 192 * 192 + 3 * 192 * 512 + 2 * 192) + 192);
-  const ppo = await json({ model: "recipes/quickstart.yaml", stage: "ppo", devices: "1" });
+  const ppo = await json({ model: recipe, stage: "ppo", devices: "1" });
   expect([ppo.contextLength, ppo.globalBatch]).toEqual([128 + 40, 64]);
   expect(ppo.model.parameters).toBe(first.model.parameters);
-  const dpo = await json({ model: "recipes/quickstart.yaml", stage: "dpo", devices: "1" });
+  const dpo = await json({ model: recipe, stage: "dpo", devices: "1" });
   expect(dpo.globalBatch).toBe(32); // 16 preferences
+  const text = await printed({ model: recipe, devices: "1" });
+  expect(text).toContain("pretrain of recipe on 1 x a100-80");
+  expect(text).toContain(", 102k tokens"); // 100 steps of 8 x 128
 });
 
 test("LoRA: gradients and optimizer of the adapters only", async () => {
-  const flags = { model: "recipes/quickstart.yaml", stage: "sft", devices: "1" };
+  const flags = { model: recipe, stage: "sft", devices: "1" };
   const whole = await json(flags);
   expect(whole.strategies[0].optimizer).toBe(12 * whole.model.parameters);
   const lora = await json({ ...flags, set: ["stages.1.lora.rank=4", "stages.1.lora.targets=[qkv]"] });
@@ -108,6 +128,17 @@ test("the table names the chosen layout and a reason for each of the others; the
   for (const name of ["ddp", "zero3-infinity", "3d-zero1", "does not fit", "80.0 GB"]) expect(picture).toContain(name);
   expect(picture.match(/<rect/g)!.length).toBeGreaterThan(30);
   expect(picture.match(/<(rect|text|line|svg|title)\b/g)!.length).toBeGreaterThan(60);
+});
+
+test("--simulate: the chosen layout on devices that differ", async () => {
+  const text = await printed({ model: "7B", devices: "64", simulate: "0.02" });
+  expect(text).toMatch(
+    /Simulated on 64 devices, .* s when all are equally fast, and .* s \(\d+\.\d% more\) as they differ/,
+  );
+  const { simulated } = (await json({ model: "7B", devices: "64", simulate: "0" })) as unknown as {
+    simulated: { even: number; uneven: number };
+  };
+  expect(simulated.uneven).toBeCloseTo(simulated.even, 6);
 });
 
 test("a cluster file, flags over it, and its mistakes with line and nearest key", async () => {
@@ -133,7 +164,8 @@ test.each([
   [{ model: "7B", attention: "flash" }, /--attention is "flash"; it must be blocked or full/],
   [{ model: "7B", stage: "ppo", context: "512", reply: "512" }, /--reply 512 must be less than the context/],
   [{ model: "none.yaml" }, /none.yaml does not exist/],
-  [{ model: "recipes/quickstart.yaml", stage: "grpo" }, /Planned are pretrain, sft, reward, dpo, ppo/],
+  [{ model: "7B", simulate: "3%" }, /--simulate is "3%"; it must be a share from 0 to 1/],
+  [{ model: recipe, stage: "grpo" }, /Planned are pretrain, sft, reward, dpo, ppo/],
   [{ model: "test/golden" }, /there is no config.json in it/],
 ] as [PlanFlags, RegExp][])("a mistake in %j is told", async (flags, message) => {
   await expect(printed(flags)).rejects.toThrow(message);
