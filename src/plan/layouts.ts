@@ -147,11 +147,12 @@ const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;
 function whyTooLarge({ memory: m }: Planned, c: Cluster): string {
   if (m.total <= USABLE * c.memory)
     return `needs ${gigabytes(m.host)} of main memory for each device, which has ${gigabytes(c.hostMemory)}`;
-  const parts = ["parameters", "gradients", "optimizer", "activations", "buffers"] as const;
+  const parts = ["parameters", "gradients", "optimizer", "activations", "kvCache", "buffers"] as const;
   const largest = parts.reduce((a, b) => (m[b] > m[a] ? b : a));
+  const name = largest === "kvCache" ? "the replies' key-value cache" : largest;
   return (
     `needs ${gigabytes(m.total)} and ${gigabytes(USABLE * c.memory)} can be used, even with recomputation and micro-batches ` +
-    `of one sequence; the largest part is ${largest} (${gigabytes(m[largest])})`
+    `of one sequence; the largest part is ${name} (${gigabytes(m[largest])})`
   );
 }
 
