@@ -22,6 +22,8 @@ export interface GenerateOptions {
   /** Ids that end a reply; the id itself is kept as its last token. */
   stop?: readonly number[];
   seed?: number;
+  /** Number of the first row, where processes share the rows among them. */
+  firstRow?: number;
   /** Called with every new token of every row; false ends that row. */
   onToken?: (row: number, id: number) => boolean | undefined;
 }
@@ -37,7 +39,16 @@ export interface Generated {
 /** Continues every prompt (arrays of ids, none empty). Throws UserError when a prompt leaves no room in the context. */
 export function generate(model: Llama, prompts: readonly ArrayLike<number>[], options: GenerateOptions): Generated[] {
   const { device, config } = model;
-  const { maxTokens, temperature = 0, topK = 0, topP = 1, minP = 0, repetitionPenalty = 1, seed = 0 } = options;
+  const {
+    maxTokens,
+    temperature = 0,
+    topK = 0,
+    topP = 1,
+    minP = 0,
+    repetitionPenalty = 1,
+    seed = 0,
+    firstRow = 0,
+  } = options;
   const stop = new Set(options.stop ?? []);
   const context = config.maxPositionEmbeddings;
   prompts.forEach((p, i) => {
@@ -69,7 +80,7 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
     const B = rows.length;
     const u = new Float32Array(B);
     rows.forEach((row, b) => {
-      u[b] = uniform(seed, row, results[row].ids.length, tape);
+      u[b] = uniform(seed, firstRow + row, results[row].ids.length, tape);
     });
     const histories =
       repetitionPenalty === 1 ? rows.map(() => []) : rows.map((r) => [...Array.from(prompts[r]), ...results[r].ids]);

@@ -86,8 +86,10 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
 export function saveLlama(model: Llama, dir: string, extra: Record<string, unknown> = {}): void {
   mkdirSync(dir, { recursive: true });
   const bf16 = model.precision === "bf16";
-  const json = (name: string, value: unknown): void =>
-    writeFileSync(`${dir}/${name}`, `${JSON.stringify(value, null, 2)}\n`);
+  const { writer } = model.parameters.storage;
+  const json = (name: string, value: unknown): void => {
+    if (writer.stage === 0 && writer.rank === 0) writeFileSync(`${dir}/${name}`, `${JSON.stringify(value, null, 2)}\n`);
+  };
   const config = llamaConfigJson(model.config, bf16 ? "bfloat16" : "float32");
   const scalar = {
     architectures: ["LlamaForSequenceClassification"],

@@ -368,8 +368,9 @@ export class Llama {
     const nseq = batch.cuSeqlens.length - 1;
     const layout = { cu: tape.upload(batch.cuSeqlens), nseq, positions: tape.upload(batch.positions) };
     const mix = mixer(layout);
-    const { keeper, units } = this.parameters;
-    for (const unit of units) if (!unit.name.startsWith("layer ")) keeper.use(unit, tape.recording);
+    const { keeper } = this.parameters;
+    for (const set of [this.parameters, this.lora?.parameters])
+      for (const unit of set?.units ?? []) if (!unit.name.startsWith("layer ")) set!.keeper.use(unit, tape.recording);
     let h = this.embed(tape, batch.ids);
     for (let i = 0; i < this.layers.length; i++) {
       const before = h;

@@ -89,11 +89,20 @@ export function loraLinear(
 export function mergeLora(model: Llama): void {
   const { lora, device } = model;
   if (!lora) return;
-  for (const [W, { A, B }] of lora.factors) {
-    const [out, inner] = W.shape;
-    const rank = A.shape[0];
-    // biome-ignore format: one product
-    device.matmul(0, 0, out, inner, rank, lora.scale, B.ptr, B.dtype, rank, A.ptr, A.dtype, inner, 1, W.ptr, W.dtype, inner, 0, 1, 0, 0, 0);
+  const { keeper, units } = model.parameters;
+  lora.parameters.keeper.hold(true);
+  for (const unit of units) {
+    keeper.open(unit);
+    for (const W of unit.parameters) {
+      const factors = lora.factors.get(W);
+      if (!factors) continue;
+      const { A, B } = factors;
+      const [out, inner] = W.shape;
+      const rank = A.shape[0];
+      // biome-ignore format: one product
+      device.matmul(0, 0, out, inner, rank, lora.scale, B.ptr, B.dtype, rank, A.ptr, A.dtype, inner, 1, W.ptr, W.dtype, inner, 0, 1, 0, 0, 0);
+    }
+    keeper.close(unit, true);
   }
   lora.parameters.close();
   model.lora = undefined;

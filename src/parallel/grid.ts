@@ -125,6 +125,12 @@ export class Grid {
     return { from: (rank * count) / size, to: ((rank + 1) * count) / size };
   }
 
+  /** What every data-parallel process has found (numbers, lists), in their order, as one list. */
+  everyone<T>(own: readonly T[]): T[] {
+    if (this.data.size === 1) return [...own];
+    return this.data.gatherText(JSON.stringify(own)).flatMap((text) => JSON.parse(text) as T[]);
+  }
+
   /** Throws when the processes do not say the same: versions, configurations, data. */
   static agree(world: Comm, what: string, text: string): void {
     const hash = createHash("sha256").update(text).digest("hex").slice(0, 12);

@@ -44,6 +44,7 @@ export class ZeroKeeper implements Keeper {
   private readonly underWay: Pending[] = [];
   private gathered: { ptr: Ptr; bytes: number } | undefined;
   lastMicroBatch = false;
+  private held = false;
 
   constructor(
     private readonly comm: Comm,
@@ -113,6 +114,12 @@ export class ZeroKeeper implements Keeper {
 
   // ---- values: gathered before use, given up after (stage 3) ----
 
+  hold(held: boolean): void {
+    if (held) for (const unit of this.set.units) this.open(unit);
+    this.held = held;
+    if (!held) for (const unit of this.set.units) this.giveUp(unit);
+  }
+
   use(unit: Unit, recording: boolean): void {
     this.open(unit);
     if (recording) this.openGrads(unit);
@@ -159,7 +166,7 @@ export class ZeroKeeper implements Keeper {
     this.memory?.behind(this.own[unit.index].values, this.share(unit) * this.bytes);
   }
   private giveUp(unit: Unit): void {
-    if (this.persists(unit) || unit.values === 0) return;
+    if (this.held || this.persists(unit) || unit.values === 0) return;
     this.finishGather(unit);
     this.giveBuffer(unit, unit.values);
     unit.values = 0;

@@ -149,6 +149,12 @@ export class RunFolder {
   }
 }
 
+/** For work that is not shared out yet: throws a UserError when several processes were started for it. */
+export function onlyAlone(name: string, { world }: RunFolder): void {
+  if (world && world.size > 1)
+    throw new UserError(`${name} runs in one process; ${world.size} were started. Start it without mpirun.`, 2);
+}
+
 /** Steps of the whole checkpoints, ascending. */
 export function checkpointSteps(dir: string): number[] {
   if (!existsSync(`${dir}/checkpoints`)) return [];

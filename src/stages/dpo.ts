@@ -19,6 +19,7 @@ import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
+import { Grid } from "../parallel/grid.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { loraSchema, trainingSettings } from "../run/settings.js";
@@ -150,6 +151,7 @@ interface Pair {
 
 export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
+  const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = Tokenizer.load(resumed ?? config.from);
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
@@ -158,17 +160,20 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   if (aside) console.error(aside);
 
   const { seed, precision } = config;
-  const load = (dir: string): Llama => loadLlama(device, dir, precision, { vocabSize: tokenizer.vocabSize });
+  const load = (dir: string): Llama => loadLlama(device, dir, precision, { vocabSize: tokenizer.vocabSize, grid });
   const pairs = { train: pairsOf(train), validation: pairsOf(validation) };
   // Before anything is trained, the model is its own reference.
   const referenceFile = `${run.dir}/reference.json`;
-  if (!existsSync(referenceFile)) {
+  const known = existsSync(referenceFile);
+  grid.world.barrier(true);
+  if (!known) {
     const reference = load(config.from);
     run.write(
       "reference.json",
       JSON.stringify([...pairs.train, ...pairs.validation].map((p) => pairSums(reference, [p])[0])),
     );
     reference.close();
+    grid.world.barrier(true);
   }
   const sums = JSON.parse(readFileSync(referenceFile, "utf8")) as { chosen: number; rejected: number }[];
   [...pairs.train, ...pairs.validation].forEach((p, i) => {
@@ -180,13 +185,19 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   if (config.lora) attachLora(model, config.lora, seed);
   const perStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * pairs.train.length) / perStep));
-  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps);
+  model.recompute = config.recompute;
+  const mine = grid.share(config.batchSize, "batchSize");
+  Grid.agree(grid.world, "data", JSON.stringify(pairs));
+  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
+    memory: grid.stateMemory(),
+    checkEvery: config.parallel.checkEvery,
+  });
   if (resumed) {
     if (config.lora) loadAdapter(model, resumed);
     trainer.load(resumed, run.startStep);
   }
   console.error(
-    `${(model.parameters.count / 1e6).toFixed(2)}M parameters, ${pairs.train.length} pairs, ${steps} steps of ${perStep}, loss ${config.loss}`,
+    `${(model.count / 1e6).toFixed(2)}M parameters, ${pairs.train.length} pairs, ${steps} steps of ${perStep}, loss ${config.loss}`,
   );
 
   const tape = new Tape(device);
@@ -216,9 +227,10 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
           const result = backwardPairs(
             model,
             tape,
-            current.slice(i, i + config.batchSize),
+            current.slice(i + mine.from, i + mine.to),
             config,
             config.gradientAccumulation,
+            i + config.batchSize === perStep,
           );
           loss += result.loss;
           seen.push(...result.pairs);
@@ -236,20 +248,21 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
         return { validationLoss: loss, ...Object.fromEntries(named) };
       },
     }),
+    stateBytes: () => trainer.stateBytes(),
     batch: () => current.map((p) => ({ chosen: [...p.chosen.ids], rejected: [...p.rejected.ids] })),
     save(dir) {
       if (config.lora) saveAdapter(model, dir);
       else saveLlama(model, dir);
-      tokenizer.save(dir);
+      if (run.first) tokenizer.save(dir);
       trainer.save(dir);
     },
   });
   mergeLora(model);
   run.result("model", (dir) => {
     saveLlama(model, dir);
-    tokenizer.save(dir);
+    if (run.first) tokenizer.save(dir);
   });
-  tape.arena.close();
+  tape.close();
   trainer.close();
   model.close();
 }
@@ -307,25 +320,32 @@ function backwardPairs(
   pairs: readonly Pair[],
   config: DpoConfig,
   microBatches: number,
+  last: boolean,
 ): { loss: number; pairs: PairLogProbs[] } {
   const batch = replyBatch(repliesOf(pairs));
   const logp = model.logProbs(tape, batch, batch.targets);
   const values = model.device.f32(logp.ptr, logp.size);
-  const found = toPairs(
+  const own = toPairs(
     pairs,
     batch.spans.map((s) => sum(values, s)),
   );
+  // Every data-parallel process knows all pairs, and goes backward through its own.
+  const { grid, trainable } = model;
+  const found = grid.everyone(own);
+  const first = grid.data.rank * own.length;
   const result = preferenceLoss(found, config);
   const chosenTokens = found.reduce((n, p) => n + p.chosenTokens, 0);
   const nll = -found.reduce((n, p) => n + p.chosen, 0) / chosenTokens;
   const seed = tape.tensor(F32, logp.shape);
   const gradient = model.device.f32(seed.ptr, logp.size).fill(0);
   batch.spans.forEach(({ from, to }, s) => {
-    const i = s >> 1;
+    const i = first + (s >> 1);
     const slope = s % 2 === 0 ? result.dChosen[i] - config.nll / chosenTokens : result.dRejected[i];
     gradient.fill(slope / microBatches, from, to);
   });
+  trainable.keeper.lastMicroBatch = last;
   tape.backward(logp, seed);
+  trainable.keeper.lastMicroBatch = false;
   tape.reset();
   return { loss: (result.loss + config.nll * nll) / microBatches, pairs: found };
 }

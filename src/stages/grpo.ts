@@ -18,7 +18,7 @@ import { loadLlama, saveLlama } from "../nn/folder.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter, withoutLora } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
 import { NonFiniteError } from "../run/errors.js";
-import type { RunFolder } from "../run/folder.js";
+import { onlyAlone, type RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { loraSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
@@ -86,6 +86,7 @@ export function grpoLoss(
 }
 
 export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
+  onlyAlone("grpo", run);
   const device = openCpu({ threads: config.threads });
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const { precision, seed, temperature } = config;

@@ -23,7 +23,9 @@ import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter, withoutLora } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
-import { NonFiniteError } from "../run/errors.js";
+import { sumNumbers } from "../parallel/comm.js";
+import { Grid } from "../parallel/grid.js";
+import { NonFiniteError, UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { mebibytes } from "../run/progress.js";
@@ -190,6 +192,12 @@ interface State {
 
 export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
+  const grid = Grid.of(device, run.world, config.parallel, run.dir);
+  if (grid.tensor.size * grid.pipeline.size > 1)
+    throw new UserError(
+      "ppo runs on several processes with parallel.data and parallel.zero, not with tensor or pipeline.",
+      2,
+    );
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const { precision, seed } = config;
   const tokenizer = Tokenizer.load(config.from);
@@ -200,21 +208,33 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   if (aside) console.error(aside);
 
   // The four models. With LoRA the reference is the actor without its adapters.
-  const actor = loadLlama(device, resumed && !config.lora ? resumed : config.from, precision);
+  const actor = loadLlama(device, resumed && !config.lora ? resumed : config.from, precision, { grid });
+  actor.recompute = config.recompute;
   if (config.lora) attachLora(actor, config.lora, seed);
-  const ref = config.lora ? undefined : loadLlama(device, config.from, precision, { trainable: false });
+  const ref = config.lora ? undefined : loadLlama(device, config.from, precision, { trainable: false, grid });
   const judge = await openJudge(config.reward, device, precision, tokenizer, config.from);
   const isModule = /\.[cm]?js$/.test(config.reward);
   const criticFrom = resumed ? `${resumed}/critic` : (config.critic ?? (isModule ? config.from : config.reward));
-  const critic = loadLlama(device, criticFrom, precision, { head: "scalar", seed });
+  const critic = loadLlama(device, criticFrom, precision, { head: "scalar", seed, grid });
+  critic.recompute = config.recompute;
   if (!resumed && (config.criticHeadZero || (isModule && !config.critic)))
-    device.fill(critic.outputMatrix!.ptr, 0, critic.outputMatrix!.size, critic.outputMatrix!.dtype);
+    for (const t of critic.parameters.named(true))
+      if (t.name.startsWith("score")) device.fill(t.ptr, 0, t.size, critic.parameters.dtype);
   reportMemory(actor, ref, critic, judge.bytes);
 
   const state: State = resumed ? readState(resumed) : { klCoef: config.klCoef, actorUpdates: 0, criticUpdates: 0 };
   const updates = config.steps * config.epochs * Math.ceil(config.batchSize / config.minibatchSize);
-  const actorTrainer = new Trainer(actor.trainable, config.optimizer, config.schedule, updates);
-  const criticTrainer = new Trainer(critic.trainable, config.criticOptimizer, config.criticSchedule, updates);
+  const mine = grid.share(config.batchSize, "batchSize");
+  grid.share(config.minibatchSize, "minibatchSize");
+  const { checkEvery } = config.parallel;
+  const actorTrainer = new Trainer(actor.trainable, config.optimizer, config.schedule, updates, {
+    memory: grid.stateMemory("actor"),
+    checkEvery,
+  });
+  const criticTrainer = new Trainer(critic.trainable, config.criticOptimizer, config.criticSchedule, updates, {
+    memory: grid.stateMemory("critic"),
+    checkEvery,
+  });
   if (resumed) {
     if (config.lora) loadAdapter(actor, resumed);
     actorTrainer.load(resumed, state.actorUpdates);
@@ -223,23 +243,40 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
 
   /** The actor replies, and everybody looks at the replies. */
   const gather = async (step: number): Promise<Experience> => {
+    const models = [actor, critic, ref].filter((m) => m !== undefined);
+    for (const m of models) m.parameters.keeper.hold(true);
+    try {
+      return await look(step);
+    } finally {
+      for (const m of models) m.parameters.keeper.hold(false);
+    }
+  };
+  /** Each data-parallel process with its share of the prompts; what it finds, all know. */
+  const look = async (step: number): Promise<Experience> => {
     const chosen = Array.from({ length: config.batchSize }, (_, i) => {
       const at = (step - 1) * config.batchSize + i;
       return prompts[shuffled(at % prompts.length, prompts.length, seed, Math.floor(at / prompts.length))];
     });
     const { temperature, maxTokens } = config;
-    const episodes = rollout(actor, tokenizer, chosen, { maxTokens, temperature, seed: seed * 1_000_003 + step });
-    const scores = (await judge.score(episodes)).map((score, i) => {
+    const own = rollout(actor, tokenizer, chosen.slice(mine.from, mine.to), {
+      maxTokens,
+      temperature,
+      seed: seed * 1_000_003 + step,
+      firstRow: mine.from,
+    });
+    const ownScores = (await judge.score(own)).map((score, i) => {
       const kept = config.clipReward > 0 ? Math.min(config.clipReward, Math.max(-config.clipReward, score)) : score;
-      return episodes[i].finished ? kept : kept - config.missingEosPenalty;
+      return own[i].finished ? kept : kept - config.missingEosPenalty;
     });
     // Not what generation reported: the same kernels as in the update, so that the first ratio is 1 to the bit.
-    const logp = replyLogProbs(actor, episodes, temperature);
-    const refOf = (): PerToken => replyLogProbs(ref ?? actor, episodes, temperature);
-    const reference = ref ? refOf() : withoutLora(actor, refOf);
-    for (const row of [...logp, ...reference])
+    const ownLogp = replyLogProbs(actor, own, temperature);
+    const refOf = (): PerToken => replyLogProbs(ref ?? actor, own, temperature);
+    const ownReference = ref ? refOf() : withoutLora(actor, refOf);
+    for (const row of [...ownLogp, ...ownReference])
       if (row.some((p) => !Number.isFinite(p))) throw new NonFiniteError(`Step ${step}: a log-probability`);
-    const values = replyValues(critic, episodes);
+    const all = share(grid, own, ownScores, [ownLogp, ownReference, replyValues(critic, own)]);
+    const { episodes, scores } = all;
+    const [logp, reference, values] = all.perToken;
 
     let rewards = episodes.map((_, i) =>
       tokenRewards(logp[i], reference[i], scores[i], state.klCoef, config.klEstimator),
@@ -313,27 +350,54 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
           .map((e, i) => `${e.prompt.messages.at(-1)?.content} -> ${e.text}  [${experience!.scores[i].toFixed(2)}]`)
           .join("\n"),
     }),
+    stateBytes: () => actorTrainer.stateBytes() + criticTrainer.stateBytes(),
     batch: () =>
       experience?.episodes.map((e, i) => ({ ids: [...e.ids], start: e.start, score: experience!.scores[i] })),
     save(dir) {
       if (config.lora) saveAdapter(actor, dir);
       else saveLlama(actor, dir);
-      tokenizer.save(dir);
+      if (run.first) tokenizer.save(dir);
       actorTrainer.save(dir);
       saveLlama(critic, `${dir}/critic`);
       criticTrainer.save(dir, "critic-optimizer");
-      writeFileSync(`${dir}/state.json`, JSON.stringify(state));
+      if (run.first) writeFileSync(`${dir}/state.json`, JSON.stringify(state));
     },
   });
   mergeLora(actor);
   run.result("model", (dir) => {
     saveLlama(actor, dir);
-    tokenizer.save(dir);
+    if (run.first) tokenizer.save(dir);
   });
   tape.arena.close();
   for (const t of [actorTrainer, criticTrainer]) t.close();
   for (const m of [actor, critic, ref]) m?.close();
   judge.close();
+}
+
+/** What each data-parallel process has found on its own episodes, as lists over all of them. */
+function share(grid: Grid, episodes: Episode[], scores: number[], perToken: PerToken[]) {
+  if (grid.data.size === 1) return { episodes, scores, perToken };
+  const rows = grid.everyone(
+    episodes.map((e, i) => ({
+      episode: { ...e, ids: [...e.ids], prompt: { ...e.prompt, ids: [...e.prompt.ids] } },
+      score: scores[i],
+      perToken: perToken.map((list) => [...list[i]]),
+    })),
+  );
+  return {
+    episodes: rows.map(({ episode: e }): Episode => {
+      return { ...e, ids: Int32Array.from(e.ids), prompt: { ...e.prompt, ids: Int32Array.from(e.prompt.ids) } };
+    }),
+    scores: rows.map((r) => r.score),
+    perToken: perToken.map((_, k) => rows.map((r) => Float32Array.from(r.perToken[k]))),
+  };
+}
+
+/** This process's share of a minibatch, and the tokens of all replies in it. */
+function part({ grid }: Llama, x: Experience, which: readonly number[]): { own: number[]; tokens: number } {
+  const { from, to } = grid.share(which.length, "the last minibatch");
+  const tokens = which.reduce((n, i) => n + x.episodes[i].ids.length - x.episodes[i].start, 0);
+  return { own: which.slice(from, to), tokens };
 }
 
 /** Rewards to advantages; with `trl`, the score stands one place after the last token, so the last token keeps its own KL. */
@@ -357,8 +421,8 @@ function updateActor(
   at: number,
   totals: Totals,
 ): number {
-  const batch = replyBatch(which.map((i) => x.episodes[i]));
-  const n = batch.spans.reduce((sum, s) => sum + s.to - s.from, 0);
+  const { own, tokens: n } = part(actor, x, which);
+  const batch = replyBatch(own.map((i) => x.episodes[i]));
   let moved = 0;
   const { gradNorm } = trainer.step(at, () => {
     const logp = actor.logProbs(tape, batch, batch.targets, config.temperature);
@@ -369,10 +433,10 @@ function updateActor(
     let clipped = 0;
     let ratios = 0;
     batch.spans.forEach(({ from, to }, s) => {
-      const { [which[s]]: old } = x.logp;
+      const { [own[s]]: old } = x.logp;
       for (let row = from; row < to; row++) {
         const t = row - from;
-        const token = policyLoss(now[row], old[t], x.advantages[which[s]][t], config.clipRange, config.dualClip);
+        const token = policyLoss(now[row], old[t], x.advantages[own[s]][t], config.clipRange, config.dualClip);
         loss += token.loss;
         clipped += token.clipped ? 1 : 0;
         slopes[row] = token.slope / n;
@@ -381,6 +445,7 @@ function updateActor(
         moved += Math.expm1(logRatio) - logRatio; // k3 the other way round: KL(old || new)
       }
     });
+    [loss, clipped, ratios, moved] = sumNumbers(actor.grid.data, [loss, clipped, ratios, moved]);
     moved /= n;
     totals.add({
       "loss/policy_avg": loss / n,
@@ -388,12 +453,15 @@ function updateActor(
       "policy/approxkl_avg": moved,
       "val/ratio": ratios / n,
     });
+    const { keeper } = actor.trainable;
+    keeper.lastMicroBatch = config.entropyCoef === 0;
     tape.backward(logp, seed);
+    keeper.lastMicroBatch = false;
     tape.reset();
     if (config.entropyCoef > 0) {
       const entropy = actor.entropies(tape, batch, batch.targets, config.temperature);
       const all = actor.device.f32(entropy.ptr, entropy.size);
-      const sum = all.reduce((a, b) => a + b, 0);
+      const [sum] = sumNumbers(actor.grid.data, [all.reduce((a, b) => a + b, 0)]);
       const gradient = tape.tensor(F32, entropy.shape);
       actor.device.fill(gradient.ptr, -config.entropyCoef / n, entropy.size, F32);
       totals.add({ "policy/entropy_avg": sum / n });
@@ -417,8 +485,8 @@ function updateCritic(
   at: number,
   totals: Totals,
 ): void {
-  const batch = replyBatch(which.map((i) => x.episodes[i]));
-  const n = batch.spans.reduce((sum, s) => sum + s.to - s.from, 0);
+  const { own, tokens: n } = part(critic, x, which);
+  const batch = replyBatch(own.map((i) => x.episodes[i]));
   trainer.step(at, () => {
     const values = critic.values(tape, batch);
     const now = critic.device.f32(values.ptr, values.size);
@@ -427,7 +495,7 @@ function updateCritic(
     let loss = 0;
     let clipped = 0;
     batch.spans.forEach(({ from, to }, s) => {
-      const i = which[s];
+      const i = own[s];
       for (let row = from; row < to; row++) {
         const token = valueLoss(now[row], x.values[i][row - from], x.returns[i][row - from], config.clipRangeValue);
         loss += token.loss;
@@ -435,8 +503,11 @@ function updateCritic(
         slopes[row] = (config.vfCoef * token.slope) / n;
       }
     });
+    [loss, clipped] = sumNumbers(critic.grid.data, [loss, clipped]);
     totals.add({ "loss/value_avg": loss / n, "val/clipfrac_avg": clipped / n });
+    critic.trainable.keeper.lastMicroBatch = true;
     tape.backward(values, seed);
+    critic.trainable.keeper.lastMicroBatch = false;
     tape.reset();
     return (config.vfCoef * loss) / n;
   });

@@ -8,7 +8,7 @@ import { openCpu } from "../device/cpu.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { loadLlama } from "../nn/folder.js";
 import { UserError } from "../run/errors.js";
-import type { RunFolder } from "../run/folder.js";
+import { onlyAlone, type RunFolder } from "../run/folder.js";
 import { trainingSettings } from "../run/settings.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { openJudge, readPrompts, rollout } from "./rollout.js";
@@ -36,6 +36,7 @@ export type PreferConfig = z.output<typeof preferSchema>;
 
 /** Leaves preferences.jsonl in the run folder: {prompt, chosen, rejected}. Prompts whose replies all score the same give none. */
 export async function prefer(config: PreferConfig, run: RunFolder): Promise<void> {
+  onlyAlone("prefer", run);
   const device = openCpu({ threads: config.threads });
   const tokenizer = Tokenizer.load(config.from);
   const rejected: Rejected[] = [];

@@ -156,13 +156,13 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
       })),
     save(dir) {
       saveLlama(model, dir);
-      tokenizer.save(dir);
+      if (run.first) tokenizer.save(dir);
       trainer.save(dir);
     },
   });
   run.result("model", (dir) => {
     saveLlama(model, dir);
-    tokenizer.save(dir);
+    if (run.first) tokenizer.save(dir);
   });
   train.close();
   validation?.close();

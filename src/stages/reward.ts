@@ -17,6 +17,7 @@ import { installTemplate } from "../dialogue/templates.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import { type Llama, packSequences } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
+import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
@@ -144,6 +145,7 @@ export function scoreSequences(model: Llama, sequences: readonly ArrayLike<numbe
 
 export async function reward(config: RewardConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
+  const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = Tokenizer.load(resumed ?? config.from);
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
@@ -156,15 +158,22 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     head: "scalar",
     vocabSize: tokenizer.vocabSize,
     seed,
+    grid,
   });
+  model.recompute = config.recompute;
   if (config.fromScratch && !resumed) model.parameters.initialize(seed, model.config.initializerRange);
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   const perStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * train.length) / perStep));
-  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps);
+  const mine = grid.share(config.batchSize, "batchSize");
+  Grid.agree(grid.world, "data", JSON.stringify(train));
+  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
+    memory: grid.stateMemory(),
+    checkEvery: config.parallel.checkEvery,
+  });
   if (resumed) trainer.load(resumed, run.startStep);
   console.error(
-    `${(model.parameters.count / 1e6).toFixed(2)}M parameters, ${train.length} ranked prompts, ${steps} steps of ${perStep}`,
+    `${(model.count / 1e6).toFixed(2)}M parameters, ${train.length} ranked prompts, ${steps} steps of ${perStep}`,
   );
 
   const tape = new Tape(device);
@@ -190,18 +199,22 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
       const metrics = trainer.step(step, () => {
         let loss = 0;
         for (let i = 0; i < perStep; i += config.batchSize) {
-          const groups = current.slice(i, i + config.batchSize);
+          const groups = current.slice(i + mine.from, i + mine.to);
           const batch = packSequences(groups.flat().map((r) => r.ids));
           const values = model.values(tape, batch);
           const all = device.f32(values.ptr, values.size);
           let s = 0;
           const rewards = groups.map((g) => g.map(() => all[batch.cuSeqlens[++s] - 1]));
-          const result = rankingLoss(rewards, config);
+          // Every process knows all rewards, and goes backward through its own.
+          const result = rankingLoss(grid.everyone(rewards), config);
+          const gradients = result.gradients.slice(mine.from, mine.to);
           const seedGradient = tape.tensor(F32, values.shape);
           const gradient = device.f32(seedGradient.ptr, values.size).fill(0);
           s = 0;
-          for (const g of result.gradients.flat()) gradient[batch.cuSeqlens[++s] - 1] = g / config.gradientAccumulation;
+          for (const g of gradients.flat()) gradient[batch.cuSeqlens[++s] - 1] = g / config.gradientAccumulation;
+          model.trainable.keeper.lastMicroBatch = i + config.batchSize === perStep;
           tape.backward(values, seedGradient);
+          model.trainable.keeper.lastMicroBatch = false;
           tape.reset();
           loss += result.loss / config.gradientAccumulation;
           right += result.differences.filter((d) => d > 0).length;
@@ -215,10 +228,11 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     ...(validation.length > 0 && {
       evaluate: () => Object.fromEntries(Object.entries(measure(validation)).map(([k, v]) => [`validation/${k}`, v])),
     }),
+    stateBytes: () => trainer.stateBytes(),
     batch: () => current.map((g) => g.map((r) => [...r.ids])),
     save(dir) {
       saveLlama(model, dir);
-      tokenizer.save(dir);
+      if (run.first) tokenizer.save(dir);
       trainer.save(dir);
     },
   });
@@ -229,9 +243,9 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     );
   run.result("model", (dir) => {
     saveLlama(model, dir, config.normalize ? { reward_mean: rewardMean, reward_std: rewardStd } : {});
-    tokenizer.save(dir);
+    if (run.first) tokenizer.save(dir);
   });
-  tape.arena.close();
+  tape.close();
   trainer.close();
   model.close();
 }

@@ -72,6 +72,8 @@ export interface RolloutOptions {
   maxTokens: number;
   temperature: number;
   seed: number;
+  /** Number of the first prompt, where processes share the prompts among them. */
+  firstRow?: number;
 }
 
 /** One reply to each prompt, sampled from the policy itself: no top-k, no top-p. */

@@ -164,14 +164,14 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     save(dir) {
       if (config.lora) saveAdapter(model, dir);
       else saveLlama(model, dir);
-      tokenizer.save(dir);
+      if (run.first) tokenizer.save(dir);
       trainer.save(dir);
     },
   });
   mergeLora(model);
   run.result("model", (dir) => {
     saveLlama(model, dir);
-    tokenizer.save(dir);
+    if (run.first) tokenizer.save(dir);
   });
   tape.close();
   trainer.close();

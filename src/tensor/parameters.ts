@@ -64,6 +64,8 @@ export type Pass = "forward" | "backward";
 export interface Keeper {
   /** Equal pieces that every unit divides into. */
   readonly pieces: number;
+  /** While `held` all values stay in memory: for generation, in which processes go different ways. */
+  hold(held: boolean): void;
   /** Whether the backward pass that runs is the step's last: only then is a layer's whole gradient there when its turn is over. */
   lastMicroBatch: boolean;
   /** Called once, when the set is made. */
@@ -319,6 +321,7 @@ export class WholeKeeper implements Keeper {
       if (set.trainable) grads += unit.length * dtypeBytes(dtype);
     }
   }
+  hold(): void {}
   use(): void {}
   before(): void {}
   after(): void {}
