@@ -103,6 +103,14 @@ program
   .action(async (model, options) => (await import("./logprobs.js")).logprobs(model, options));
 
 program
+  .command("launch")
+  .description("run a command on several processes, with mpirun: lyceum launch -n 4 -- pretrain config.yaml")
+  .requiredOption("-n <n>", "processes")
+  .option("--hosts <hosts>", "where they run, such as node1:8,node2:8 (default: here)")
+  .option("--hostfile <file>", "the same from a file")
+  .argument("<command...>", "a command of lyceum and its arguments, after --")
+  .action(async (args, flags) => (await import("./launch.js")).command(args, flags));
+program
   .command("plan")
   .description("memory, time and cost of a training run on a described cluster, before it starts")
   .requiredOption(

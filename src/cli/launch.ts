@@ -1,0 +1,40 @@
+/** `lyceum launch -n N -- COMMAND ...`: starts a command on N processes with the installed mpirun. */
+import { spawn, spawnSync } from "node:child_process";
+import { fileURLToPath } from "node:url";
+import { UserError } from "../run/errors.js";
+
+export interface LaunchFlags {
+  n: string;
+  hosts?: string;
+  hostfile?: string;
+}
+
+/** What of the environment the processes on other hosts must have as well. */
+const PASSED = ["LYCEUM_ISA", "LYCEUM_MPI_TIMEOUT", "LYCEUM_MPI_LIBRARY", "LYCEUM_DEBUG"];
+
+export async function command(args: readonly string[], flags: LaunchFlags): Promise<void> {
+  if (!/^[1-9]\d*$/.test(flags.n)) throw new UserError(`-n is "${flags.n}"; it must be a whole number above 0.`, 2);
+  const version = spawnSync("mpirun", ["--version"], { encoding: "utf8" });
+  if (version.status !== 0)
+    throw new UserError(
+      "mpirun was not found. Install Open MPI (Debian, Ubuntu: apt-get install openmpi-bin libopenmpi3; Fedora: dnf install openmpi; macOS: brew install open-mpi) or MPICH.",
+    );
+  const openmpi = version.stdout.includes("Open MPI");
+  const start = [
+    ...(flags.hosts ? ["--host", flags.hosts] : []),
+    ...(flags.hostfile ? ["--hostfile", flags.hostfile] : []),
+    // More processes than cores are the user's wish; and each has threads of its own, so none is bound to one core.
+    ...(openmpi ? ["--oversubscribe", "--bind-to", "none"] : []),
+    ...(openmpi ? PASSED.filter((name) => process.env[name] !== undefined).flatMap((name) => ["-x", name]) : []),
+    ...["-np", flags.n],
+  ];
+  const main = fileURLToPath(new URL("./main.js", import.meta.url));
+  // mpirun refuses root unless told; in a container root is the only user there is.
+  const root = process.getuid?.() === 0 ? { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" } : {};
+  const child = spawn("mpirun", [...start, process.execPath, main, ...args], {
+    stdio: "inherit",
+    env: { ...process.env, ...root },
+  });
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => child.kill(signal));
+  process.exitCode = await new Promise<number>((resolve) => child.on("exit", (code) => resolve(code ?? 1)));
+}
