@@ -124,12 +124,25 @@ static pthread_t handles[MAX_THREADS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static atomic_long generation;
-static atomic_int sleeping, running, stop;
-static _Atomic int64_t next_item;
-static struct { ly_body body; void *ctx; int64_t n; } job;
+static atomic_int sleeping, stop;
+static struct { _Atomic(ly_body) body; void *_Atomic ctx; _Atomic int64_t n; } job;
+/* The round's number << 32 | the next item. An item is taken by exchanging the exact value that was there before the job was
+ * read: whoever is late, because another process had his core, finds another number and takes nothing. So a round is
+ * over when its items are done, and nobody has to come by and say that he had none. */
+static _Atomic uint64_t ticket;
+static _Atomic int64_t done;
 
 static void work(int thread) {
-  for (int64_t i; (i = atomic_fetch_add(&next_item, 1)) < job.n;) job.body(job.ctx, i, thread);
+  for (;;) {
+    uint64_t t = atomic_load(&ticket);
+    ly_body body = atomic_load(&job.body);
+    void *ctx = atomic_load(&job.ctx);
+    int64_t i = (int64_t)(t & UINT32_MAX);
+    if (i >= atomic_load(&job.n)) return;
+    if (!atomic_compare_exchange_weak(&ticket, &t, t + 1)) continue;
+    body(ctx, i, thread);
+    atomic_fetch_add(&done, 1);
+  }
 }
 
 static void *worker(void *arg) {
@@ -144,10 +157,9 @@ static void *worker(void *arg) {
       atomic_fetch_sub(&sleeping, 1);
       pthread_mutex_unlock(&lock);
     }
-    seen++;
+    seen = atomic_load(&generation);
     if (atomic_load(&stop)) return NULL;
     work(thread);
-    atomic_fetch_sub(&running, 1);
   }
 }
 
@@ -163,12 +175,14 @@ void ly_parallel(int64_t n, ly_body body, void *ctx) {
     for (int64_t i = 0; i < n; i++) body(ctx, i, 0);
     return;
   }
-  job.body = body; job.ctx = ctx; job.n = n;
-  atomic_store(&next_item, 0);
-  atomic_store(&running, workers);
+  static uint64_t round;
+  atomic_store(&ticket, ++round << 32 | UINT32_MAX); /* nothing to take while the job changes */
+  atomic_store(&job.body, body); atomic_store(&job.ctx, ctx); atomic_store(&job.n, n);
+  atomic_store(&done, 0);
+  atomic_store(&ticket, ++round << 32);
   start_round();
   work(0);
-  for (int s = 0; atomic_load(&running); s++) { if (s < 100000) RELAX(); else sched_yield(); }
+  for (int s = 0; atomic_load(&done) < n; s++) { if (s < 20000) RELAX(); else sched_yield(); }
 }
 
 int ly_threads(void) { return threads; }
