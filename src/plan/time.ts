@@ -176,9 +176,11 @@ export function stepTime(w: Workload, l: Layout, c: Cluster, options: TimeOption
     const pass = trainingPass(model, w, l, c, overlap);
     const perToken = trainingFlops(model.shape, w.contextLength, w.attention) / 3;
     if (w.stage === "ppo" || !model.trained) {
-      parts.scoring += pass.scoring; // PPO: each of the four models looks at the replies once
-      add(pass.sentScoring, 1);
-      flops += tokens * perToken;
+      // PPO: each of the four models looks at the replies once; with adapters the actor is the reference as well.
+      const looks = w.stage === "ppo" && model.role === "actor" && model.adapters > 0 ? 2 : 1;
+      parts.scoring += looks * pass.scoring;
+      add(pass.sentScoring, looks);
+      flops += looks * tokens * perToken;
     }
     if (!model.trained) continue;
     for (const key of ["pipeline", "gradients", "update", "offload"] as const) parts[key] += repeats * pass[key];

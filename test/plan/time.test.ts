@@ -123,6 +123,9 @@ test("PPO writes, scores and updates; its parts add up", () => {
   const w = workload({ stage: "ppo", shape, globalBatch: 64, contextLength: 1024, updateEpochs: 1 });
   const t = stepTime(w, layout({ name: "", data: 8, zero: 3 }), makeCluster({ devices: 8 }));
   expect(Object.values(t.parts).reduce((a, b) => a + b, 0)).toBeCloseTo(t.seconds, 10);
+  const lora = stepTime({ ...w, adapters: 1e6 }, layout({ name: "", data: 8, zero: 3 }), makeCluster({ devices: 8 }));
+  expect(lora.parts.scoring).toBeCloseTo(t.parts.scoring, 10); // the reference is the actor, and is asked all the same
+  expect(lora.parts.pipeline).toBeLessThan(t.parts.pipeline);
   // 512 tokens, each reading 13.5 GB of weights at 2 TB/s.
   expect(t.parts.generation).toBeGreaterThan((512 * 2 * shape.parameters) / 2039e9);
   expect(t.parts.scoring).toBeGreaterThan(0);
