@@ -20,8 +20,9 @@ export interface LoadOptions {
   head?: Head;
   /** For a new head. */
   seed?: number;
-  /** The processes that share the model. */
+  /** The processes that share the model; and what it is called among theirs (ref, reward), where state lies on disk. */
   grid?: Grid;
+  name?: string;
 }
 
 /** Loads a folder in the given precision, whatever type its file has (F32, BF16, F16). */

@@ -167,7 +167,7 @@ export class Llama {
     readonly device: Device,
     readonly config: LlamaConfig,
     readonly precision: Precision,
-    options: { trainable?: boolean; head?: Head; grid?: Grid } = {},
+    options: { trainable?: boolean; head?: Head; grid?: Grid; name?: string } = {},
   ) {
     this.head = options.head ?? "lm";
     this.grid = options.grid ?? Grid.alone(device);
@@ -175,7 +175,13 @@ export class Llama {
     this.share = this.shareOf(this.grid.pipeline.rank);
     const list = specs(config, this.head, this.share);
     const trainable = options.trainable ?? true;
-    this.parameters = new ParameterSet(device, dtypeOf(precision), list, trainable, this.grid.keeper());
+    this.parameters = new ParameterSet(
+      device,
+      dtypeOf(precision),
+      list,
+      trainable,
+      this.grid.keeper(options.name, trainable),
+    );
     const p = [...this.parameters.parameters];
     const next = (): Parameter => p.shift()!;
     this.layerUnits = this.parameters.units.filter((u) => u.name.startsWith("layer "));

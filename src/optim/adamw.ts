@@ -15,6 +15,8 @@ export interface AdamWConfig {
   weightDecay: number;
   /** Global gradient norm above which gradients are scaled down; 0: no clipping. */
   gradClip: number;
+  /** Decay of a moving average of the weights (Polyak & Juditsky 1992), kept in fp32; 0 or absent: none. */
+  ema?: number;
 }
 
 export class AdamW {
@@ -22,6 +24,8 @@ export class AdamW {
   readonly master: Ptr;
   readonly m: Ptr;
   readonly v: Ptr;
+  /** The averaged weights; 0: there are none. */
+  readonly ema: Ptr;
   /** Elements that this process updates. */
   readonly length: number;
   /** Steps done. */
@@ -38,10 +42,11 @@ export class AdamW {
     this.m = memory.alloc("m", this.length * 4);
     this.v = memory.alloc("v", this.length * 4);
     this.master = dtype === F32 ? 0 : memory.alloc("master", this.length * 4);
-    if (dtype === BF16)
+    this.ema = config.ema ? memory.alloc("ema", this.length * 4) : 0;
+    for (const start of [this.master, this.ema].filter((s) => s !== 0))
       for (const p of pieces) {
-        device.cast(p.values, BF16, this.master + p.at * 4, F32, p.length);
-        memory.behind(this.master + p.at * 4, p.length * 4);
+        device.cast(p.values, dtype, start + p.at * 4, F32, p.length);
+        memory.behind(start + p.at * 4, p.length * 4);
       }
   }
 
@@ -66,10 +71,34 @@ export class AdamW {
       const decay = p.unit.decay ? config.weightDecay : 0;
       // biome-ignore format: one call
       set.device.adamw(p.length, master, m, v, p.grads, p.values, set.dtype, learningRate, b1, b2, config.eps, decay, c1, c2, clip);
+      if (this.ema && config.ema) {
+        const average = this.ema + p.at * 4;
+        set.device.scale(average, config.ema, average, p.length, F32);
+        set.device.axpy(1 - config.ema, master, average, p.length, F32);
+        memory.behind(average, p.length * 4);
+      }
       for (const s of state(p)) memory.behind(s, p.length * 4);
     }
     set.keeper.updated();
     set.clearGrads();
+  }
+
+  /** Runs `body` while the parameters are the averaged ones. */
+  withAverage(body: () => void): void {
+    const { device, dtype, keeper } = this.parameters;
+    const own = keeper.mine();
+    // In fp32 the parameters are their own master weights: they are put aside.
+    const aside = dtype === F32 ? device.alloc(this.length * 4) : 0;
+    for (const p of own) {
+      if (aside) device.cast(p.values, F32, aside + p.at * 4, F32, p.length);
+      device.cast(this.ema + p.at * 4, F32, p.values, dtype, p.length);
+    }
+    keeper.updated();
+    body();
+    if (aside) for (const p of own) device.cast(aside + p.at * 4, F32, p.values, F32, p.length);
+    if (aside) device.free(aside, this.length * 4);
+    if (aside) keeper.updated();
+    else this.restoreParameters();
   }
 
   /** Bytes of the state, as the ZeRO paper counts them: 4 + 4 a parameter, and 4 for the master copy. */
@@ -86,6 +115,6 @@ export class AdamW {
   }
 
   close(): void {
-    for (const ptr of [this.m, this.v, this.master]) if (ptr) this.memory.free(ptr, this.length * 4);
+    for (const ptr of [this.m, this.v, this.master, this.ema]) if (ptr) this.memory.free(ptr, this.length * 4);
   }
 }

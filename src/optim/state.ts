@@ -1,5 +1,5 @@
 /**
- * The optimizer's part of a checkpoint: m, v and, in bf16 mode, the master weights, each under its parameter's name and
+ * The optimizer's part of a checkpoint: m, v and, where they are, master weights and averaged weights, each under its parameter's name and
  * in that parameter's whole shape. So the file does not depend on how many processes wrote it, or on how the state was
  * shared out among them: any number of them can go on from it.
  */
@@ -13,6 +13,7 @@ const buffers = (o: AdamW): [string, Ptr][] => [
   ["m", o.m],
   ["v", o.v],
   ...(o.parameters.dtype === BF16 ? ([["master", o.master]] as [string, Ptr][]) : []),
+  ...(o.ema ? ([["ema", o.ema]] as [string, Ptr][]) : []),
 ];
 
 /** With several processes all must call it; each writes a share. */

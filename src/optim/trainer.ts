@@ -1,7 +1,8 @@
 /** One trained set of parameters: gradients in, clipping, the schedule's learning rate, an AdamW update. */
 
 import type { StateMemory } from "../parallel/offload.js";
-import { NonFiniteError } from "../run/errors.js";
+import { NonFiniteError, UserError } from "../run/errors.js";
+import type { RunFolder } from "../run/folder.js";
 import type { OptimizerSettings, ScheduleSettings } from "../run/settings.js";
 import type { ParameterSet } from "../tensor/parameters.js";
 import { AdamW } from "./adamw.js";
@@ -22,6 +23,8 @@ export class Trainer {
     /** Where the optimizer's state lies; and every how many steps replicas are compared. */
     options: { memory?: StateMemory; checkEvery?: number } = {},
   ) {
+    if (optimizer.ema && parameters.units.some((u) => u.name === "adapters"))
+      throw new UserError("optimizer.ema averages a whole model's weights; it cannot be used with lora.", 2);
     this.checkEvery = options.checkEvery ?? 0;
     this.optimizer = new AdamW(parameters, optimizer, options.memory);
     this.peak = optimizer.learningRate;
@@ -52,6 +55,12 @@ export class Trainer {
   stateBytes(): number {
     const { parameters, gradients } = this.optimizer.parameters.keeper.stateBytes();
     return parameters + gradients + this.optimizer.stateBytes();
+  }
+
+  /** The run's results, each written by `write`: model/, and with averaged weights model-ema/ beside it. */
+  results(run: RunFolder, write: (dir: string) => void): void {
+    run.result("model", write);
+    if (this.optimizer.ema) this.optimizer.withAverage(() => run.result("model-ema", write));
   }
 
   save(dir: string, name = "optimizer"): void {

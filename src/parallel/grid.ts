@@ -102,8 +102,9 @@ export class Grid {
     return whole;
   }
 
-  /** Who keeps the parameters of one more model (or adapter). */
-  keeper(name = "model"): Keeper {
+  /** Who keeps the parameters of one more model (or adapter). A frozen one is used in phases: offloaded, it rests on disk. */
+  keeper(name = "model", trainable = true): Keeper {
+    if (this.zero < 3 && !trainable) return new WholeKeeper(this.stateDir ? this.stateMemory(name) : undefined);
     if (this.data.size === 1 && this.zero === 0) return new WholeKeeper();
     const memory = this.zero === 3 && this.stateDir ? this.stateMemory(`${name}/values`) : undefined;
     return new ZeroKeeper(this.data, this.zero, memory);

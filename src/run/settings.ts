@@ -11,6 +11,8 @@ export const optimizerSchema = z.strictObject({
   weightDecay: z.number().min(0).default(0.1),
   /** Global gradient norm above which gradients are scaled down; 0: off. */
   gradClip: z.number().min(0).default(1),
+  /** Decay of an exponential moving average of the weights, saved beside them as model-ema/; 0: none. */
+  ema: z.number().min(0).lt(1).default(0),
 });
 
 export const scheduleSchema = z.strictObject({

@@ -258,7 +258,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
     },
   });
   mergeLora(model);
-  run.result("model", (dir) => {
+  trainer.results(run, (dir) => {
     saveLlama(model, dir);
     if (run.first) tokenizer.save(dir);
   });

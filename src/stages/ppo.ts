@@ -32,6 +32,8 @@ import { mebibytes } from "../run/progress.js";
 import { loraSchema, optimizerSchema, scheduleSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { allTargets, backwardMeanLoss } from "./clm.js";
+import { pretrainingRows, pretrainMixSchema } from "./mix.js";
 import { type Episode, openJudge, type PerToken, readPrompts, replyLogProbs, replyValues, rollout } from "./rollout.js";
 
 const natural = z.int().min(1);
@@ -85,6 +87,8 @@ export const ppoSchema = z.strictObject({
   whitenRewards: z.boolean().default(false),
   /** Scores are clipped to +- this; 0: off. */
   clipReward: z.number().min(0).default(0),
+  /** PPO-ptx: pretraining text added to every update of the actor (Ouyang et al. 2022, equation 2; weight is their gamma). */
+  pretrainMix: pretrainMixSchema.optional(),
   lora: loraSchema.optional(),
   samples: z.strictObject({ count: z.int().min(0).default(3) }).prefault({}),
 });
@@ -211,8 +215,10 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const actor = loadLlama(device, resumed && !config.lora ? resumed : config.from, precision, { grid });
   actor.recompute = config.recompute;
   if (config.lora) attachLora(actor, config.lora, seed);
-  const ref = config.lora ? undefined : loadLlama(device, config.from, precision, { trainable: false, grid });
-  const judge = await openJudge(config.reward, device, precision, tokenizer, config.from);
+  const ref = config.lora
+    ? undefined
+    : loadLlama(device, config.from, precision, { trainable: false, grid, name: "ref" });
+  const judge = await openJudge(config.reward, device, precision, tokenizer, config.from, grid);
   const isModule = /\.[cm]?js$/.test(config.reward);
   const criticFrom = resumed ? `${resumed}/critic` : (config.critic ?? (isModule ? config.from : config.reward));
   const critic = loadLlama(device, criticFrom, precision, { head: "scalar", seed, grid });
@@ -295,6 +301,17 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
     };
   };
 
+  const text =
+    config.pretrainMix &&
+    (await pretrainingRows(config.pretrainMix.train, tokenizer, actor.config.maxPositionEmbeddings, seed, rejected));
+  const mixed = grid.share(config.pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
+  /** Rows of pretraining text for update `at` of the actor. */
+  const textOf = (at: number): Uint32Array[] | undefined =>
+    text &&
+    Array.from({ length: mixed.to - mixed.from }, (_, i) =>
+      text((at - 1) * config.pretrainMix!.batchSize + mixed.from + i),
+    );
+
   const tape = new Tape(device);
   let experience: Experience | undefined;
   await runLoop(run, config, {
@@ -314,7 +331,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
             ((step - 1) * config.epochs + epoch) * Math.ceil(config.batchSize / config.minibatchSize) +
             from / config.minibatchSize +
             1;
-          const moved = updateActor(actor, tape, actorTrainer, experience, which, config, at, totals);
+          const moved = updateActor(actor, tape, actorTrainer, experience, which, config, at, totals, textOf(at));
           state.actorUpdates++;
           updateCritic(critic, tape, criticTrainer, experience, which, config, at, totals);
           state.criticUpdates++;
@@ -364,7 +381,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
     },
   });
   mergeLora(actor);
-  run.result("model", (dir) => {
+  actorTrainer.results(run, (dir) => {
     saveLlama(actor, dir);
     if (run.first) tokenizer.save(dir);
   });
@@ -420,6 +437,7 @@ function updateActor(
   config: PpoConfig,
   at: number,
   totals: Totals,
+  text?: readonly Uint32Array[],
 ): number {
   const { own, tokens: n } = part(actor, x, which);
   const batch = replyBatch(own.map((i) => x.episodes[i]));
@@ -454,7 +472,7 @@ function updateActor(
       "val/ratio": ratios / n,
     });
     const { keeper } = actor.trainable;
-    keeper.lastMicroBatch = config.entropyCoef === 0;
+    keeper.lastMicroBatch = config.entropyCoef === 0 && !text;
     tape.backward(logp, seed);
     keeper.lastMicroBatch = false;
     tape.reset();
@@ -468,6 +486,12 @@ function updateActor(
       tape.backward(entropy, gradient);
       tape.reset();
       loss -= config.entropyCoef * sum;
+    }
+    if (text) {
+      const { weight } = config.pretrainMix!;
+      const ptx = backwardMeanLoss(actor, tape, [allTargets(text)], weight).loss;
+      totals.add({ "loss/ptx": ptx });
+      loss += weight * ptx * n;
     }
     return loss / n;
   });

@@ -160,7 +160,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
       trainer.save(dir);
     },
   });
-  run.result("model", (dir) => {
+  trainer.results(run, (dir) => {
     saveLlama(model, dir);
     if (run.first) tokenizer.save(dir);
   });

@@ -14,6 +14,7 @@ import type { Message } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
 import { hasScalarHead, loadLlama } from "../nn/folder.js";
 import type { Llama, Precision } from "../nn/llama.js";
+import type { Grid } from "../parallel/grid.js";
 import { NonFiniteError, UserError } from "../run/errors.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
@@ -150,6 +151,7 @@ export async function openJudge(
   precision: Precision,
   tokenizer: Tokenizer,
   policy: string,
+  grid?: Grid,
 ): Promise<Judge> {
   if (/\.[cm]?js$/.test(source)) return moduleJudge(source);
   if (/\.[cm]?ts$/.test(source))
@@ -165,16 +167,25 @@ export async function openJudge(
     throw new UserError(
       `The reward model ${source} and the policy ${policy} have different tokenizers: their tokens mean different things. Train the reward model from the policy's family.`,
     );
-  const model = loadLlama(device, source, precision, { head: "scalar", trainable: false });
+  const model = loadLlama(device, source, precision, {
+    head: "scalar",
+    trainable: false,
+    name: "reward",
+    ...(grid && { grid }),
+  });
   const mean = rewardMean(source);
   return {
     name: source,
     bytes: model.parameters.count * (precision === "bf16" ? 2 : 4),
     async score(episodes) {
-      const scores = scoreSequences(
+      const { keeper } = model.parameters;
+      keeper.hold(true);
+      const found = scoreSequences(
         model,
         episodes.map((e) => e.ids),
-      ).map((r) => r - mean);
+      );
+      keeper.hold(false);
+      const scores = found.map((r) => r - mean);
       if (scores.some((r) => !Number.isFinite(r))) throw new NonFiniteError("A reward");
       return scores;
     },

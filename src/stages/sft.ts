@@ -7,7 +7,6 @@
  */
 import { z } from "zod";
 import type { Rejected } from "../corpus/read.js";
-import { readDocuments } from "../corpus/read.js";
 import { isValidation, shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { peakFlops } from "../device/peak.js";
@@ -29,6 +28,7 @@ import { loraSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss, meanLoss, type TargetBatch } from "./clm.js";
+import { pretrainingRows, pretrainMixSchema } from "./mix.js";
 
 const natural = z.int().min(1);
 
@@ -54,15 +54,7 @@ export const sftSchema = z.strictObject({
   }),
   /** Rows of a micro-batch. */
   batchSize: natural.default(16),
-  pretrainMix: z
-    .strictObject({
-      train: z.array(z.string().min(1)).min(1),
-      /** Rows of pretraining text beside each micro-batch. */
-      batchSize: natural.default(4),
-      /** Their mean loss is added with this weight. */
-      weight: z.number().positive().default(1),
-    })
-    .optional(),
+  pretrainMix: pretrainMixSchema.optional(),
   lora: loraSchema.optional(),
   samples: z
     .strictObject({
@@ -110,7 +102,9 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   }
   const perStep = config.gradientAccumulation * (config.pretrainMix?.batchSize ?? 0);
   const mixed = config.pretrainMix && grid.share(perStep, "pretrainMix.batchSize");
-  const mix = config.pretrainMix && (await pretrainingRows(config.pretrainMix.train, tokenizer, config, rejected));
+  const mix =
+    config.pretrainMix &&
+    (await pretrainingRows(config.pretrainMix.train, tokenizer, config.data.contextLength, config.seed, rejected));
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${(model.trainable.count / 1e6).toFixed(2)}M of them trained (LoRA)` : ""}, ` +
       `${train.length} records, ${steps} steps of ${rowsPerStep} rows of up to ${config.data.contextLength} tokens`,
@@ -169,7 +163,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     },
   });
   mergeLora(model);
-  run.result("model", (dir) => {
+  trainer.results(run, (dir) => {
     saveLlama(model, dir);
     if (run.first) tokenizer.save(dir);
   });
@@ -267,21 +261,6 @@ class SampleRows {
 
 function* inBatches(samples: readonly Sample[], size: number): Generator<TargetBatch> {
   for (let i = 0; i < samples.length; i += size) yield sampleBatch(samples.slice(i, i + size));
-}
-
-/** Pretraining documents as rows of the context's length: row(index) in an endless shuffled order. */
-async function pretrainingRows(
-  files: readonly string[],
-  tokenizer: Tokenizer,
-  { data, seed }: SftConfig,
-  rejected: Rejected[],
-): Promise<(index: number) => Uint32Array> {
-  const documents: Uint32Array[] = [];
-  for await (const { text } of readDocuments(files, rejected))
-    documents.push(tokenizer.encode(text, { allowSpecial: false }).slice(0, data.contextLength));
-  const usable = documents.filter((d) => d.length > 1);
-  if (usable.length === 0) throw new UserError(`${files.join(", ")}: there is no text to mix in.`);
-  return (index) => usable[shuffled(index % usable.length, usable.length, seed + 2, Math.floor(index / usable.length))];
 }
 
 /** How the model answers the prompts. */

@@ -303,16 +303,27 @@ export function zeroMissing(unit: Unit): void {
   for (const p of unit.parameters) if (p.requiresGrad) p.gradForAccumulation();
 }
 
-/** One process alone: everything is in memory all the time, and complete. */
+/** Where values that are not used all the time lie (see src/parallel/offload.ts). */
+interface Shelf {
+  alloc(name: string, bytes: number): Ptr;
+  free(ptr: Ptr, bytes: number): void;
+  ahead(ptr: Ptr, bytes: number): void;
+  behind(ptr: Ptr, bytes: number): void;
+}
+
+/** One process alone: everything is in memory all the time, and complete. With a shelf, values are there while they are held. */
 export class WholeKeeper implements Keeper {
   readonly pieces = 1;
   lastMicroBatch = false;
   private set!: ParameterSet;
 
+  constructor(private readonly shelf?: Shelf) {}
+
   place(set: ParameterSet): void {
     this.set = set;
     const { device, dtype, length } = set;
-    let values = device.alloc(length * dtypeBytes(dtype));
+    const bytes = length * dtypeBytes(dtype);
+    let values = this.shelf ? this.shelf.alloc("values", bytes) : device.alloc(bytes);
     let grads = set.trainable ? device.alloc(length * dtypeBytes(dtype)) : 0;
     for (const unit of set.units) {
       unit.values = values;
@@ -321,7 +332,11 @@ export class WholeKeeper implements Keeper {
       if (set.trainable) grads += unit.length * dtypeBytes(dtype);
     }
   }
-  hold(): void {}
+  hold(held: boolean): void {
+    const { units, length, dtype } = this.set;
+    if (held) this.shelf?.ahead(units[0].values, length * dtypeBytes(dtype));
+    else this.shelf?.behind(units[0].values, length * dtypeBytes(dtype));
+  }
   use(): void {}
   before(): void {}
   after(): void {}
@@ -358,7 +373,7 @@ export class WholeKeeper implements Keeper {
 
   free(): void {
     const { device, dtype, length, units } = this.set;
-    device.free(units[0].values, length * dtypeBytes(dtype));
+    (this.shelf ?? device).free(units[0].values, length * dtypeBytes(dtype));
     if (units[0].grads) device.free(units[0].grads, length * dtypeBytes(dtype));
   }
 }

@@ -3,6 +3,9 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { DialogueEncoder } from "../../src/dialogue/mask.js";
+import { generate } from "../../src/generate/generate.js";
+import { loadForGeneration } from "../../src/generate/loaded.js";
 import { RunFolder } from "../../src/run/folder.js";
 import { STAGES } from "../../src/stages/registry.js";
 
@@ -206,7 +209,7 @@ const sameFiles = (a: string, b: string): void => {
     else expect(readFileSync(`${a}/${name}`).equals(readFileSync(`${b}/${name}`)), name).toBe(true);
 };
 
-test.each(["reward", "dpo", "ppo", "ppo with LoRA", "grpo"])(
+test.each(["reward", "dpo", "ppo", "ppo with LoRA", "ppo with everything", "grpo"])(
   "%s resumes to the same bytes",
   async (name) => {
     const pairs = jsonl(
@@ -231,6 +234,21 @@ test.each(["reward", "dpo", "ppo", "ppo with LoRA", "grpo"])(
         klHorizon: 100,
       },
       "ppo with LoRA": { from: sftModel, reward: judge, ...policy, batchSize: 8, minibatchSize: 4, lora: { rank: 2 } },
+      "ppo with everything": {
+        from: sftModel,
+        reward: judge,
+        ...policy,
+        batchSize: 8,
+        minibatchSize: 4,
+        pretrainMix: { train: [file("text.jsonl")], batchSize: 2, weight: 0.5 },
+        optimizer: { ema: 0.8 },
+        parallel: { offload: "disk" },
+        recompute: true,
+        whitenRewards: true,
+        dualClip: 3,
+        klEstimator: "k3",
+        scorePosition: "trl",
+      },
       grpo: { from: sftModel, reward: judge, ...policy, batchSize: 2, groupSize: 4 },
     }[name]!;
     const stage = name.split(" ")[0];
@@ -245,6 +263,66 @@ test.each(["reward", "dpo", "ppo", "ppo with LoRA", "grpo"])(
   },
   60_000,
 );
+
+/** Greedy replies to the 16 prompts. */
+function replies(dir: string): string[] {
+  const { model, tokenizer } = loadForGeneration(dir, { precision: "fp32", threads: 2 });
+  const encoder = new DialogueEncoder(tokenizer);
+  const ids = Array.from({ length: 16 }, (_, i) => encoder.prompt([{ role: "user", content: `What is ${i}?` }]));
+  const found = generate(model, ids, { maxTokens: 24, stop: [tokenizer.eosId!] }).map((r) =>
+    tokenizer.decode(r.ids, { skipSpecialTokens: true }).trim(),
+  );
+  model.close();
+  return found;
+}
+const among = (texts: readonly string[], known: readonly string[]): number =>
+  texts.filter((text) => known.includes(text)).length;
+
+test("DPO on the model's own replies keeps it able to answer; on invented ones its margins are perfect and its text is broken", async () => {
+  expect(among(replies(sftModel), animals)).toBeGreaterThanOrEqual(15);
+  // On-policy: the model's own replies, judged; few gentle steps, and a little of the chosen replies' own likelihood.
+  await run("own-pairs", "prefer", { from: sftModel, reward: judge, prompts: [prompts], maxTokens: 6, samples: 8 });
+  await run("own-dpo", "dpo", {
+    from: sftModel,
+    data: { train: [`${file("own-pairs")}/preferences.jsonl`], validationShare: 0, contextLength: 48 },
+    beta: 0.2,
+    nll: 0.2,
+    batchSize: 8,
+    steps: 40,
+    optimizer: { learningRate: 3e-4 },
+  });
+  // Off-policy: replies that nobody would give, and many steps without anything that holds the model to its language.
+  const pairs = Array.from({ length: 16 }, (_, i) => ({
+    prompt: `What is ${i}?`,
+    chosen: `I see the owl and the ${animals[i % 4]}.`,
+    rejected: animals[(i * 7) % 4],
+  }));
+  await run("invented-dpo", "dpo", {
+    from: sftModel,
+    data: { train: [jsonl("invented.jsonl", pairs)], validationShare: 0, contextLength: 64 },
+    beta: 0.1,
+    batchSize: 8,
+    steps: 150,
+    optimizer: { learningRate: 3e-3 },
+  });
+  const own = replies(`${file("own-dpo")}/model`);
+  expect(among(own, animals)).toBeGreaterThanOrEqual(15);
+  expect(among(own, ["owl"])).toBeGreaterThan(among(replies(sftModel), ["owl"]) + 8);
+
+  // Every number that training shows is perfect; yet what the model says is neither what was preferred nor an answer.
+  const last = metrics("invented-dpo").slice(-10);
+  expect(mean(last, "rewards/accuracies")).toBe(1);
+  expect(mean(last, "rewards/margins")).toBeGreaterThan(mean(metrics("own-dpo").slice(-10), "rewards/margins") * 5);
+  const broken = replies(`${file("invented-dpo")}/model`);
+  expect(among(broken, [...animals, ...pairs.map((p) => p.chosen)])).toBeLessThanOrEqual(2);
+}, 60_000);
+
+test("state on disk, and layers computed twice, change nothing", async () => {
+  const settings = { from: sftModel, reward: judge, ...policy, steps: 3, batchSize: 8, minibatchSize: 4 };
+  await run("here", "ppo", settings);
+  await run("there", "ppo", { ...settings, parallel: { offload: "disk" }, recompute: true });
+  sameFiles(`${file("here")}/model`, `${file("there")}/model`);
+}, 60_000);
 
 test("mistakes are told: a reward module that throws or gives no number, a language model as reward model, another tokenizer", async () => {
   const bad = (name: string, body: string): string => {
