@@ -35,7 +35,7 @@ test.each([F32, BF16] as const)("the average follows ema + (1 - decay) (weights 
     for (const [k, w] of weights().entries()) wanted[k] = 0.75 * wanted[k] + 0.25 * w;
   }
   const trained = p.toArray();
-  let inside = new Float32Array();
+  let inside: Float32Array = new Float32Array();
   o.withAverage(() => {
     inside = p.toArray();
   });
