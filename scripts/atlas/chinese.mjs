@@ -70,6 +70,8 @@ export const questions = {
     "请问{name}的首都是哪座城市？",
     "{name}首都是哪里",
     "我想知道{name}的首都。",
+    "{name}的首都在哪座城市？",
+    "{name}的首都在什么地方？",
   ],
   region: [
     "{name}在哪里？",

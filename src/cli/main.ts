@@ -103,6 +103,15 @@ program
   .action(async (model, options) => (await import("./logprobs.js")).logprobs(model, options));
 
 program
+  .command("profile")
+  .description("where the time of a training step goes: every kernel beside what the processor could do")
+  .argument("<config>", "YAML file of a pretrain or sft stage")
+  .option("--steps <n>", "steps that are measured, after two that are not", "10")
+  .option("--set <key=value...>", "override settings of the YAML file")
+  .option("--trace <file>", "write every call as a Chrome trace (chrome://tracing, Perfetto)")
+  .option("--json", "print a JSON object")
+  .action(async (file, flags) => (await import("./profile.js")).command(file, flags));
+program
   .command("launch")
   .description("run a command on several processes, with mpirun: lyceum launch -n 4 -- pretrain config.yaml")
   .requiredOption("-n <n>", "processes")

@@ -65,6 +65,11 @@ export function offeredIsas(): string[] {
 }
 
 let opened: Device | undefined;
+let watch: ((device: Device) => Device) | undefined;
+/** Devices that are opened from now on are seen through `by` (profile.ts). */
+export function watchKernels(by: (device: Device) => Device): void {
+  watch = by;
+}
 /** The engine that was opened last, with its threads; opens one when there is none. */
 export const currentCpu = (): Device => opened ?? openCpu();
 
@@ -91,7 +96,7 @@ export function openCpu(options: CpuOptions = {}): Device {
 
   const { alloc, mapFile } = native;
   const view = (p: Ptr, bytes: number): ArrayBuffer => koffi.view(p, bytes);
-  opened = Object.assign(device, {
+  const made = Object.assign(device, {
     isa,
     cpuName: native.cpuName() as string,
     threads: native.threads() as number,
@@ -114,5 +119,6 @@ export function openCpu(options: CpuOptions = {}): Device {
     i32: (p: Ptr, length: number) => new Int32Array(view(p, length * 4)),
     u16: (p: Ptr, length: number) => new Uint16Array(view(p, length * 2)),
   }) as unknown as Device;
+  opened = watch ? watch(made) : made;
   return opened;
 }

@@ -1,0 +1,158 @@
+/** `lyceum profile`: runs some steps of a stage on a device that times every kernel, and says where the time went. */
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { openCpu, watchKernels } from "../device/cpu.js";
+import { peakFlops } from "../device/peak.js";
+import { type KernelEvent, peakBandwidth, profiled } from "../device/profile.js";
+import { applyOverrides, check, readYaml } from "../run/config.js";
+import { UserError } from "../run/errors.js";
+import { RunFolder } from "../run/folder.js";
+import { STAGES } from "../stages/registry.js";
+import { locate } from "./stage.js";
+
+export interface ProfileFlags {
+  steps: string;
+  set?: string[];
+  trace?: string;
+  json?: boolean;
+}
+
+const WARM_UP = 2;
+
+/** What one kernel did in the measured steps; times in seconds a step. */
+interface Row {
+  kernel: string;
+  calls: number;
+  seconds: number;
+  share: number;
+  gflops: number;
+  gbytes: number;
+  /** The least time that arithmetic or memory allow, over the time taken. */
+  roofline: number;
+}
+
+export async function command(file: string, flags: ProfileFlags): Promise<void> {
+  if (!/^[1-9]\d*$/.test(flags.steps))
+    throw new UserError(`--steps is "${flags.steps}"; it must be a whole number above 0.`, 2);
+  const steps = Number(flags.steps);
+  const source = readYaml(file);
+  const named = (source.value as { stage?: unknown } | null)?.stage;
+  const name =
+    named === "sft" || (source.value as { from?: unknown; template?: unknown })?.template ? "sft" : "pretrain";
+  const overrides = [
+    ...(flags.set ?? []),
+    `steps=${steps + WARM_UP}`,
+    "evalEvery=0",
+    "saveEvery=0",
+    "logEvery=1000000",
+  ];
+  const value = locate(applyOverrides(source.value, overrides), dirname(file));
+  const { schema, run } = STAGES[name];
+  const config = check(schema, { ...source, value }) as { precision: "bf16" | "fp32"; threads: number };
+
+  const plain = openCpu({ threads: config.threads });
+  const peaks = { flops: peakFlops(plain, config.precision), bandwidth: peakBandwidth(plain) };
+  let events: KernelEvent[] = [];
+  watchKernels((device) => profiled(device, (event) => events.push(event)));
+  const dir = mkdtempSync(join(tmpdir(), "lyceum-profile-"));
+  const folder = RunFolder.open(dir, config, { keepCheckpoints: 1 });
+  // A row of metrics ends a step: the events since the last one are that step's.
+  const kept: KernelEvent[] = [];
+  let seconds = 0;
+  let tokens = 0;
+  folder.metrics.write = (step, values) => {
+    const took = values.seconds as number;
+    const end = performance.now();
+    if (step > WARM_UP) {
+      kept.push(...events.filter((e) => e.start >= end - took * 1000 - 1));
+      seconds += took;
+      tokens += took * (values.tokensPerSecond as number);
+    }
+    events = [];
+  };
+  try {
+    await run(config as never, folder);
+  } finally {
+    watchKernels((device) => device);
+    folder.close();
+    rmSync(dir, { recursive: true, force: true });
+  }
+  const rows = summary(kept, steps, seconds / steps, peaks);
+  const inKernels = rows.reduce((n, r) => n + r.seconds, 0);
+  const result = {
+    steps,
+    secondsPerStep: seconds / steps,
+    tokensPerSecond: tokens / seconds,
+    outsideKernels: Math.max(0, seconds / steps - inKernels),
+    peakGflops: peaks.flops / 1e9,
+    peakGbytes: peaks.bandwidth / 1e9,
+    kernels: rows,
+  };
+  if (flags.trace) writeFileSync(flags.trace, JSON.stringify({ traceEvents: kept.map(traceEvent) }));
+  console.log(flags.json ? JSON.stringify(result) : table(result));
+}
+
+function summary(
+  events: readonly KernelEvent[],
+  steps: number,
+  perStep: number,
+  peaks: { flops: number; bandwidth: number },
+): Row[] {
+  const byKernel = new Map<string, KernelEvent[]>();
+  for (const e of events) {
+    const list = byKernel.get(e.kernel);
+    if (list) list.push(e);
+    else byKernel.set(e.kernel, [e]);
+  }
+  return [...byKernel]
+    .map(([kernel, all]) => {
+      const sum = (f: (e: KernelEvent) => number): number => all.reduce((n, e) => n + f(e), 0);
+      const seconds = sum((e) => e.duration) / 1000;
+      const least = sum((e) => Math.max(e.flops / peaks.flops, e.bytes / peaks.bandwidth));
+      return {
+        kernel,
+        calls: all.length / steps,
+        seconds: seconds / steps,
+        share: seconds / steps / perStep,
+        gflops: sum((e) => e.flops) / seconds / 1e9,
+        gbytes: sum((e) => e.bytes) / seconds / 1e9,
+        roofline: least / seconds,
+      };
+    })
+    .sort((a, b) => b.seconds - a.seconds);
+}
+
+const traceEvent = (e: KernelEvent): object => ({
+  name: e.kernel,
+  ph: "X",
+  ts: e.start * 1000,
+  dur: e.duration * 1000,
+  pid: 1,
+  tid: 1,
+  args: { gflops: e.flops / e.duration / 1e6, gbytes: e.bytes / e.duration / 1e6 },
+});
+
+function table(r: {
+  secondsPerStep: number;
+  tokensPerSecond: number;
+  outsideKernels: number;
+  peakGflops: number;
+  peakGbytes: number;
+  kernels: Row[];
+}): string {
+  const ms = (s: number): string => (s * 1000).toFixed(2).padStart(9);
+  const percent = (x: number): string => `${(100 * x).toFixed(1)}%`.padStart(8);
+  const number = (x: number): string => x.toFixed(1).padStart(9);
+  const lines = r.kernels.map(
+    (k) =>
+      `${k.kernel.padEnd(24)}${String(Math.round(k.calls)).padStart(6)}${ms(k.seconds)}${percent(k.share)}${number(k.gflops)}${number(k.gbytes)}${percent(k.roofline)}`,
+  );
+  return [
+    `a step takes ${(r.secondsPerStep * 1000).toFixed(1)} ms (${Math.round(r.tokensPerSecond)} tokens/s); at their best the kernels do ${r.peakGflops.toFixed(0)} GFLOP/s and move ${r.peakGbytes.toFixed(1)} GB/s`,
+    "",
+    `${"kernel".padEnd(24)}${"calls".padStart(6)}${"ms".padStart(9)}${"share".padStart(8)}${"GFLOP/s".padStart(9)}${"GB/s".padStart(9)}${"of roof".padStart(8)}`,
+    ...lines,
+    `${"outside kernels".padEnd(24)}${"".padStart(6)}${ms(r.outsideKernels)}${percent(r.outsideKernels / r.secondsPerStep)}`,
+  ].join("\n");
+}

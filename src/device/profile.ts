@@ -1,0 +1,108 @@
+/**
+ * A Device that notes how long each kernel takes, and what it did: operations and bytes, reckoned from its arguments.
+ * Bytes are those that must move at least once: operands read, results written.
+ */
+import { type Device, type DType, dtypeBytes, type Ptr } from "./device.js";
+
+export interface Cost {
+  flops: number;
+  bytes: number;
+}
+export interface KernelEvent extends Cost {
+  kernel: string;
+  /** Milliseconds on the clock of performance.now(). */
+  start: number;
+  duration: number;
+}
+
+type Args = readonly number[];
+const w = (dtype: number): number => dtypeBytes(dtype as DType);
+
+/** Sum over the sequences of length (length + 1) / 2: pairs that causal attention looks at. */
+function causalPairs(device: Device, cu: Ptr, sequences: number): number {
+  const borders = device.i32(cu, sequences + 1);
+  let pairs = 0;
+  for (let s = 0; s < sequences; s++) {
+    const length = borders[s + 1] - borders[s];
+    pairs += (length * (length + 1)) / 2;
+  }
+  return pairs;
+}
+
+/** Operations and bytes of a call, from its arguments in the order of the Device's method. */
+export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
+  matmul([, , M, N, K, , , dtA, , , dtB, , beta, , dtC, , R, batch]) {
+    const written = M * N * w(dtC) * (beta === 0 ? 1 : 2) + (R === 0 ? 0 : M * N * w(dtC));
+    return { flops: 2 * M * N * K * batch, bytes: batch * (M * K * w(dtA) + K * N * w(dtB) + written) };
+  },
+  embeddingForward: ([, , , N, D, dt]) => ({ flops: 0, bytes: 2 * N * D * w(dt) }),
+  embeddingBackward: ([, , , N, D, , dt]) => ({ flops: N * D, bytes: 3 * N * D * w(dt) }),
+  rmsnormForward([, residual, , , , , N, D, , dt]) {
+    return { flops: 4 * N * D, bytes: (residual === 0 ? 2 : 4) * N * D * w(dt) };
+  },
+  rmsnormBackward([, , , , extra, , , N, D, dt]) {
+    return { flops: 8 * N * D, bytes: (extra === 0 ? 3 : 4) * N * D * w(dt) };
+  },
+  rope: ([, , , , , N, heads, D, , dt]) => ({ flops: 3 * N * heads * D, bytes: 2 * N * heads * D * w(dt) }),
+  attentionForward([, , , cu, nseq, N, H, KV, D, , dt], device) {
+    // Scores and their weighted sum of values.
+    return { flops: 4 * causalPairs(device, cu, nseq) * H * D, bytes: N * (2 * H + 2 * KV) * D * w(dt) };
+  },
+  attentionBackward([, , , , , cu, nseq, N, H, KV, D, , dt], device) {
+    // Scores again, and the gradients of weights, values, queries and keys.
+    return { flops: 10 * causalPairs(device, cu, nseq) * H * D, bytes: N * (4 * H + 4 * KV) * D * w(dt) };
+  },
+  swigluForward: ([, , N, F, dt]) => ({ flops: 6 * N * F, bytes: 3 * N * F * w(dt) }),
+  swigluBackward: ([, , , N, F, dt]) => ({ flops: 12 * N * F, bytes: 5 * N * F * w(dt) }),
+  logprobForward: ([, , , , , , N, D, V, , dt]) => ({ flops: 2 * N * D * V, bytes: (N + V) * D * w(dt) }),
+  logprobBackward: ([, , , , , , , N, D, V, , dt]) => ({ flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) }),
+  entropyBackward: ([, , , , , , , , N, D, V, , dt]) => ({ flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) }),
+  logprobForwardBackward([, , , , , , , N, D, V, , dt]) {
+    return { flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) };
+  },
+  // m and v are read and written, and so is the master copy where there is one; the gradient is read, the parameter written.
+  adamw([n, , , , , , dt]) {
+    return { flops: 15 * n, bytes: n * (16 + (w(dt) === 2 ? 8 : 4) + 2 * w(dt)) };
+  },
+  sumSquares: ([, n, dt]) => ({ flops: 2 * n, bytes: n * w(dt) }),
+  fill: ([, , n, dt]) => ({ flops: 0, bytes: n * w(dt) }),
+  add: ([, , , n, dt]) => ({ flops: n, bytes: 3 * n * w(dt) }),
+  axpy: ([, , , n, dt]) => ({ flops: 2 * n, bytes: 3 * n * w(dt) }),
+  mul: ([, , , n, dt]) => ({ flops: n, bytes: 3 * n * w(dt) }),
+  scale: ([, , , n, dt]) => ({ flops: n, bytes: 2 * n * w(dt) }),
+  cast: ([, from, , to, n]) => ({ flops: 0, bytes: n * (w(from) + w(to)) }),
+  sumPieces: ([, n, count, , add, dt]) => ({ flops: n * count, bytes: n * (count + 1 + add) * w(dt) }),
+  copyRows: ([, , , n, D, dt]) => ({ flops: 0, bytes: 2 * n * D * w(dt) }),
+  addRows: ([, , , n, D, dt]) => ({ flops: n * D, bytes: 3 * n * D * w(dt) }),
+};
+
+/** The same device, which also calls `note` after every kernel of the table above. */
+export function profiled(device: Device, note: (event: KernelEvent) => void): Device {
+  const wrapped = Object.create(device) as Record<string, unknown>;
+  for (const [kernel, cost] of Object.entries(COSTS)) {
+    const run = (device as unknown as Record<string, (...args: number[]) => unknown>)[kernel];
+    wrapped[kernel] = (...args: number[]) => {
+      const start = performance.now();
+      const result = run(...args);
+      const duration = performance.now() - start;
+      note({ kernel, start, duration, ...cost(args, device) });
+      return result;
+    };
+  }
+  return wrapped as unknown as Device;
+}
+
+/** Bytes a second that memory gives to all threads: the better of a few sums of arrays that no cache holds. */
+export function peakBandwidth(device: Device): number {
+  const n = 24 * 2 ** 20;
+  const arrays = [0, 1, 2].map(() => device.alloc(n * 4));
+  for (const a of arrays) device.fill(a, 1, n, 0);
+  let best = 0;
+  for (let i = 0; i < 5; i++) {
+    const start = performance.now();
+    device.add(arrays[0], arrays[1], arrays[2], n, 0);
+    best = Math.max(best, (3 * n * 4) / ((performance.now() - start) / 1000));
+  }
+  for (const a of arrays) device.free(a, n * 4);
+  return best;
+}
