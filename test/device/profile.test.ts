@@ -1,0 +1,48 @@
+/** Operations and bytes of kernels, counted by hand, and events in the order of the calls. */
+import { expect, test } from "vitest";
+import { currentCpu } from "../../src/device/cpu.js";
+import { BF16, F32 } from "../../src/device/device.js";
+import { COSTS, type KernelEvent, profiled } from "../../src/device/profile.js";
+
+const plain = currentCpu();
+const events: KernelEvent[] = [];
+const device = profiled(plain, (event) => events.push(event));
+const at = plain.alloc(1 << 20);
+const last = (): KernelEvent => events.at(-1)!;
+
+test("a product: 2 M N K operations; both operands read, the result written", () => {
+  // 2 x 3 x 4 in bf16, result in fp32, added to what is there
+  device.matmul(0, 1, 2, 3, 4, 1, at, BF16, 4, at + 4096, BF16, 4, 1, at + 8192, F32, 3, 0, 1, 0, 0, 0);
+  expect(last()).toMatchObject({ kernel: "matmul", flops: 48, bytes: 2 * 4 * 2 + 4 * 3 * 2 + 2 * 3 * 4 * 2 });
+});
+
+test("attention: two products over the pairs that causality leaves", () => {
+  plain.i32(at, 3).set([0, 3, 5]); // sequences of 3 and 2: 6 + 3 pairs
+  device.attentionForward(at + 4096, at + 8192, at + 12288, at, 2, 5, 2, 1, 8, 0.5, F32);
+  expect(last().flops).toBe(2 * 2 * 9 * 2 * 8);
+  expect(last().bytes).toBe((5 * (2 + 2) * 8 + 5 * 2 * 8) * 4);
+});
+
+test("AdamW moves 28 bytes a parameter, in bf16 with its master copy as in fp32", () => {
+  for (const dtype of [BF16, F32] as const) {
+    device.adamw(10, at, at + 4096, at + 8192, at + 12288, at + 16384, dtype, 1e-3, 0.9, 0.95, 1e-8, 0, 1, 1, 1);
+    expect(last().bytes).toBe(280);
+  }
+});
+
+test("log p and its gradient: logits, and two products of the same size", () => {
+  const { flops } = COSTS.logprobForwardBackward([0, 0, 0, 0, 0, 0, 0, 7, 8, 9, 1, F32], plain);
+  expect(flops).toBe(3 * 2 * 7 * 8 * 9);
+});
+
+test("events carry the time of the call, and results come through", () => {
+  plain.fill(at, 2, 100, F32);
+  const before = performance.now();
+  expect(device.sumSquares(at, 100, F32)).toBe(400);
+  expect(last().start).toBeGreaterThanOrEqual(before);
+  expect(last().duration).toBeGreaterThan(0);
+});
+
+test("the table names methods of the device, and no others", () => {
+  for (const name of Object.keys(COSTS)) expect(typeof Reflect.get(plain, name), name).toBe("function");
+});
