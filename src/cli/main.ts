@@ -103,10 +103,30 @@ program
   .action(async (model, options) => (await import("./logprobs.js")).logprobs(model, options));
 
 program
+  .command("instruct")
+  .description("grow instruction records from a few seeds, with a teacher model (self-instruct)")
+  .argument("<seeds>", "JSONL with instruction, input, output and type")
+  .requiredOption(
+    "--teacher <source>",
+    "a model's folder, or the address of an OpenAI-compatible service (http://host/v1)",
+  )
+  .requiredOption("--out <file>", "JSONL that records are added to, one by one")
+  .option("--model <name>", "the model's name, for a service; its key is read from OPENAI_API_KEY")
+  .option("--count <n>", "records in the file at the end", "100")
+  .option("--resume", "go on with a file that is there")
+  .option("--seed <n>", "of what is shown and asked", "1")
+  .option("--temperature <t>", "of the teacher", "0.8")
+  .option("--max-tokens <n>", "of an answer", "1024")
+  .option("--per-minute <n>", "requests to a service at most", "60")
+  .option("--timeout <seconds>", "for an answer of a service", "120")
+  .option("--json", "print the summary as a JSON object")
+  .action(async (seeds, flags) => (await import("./instruct.js")).command(seeds, flags));
+program
   .command("profile")
   .description("where the time of a training step goes: every kernel beside what the processor could do")
   .argument("<config>", "YAML file of a pretrain or sft stage")
   .option("--steps <n>", "steps that are measured, after two that are not", "10")
+  .option("--stage <stage>", "pretrain or sft (default: what the YAML file says, or pretrain)")
   .option("--set <key=value...>", "override settings of the YAML file")
   .option("--trace <file>", "write every call as a Chrome trace (chrome://tracing, Perfetto)")
   .option("--json", "print a JSON object")

@@ -13,14 +13,17 @@ import { locate } from "./stage.js";
 
 export interface ProfileFlags {
   steps: string;
+  stage?: string;
   set?: string[];
   trace?: string;
   json?: boolean;
 }
 
+/** Steps before the measured ones, and one after them: evaluation comes with the last step, and is not to be measured. */
 const WARM_UP = 2;
+const CLOSING = 1;
 
-/** What one kernel did in the measured steps; times in seconds a step. */
+/** What one kernel, or one shape of a product, did in the measured steps; times in seconds a step. */
 interface Row {
   kernel: string;
   calls: number;
@@ -37,12 +40,10 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
     throw new UserError(`--steps is "${flags.steps}"; it must be a whole number above 0.`, 2);
   const steps = Number(flags.steps);
   const source = readYaml(file);
-  const named = (source.value as { stage?: unknown } | null)?.stage;
-  const name =
-    named === "sft" || (source.value as { from?: unknown; template?: unknown })?.template ? "sft" : "pretrain";
+  const name = stageOf(file, source.value, flags.stage);
   const overrides = [
     ...(flags.set ?? []),
-    `steps=${steps + WARM_UP}`,
+    `steps=${steps + WARM_UP + CLOSING}`,
     "evalEvery=0",
     "saveEvery=0",
     "logEvery=1000000",
@@ -64,7 +65,7 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
   folder.metrics.write = (step, values) => {
     const took = values.seconds as number;
     const end = performance.now();
-    if (step > WARM_UP) {
+    if (step > WARM_UP && step <= WARM_UP + steps) {
       kept.push(...events.filter((e) => e.start >= end - took * 1000 - 1));
       seconds += took;
       tokens += took * (values.tokensPerSecond as number);
@@ -78,7 +79,8 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
     folder.close();
     rmSync(dir, { recursive: true, force: true });
   }
-  const rows = summary(kept, steps, seconds / steps, peaks);
+  const rows = summary(kept, (e) => e.kernel, steps, seconds / steps, peaks);
+  const products = kept.filter((e) => e.shape !== undefined);
   const inKernels = rows.reduce((n, r) => n + r.seconds, 0);
   const result = {
     steps,
@@ -88,22 +90,41 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
     peakGflops: peaks.flops / 1e9,
     peakGbytes: peaks.bandwidth / 1e9,
     kernels: rows,
+    products: summary(products, (e) => e.shape as string, steps, seconds / steps, peaks),
   };
   if (flags.trace) writeFileSync(flags.trace, JSON.stringify({ traceEvents: kept.map(traceEvent) }));
   console.log(flags.json ? JSON.stringify(result) : table(result));
 }
 
+/** What the file says, or --stage; a file that says nothing is a pretraining stage. */
+function stageOf(file: string, value: unknown, wanted: string | undefined): "pretrain" | "sft" {
+  const { stage, stages } = (value ?? {}) as { stage?: unknown; stages?: unknown };
+  if (stages !== undefined)
+    throw new UserError(
+      `${file} is a recipe of several stages; profile measures one stage: give it a file of its own.`,
+      2,
+    );
+  const name = wanted ?? stage ?? "pretrain";
+  if (name !== "pretrain" && name !== "sft")
+    throw new UserError(
+      `${wanted ? "--stage" : `stage in ${file}`} is "${name}"; profile measures pretrain and sft.`,
+      2,
+    );
+  return name;
+}
+
 function summary(
   events: readonly KernelEvent[],
+  by: (event: KernelEvent) => string,
   steps: number,
   perStep: number,
   peaks: { flops: number; bandwidth: number },
 ): Row[] {
   const byKernel = new Map<string, KernelEvent[]>();
   for (const e of events) {
-    const list = byKernel.get(e.kernel);
+    const list = byKernel.get(by(e));
     if (list) list.push(e);
-    else byKernel.set(e.kernel, [e]);
+    else byKernel.set(by(e), [e]);
   }
   return [...byKernel]
     .map(([kernel, all]) => {
@@ -130,7 +151,7 @@ const traceEvent = (e: KernelEvent): object => ({
   dur: e.duration * 1000,
   pid: 1,
   tid: 1,
-  args: { gflops: e.flops / e.duration / 1e6, gbytes: e.bytes / e.duration / 1e6 },
+  args: { ...(e.shape && { shape: e.shape }), gflops: e.flops / e.duration / 1e6, gbytes: e.bytes / e.duration / 1e6 },
 });
 
 function table(r: {
@@ -140,19 +161,21 @@ function table(r: {
   peakGflops: number;
   peakGbytes: number;
   kernels: Row[];
+  products: Row[];
 }): string {
   const ms = (s: number): string => (s * 1000).toFixed(2).padStart(9);
   const percent = (x: number): string => `${(100 * x).toFixed(1)}%`.padStart(8);
   const number = (x: number): string => x.toFixed(1).padStart(9);
-  const lines = r.kernels.map(
-    (k) =>
-      `${k.kernel.padEnd(24)}${String(Math.round(k.calls)).padStart(6)}${ms(k.seconds)}${percent(k.share)}${number(k.gflops)}${number(k.gbytes)}${percent(k.roofline)}`,
-  );
+  const line = (k: Row): string =>
+    `${k.kernel.padEnd(24)}${String(Math.round(k.calls)).padStart(6)}${ms(k.seconds)}${percent(k.share)}${number(k.gflops)}${number(k.gbytes)}${percent(k.roofline)}`;
   return [
     `a step takes ${(r.secondsPerStep * 1000).toFixed(1)} ms (${Math.round(r.tokensPerSecond)} tokens/s); at their best the kernels do ${r.peakGflops.toFixed(0)} GFLOP/s and move ${r.peakGbytes.toFixed(1)} GB/s`,
     "",
     `${"kernel".padEnd(24)}${"calls".padStart(6)}${"ms".padStart(9)}${"share".padStart(8)}${"GFLOP/s".padStart(9)}${"GB/s".padStart(9)}${"of roof".padStart(8)}`,
-    ...lines,
+    ...r.kernels.map(line),
     `${"outside kernels".padEnd(24)}${"".padStart(6)}${ms(r.outsideKernels)}${percent(r.outsideKernels / r.secondsPerStep)}`,
+    "",
+    "matmul by shape: rows x columns x inner; t: that operand is stored transposed",
+    ...r.products.map(line),
   ].join("\n");
 }
