@@ -7,6 +7,8 @@ import { type Device, type DType, dtypeBytes, type Ptr } from "./device.js";
 export interface Cost {
   flops: number;
   bytes: number;
+  /** Of a matrix product: its sizes, and which operand is stored transposed. */
+  shape?: string;
 }
 export interface KernelEvent extends Cost {
   kernel: string;
@@ -31,9 +33,10 @@ function causalPairs(device: Device, cu: Ptr, sequences: number): number {
 
 /** Operations and bytes of a call, from its arguments in the order of the Device's method. */
 export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
-  matmul([, , M, N, K, , , dtA, , , dtB, , beta, , dtC, , R, batch]) {
+  matmul([tA, tB, M, N, K, , , dtA, , , dtB, , beta, , dtC, , R, batch]) {
     const written = M * N * w(dtC) * (beta === 0 ? 1 : 2) + (R === 0 ? 0 : M * N * w(dtC));
-    return { flops: 2 * M * N * K * batch, bytes: batch * (M * K * w(dtA) + K * N * w(dtB) + written) };
+    const shape = `${M}x${N}x${K} ${tA ? "t" : "n"}${tB ? "t" : "n"}`;
+    return { flops: 2 * M * N * K * batch, bytes: batch * (M * K * w(dtA) + K * N * w(dtB) + written), shape };
   },
   embeddingForward: ([, , , N, D, dt]) => ({ flops: 0, bytes: 2 * N * D * w(dt) }),
   embeddingBackward: ([, , , N, D, , dt]) => ({ flops: N * D, bytes: 3 * N * D * w(dt) }),
@@ -52,6 +55,17 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
     // Scores again, and the gradients of weights, values, queries and keys.
     return { flops: 10 * causalPairs(device, cu, nseq) * H * D, bytes: N * (4 * H + 4 * KV) * D * w(dt) };
   },
+  attentionCached([, , , , , past, B, T, , H, KV, D, , dt], device) {
+    // Row i of sequence b sees what is cached and itself; keys and values are read once for all rows and heads.
+    let pairs = 0;
+    let cached = 0;
+    for (const before of device.i32(past, B)) {
+      pairs += T * before + (T * (T + 1)) / 2;
+      cached += before + T;
+    }
+    return { flops: 4 * pairs * H * D, bytes: (2 * B * T * H + 2 * cached * KV) * D * w(dt) };
+  },
+  cacheAppend: ([, , , , B, T, , , KV, D, dt]) => ({ flops: 0, bytes: 4 * B * T * KV * D * w(dt) }),
   swigluForward: ([, , N, F, dt]) => ({ flops: 6 * N * F, bytes: 3 * N * F * w(dt) }),
   swigluBackward: ([, , , N, F, dt]) => ({ flops: 12 * N * F, bytes: 5 * N * F * w(dt) }),
   logprobForward: ([, , , , , , N, D, V, , dt]) => ({ flops: 2 * N * D * V, bytes: (N + V) * D * w(dt) }),
@@ -72,6 +86,10 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   scale: ([, , , n, dt]) => ({ flops: n, bytes: 2 * n * w(dt) }),
   cast: ([, from, , to, n]) => ({ flops: 0, bytes: n * (w(from) + w(to)) }),
   sumPieces: ([, n, count, , add, dt]) => ({ flops: n * count, bytes: n * (count + 1 + add) * w(dt) }),
+  // A Philox block of ten rounds gives four draws: reckoned as bytes written only.
+  randomNormal: ([, n, , , , , dt]) => ({ flops: 0, bytes: n * w(dt) }),
+  randomUniform: ([, n]) => ({ flops: 0, bytes: n * 4 }),
+  sample: ([, B, V]) => ({ flops: 0, bytes: B * V * 4 }),
   copyRows: ([, , , n, D, dt]) => ({ flops: 0, bytes: 2 * n * D * w(dt) }),
   addRows: ([, , , n, D, dt]) => ({ flops: n * D, bytes: 3 * n * D * w(dt) }),
 };

@@ -1,0 +1,81 @@
+/** `lyceum profile`: what it measures of a run, and what it says to a file that it cannot measure. */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, expect, test, vi } from "vitest";
+import { command, type ProfileFlags } from "../../src/cli/profile.js";
+
+const dir = mkdtempSync(join(tmpdir(), "lyceum-profile-test-"));
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+const LAYERS = 2;
+const config = join(dir, "p.yaml");
+writeFileSync(
+  config,
+  `stage: pretrain
+data: { train: [text.jsonl], contextLength: 32 }
+model: { hiddenSize: 32, intermediateSize: 64, numLayers: ${LAYERS}, numHeads: 4 }
+tokenizer: { vocabSize: 300 }
+batchSize: 4
+`,
+);
+const document = (i: number): string => JSON.stringify({ id: String(i), text: `Sentence ${i % 7}, number ${i}.` });
+writeFileSync(join(dir, "text.jsonl"), Array.from({ length: 90 }, (_, i) => document(i)).join("\n"));
+
+interface Row {
+  kernel: string;
+  calls: number;
+  seconds: number;
+}
+async function output(flags: ProfileFlags): Promise<string> {
+  const log = vi.spyOn(console, "log").mockImplementation(() => {});
+  const error = vi.spyOn(console, "error").mockImplementation(() => {});
+  try {
+    await command(config, flags);
+    return log.mock.calls.map(([text]) => String(text)).join("\n");
+  } finally {
+    log.mockRestore();
+    error.mockRestore();
+  }
+}
+
+test("kernels of a step, without those of evaluation; products by shape; a Chrome trace of every call", async () => {
+  const trace = join(dir, "trace.json");
+  const result = JSON.parse(await output({ steps: "3", json: true, trace })) as {
+    secondsPerStep: number;
+    outsideKernels: number;
+    kernels: Row[];
+    products: Row[];
+  };
+  const calls = (name: string): number | undefined => result.kernels.find((k) => k.kernel === name)?.calls;
+  // Evaluation after the last step would add forward calls, and log p alone.
+  expect(calls("attentionForward")).toBe(LAYERS);
+  expect(calls("attentionBackward")).toBe(LAYERS);
+  expect(calls("rmsnormForward")).toBe(2 * LAYERS + 1);
+  expect(calls("logprobForwardBackward")).toBe(1);
+  expect(calls("logprobForward")).toBeUndefined();
+  // Four matrices a layer, forward and twice backward.
+  expect(calls("matmul")).toBe(12 * LAYERS);
+  expect(result.products.reduce((n, p) => n + p.calls, 0)).toBe(12 * LAYERS);
+  expect(result.products.map((p) => p.kernel)).toContain("128x128x32 nt");
+  const inside = result.kernels.reduce((n, k) => n + k.seconds, 0);
+  expect(inside + result.outsideKernels).toBeCloseTo(result.secondsPerStep, 3);
+
+  const { traceEvents } = JSON.parse(readFileSync(trace, "utf8")) as { traceEvents: { name: string; dur: number }[] };
+  expect(traceEvents).toHaveLength(3 * result.kernels.reduce((n, k) => n + k.calls, 0));
+  expect(traceEvents.every((e) => e.dur > 0)).toBe(true);
+});
+
+test("for people: a table with the step's time, its kernels, and what is outside of them", async () => {
+  const text = await output({ steps: "1" });
+  expect(text).toMatch(/^a step takes [\d.]+ ms \(\d+ tokens\/s\)/);
+  expect(text).toMatch(/\nmatmul +24 /);
+  expect(text).toMatch(/\noutside kernels +[\d.]+ +[\d.]+%\n/);
+});
+
+test("what it cannot measure: steps that are no number, other stages, whole recipes", async () => {
+  await expect(command(config, { steps: "many" })).rejects.toThrow(/--steps is "many"; it must be a whole number/);
+  await expect(command(config, { steps: "1", stage: "ppo" })).rejects.toThrow(/--stage is "ppo"; profile measures/);
+  const recipe = join(dir, "r.yaml");
+  writeFileSync(recipe, "stages: []\n");
+  await expect(command(recipe, { steps: "1" })).rejects.toThrow(/r.yaml is a recipe of several stages/);
+});
