@@ -84,9 +84,13 @@ function open(device: Device): Mpi {
   const code = func("MPI_Init_thread", "P, P, int, P")(0, 0, 0, scratch);
   if (code !== 0) throw new UserError(`MPI could not start (MPI_Init_thread: ${code}).`);
   func("MPI_Comm_set_errhandler", "H, H")(world, handle("ompi_mpi_errors_return", 0x54000001));
-  func("MPI_Type_contiguous", "int, H, P")(BLOCK, byte, scratch);
-  func("MPI_Type_commit", "P")(scratch);
-  const block = openmpi ? Number(new BigUint64Array(device.bytes(scratch, 8).slice().buffer)[0]) : word[0];
+  const blockAt = device.alloc(64);
+  func("MPI_Type_contiguous", "int, H, P")(BLOCK, byte, blockAt);
+  func("MPI_Type_commit", "P")(blockAt);
+  const block = openmpi
+    ? Number(new BigUint64Array(device.bytes(blockAt, 8).slice().buffer)[0])
+    : device.i32(blockAt, 1)[0];
+  const freeType = func("MPI_Type_free", "P");
   const errorString = library.func("int MPI_Error_string(int, uintptr_t, uintptr_t)");
   const text = device.alloc(1024);
   opened = {
@@ -120,8 +124,10 @@ function open(device: Device): Mpi {
   };
   const mpi = opened;
   process.on("exit", (code) => {
-    if (code === 0) mpi.call.finalize();
-    else mpi.call.abort(world, code); // the others would wait for this rank for ever
+    if (code === 0) {
+      freeType(blockAt);
+      mpi.call.finalize();
+    } else mpi.call.abort(world, code); // the others would wait for this rank for ever
   });
   return mpi;
 }
