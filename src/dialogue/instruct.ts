@@ -1,206 +1,265 @@
 /**
- * Self-instruct (Wang et al. 2022; as Alpaca did it, Taori et al. 2023): a teacher is shown a few tasks and asked for more.
- * What comes back is checked, near copies of what is there are left out, and types that are short are asked for first.
+ * Self-instruct (Wang et al. 2022): a set of instructions grows from a few seeds by a teacher that is shown some and asked for
+ * more. As in Alpaca (Taori et al. 2023) a task comes whole, with its output, and many tasks in one reply; new here is
+ * that each prompt names the types that the set still lacks, by the shares of InstructGPT's prompts.
  */
+import type { Rejected } from "../corpus/read.js";
 import { shuffled } from "../corpus/shards.js";
 import { UserError } from "../run/errors.js";
 import { jsonRecords } from "./jsonl.js";
-import { canonicalType, INSTRUCTGPT } from "./mixture.js";
+import { canonicalType, INSTRUCTGPT, largestRemainder } from "./mixture.js";
+import { toConversation } from "./records.js";
 import { NearCopies, rougeWords } from "./rouge.js";
-import type { Answer, Teacher } from "./teacher.js";
+import { type KeptTask, TaskFile } from "./task-file.js";
+import { type Example, type Listed, type PromptLanguage, readTaskList, type Task, taskPrompt } from "./task-list.js";
+import type { Teacher } from "./teacher.js";
 
-export interface Task {
-  instruction: string;
-  input: string;
-  output: string;
-  type: string;
-}
-/** A task that the teacher gave, and in which request. */
-export interface Grown extends Task {
-  request: number;
-}
-export interface Refused {
-  request: number;
-  reason: string;
-  text: string;
+export interface Seed extends Example {
+  source: { file: string; line: number };
 }
 
-/** Examples shown with each request, of which so many were grown, once there are some (Wang et al. 2022: 6 and 2). */
-const SHOWN = 3;
-const SHOWN_GROWN = 1;
-/** Tasks asked for in one request. */
-const ASKED = 8;
-/** Requests in a row that may bring nothing new. */
-const PATIENCE = 20;
+export interface InstructOptions {
+  seeds: readonly Seed[];
+  /** How many tasks the file is to hold. */
+  count: number;
+  out: string;
+  resume?: boolean;
+  /** Of what is shown and asked. */
+  seed?: number;
+  /** Tasks that a prompt asks for. */
+  tasksPerPrompt?: number;
+  /** Tasks that a prompt shows; one of four has grown, once there are some (Wang et al. 2022, section 2.2: two of eight). */
+  examples?: number;
+  /** Prompts of a round: they are asked at once, and know nothing of one another. */
+  batchSize?: number;
+  /** ROUGE-L above which an instruction is a copy. */
+  similarity?: number;
+  /** Rounds in a row that may bring nothing. */
+  patience?: number;
+  onRound?: (report: InstructReport) => void;
+}
 
-/** Records with instruction, input (may be missing) and output. Throws a UserError at the first that is not one. */
-export function readTasks(file: string): Task[] {
-  const tasks: Task[] = [];
+export interface InstructReport {
+  kept: number;
+  /** Rounds asked so far, those before a resume among them. */
+  rounds: number;
+  /** Reason -> candidates set aside for it. */
+  rejected: Record<string, number>;
+  types: { type: string; wanted: number; kept: number }[];
+}
+
+/** The seeds of a file: records of one instruction and its output. Throws UserError when none can be used. */
+export function readSeeds(file: string, rejected: Rejected[]): Seed[] {
+  const seeds: Seed[] = [];
+  const before = rejected.length;
   for (const { line, value, error } of jsonRecords(file)) {
-    const record = (error ? {} : value) as Record<string, unknown>;
-    const { instruction, input = "", output, type } = record;
-    if (typeof instruction !== "string" || typeof input !== "string" || typeof output !== "string")
-      throw new UserError(
-        `${file}:${line}: ${error ?? "a seed is a record with the texts instruction, input (or none) and output"}.`,
-        2,
-      );
-    tasks.push({ instruction, input, output, type: canonicalType(typeof type === "string" ? type : undefined) });
+    const seed = error ?? toSeed(value);
+    if (typeof seed === "string") rejected.push({ file, line, reason: seed });
+    else seeds.push({ ...seed, source: { file, line } });
   }
-  if (tasks.length === 0) throw new UserError(`${file}: there is no seed.`, 2);
-  return tasks;
+  if (seeds.length > 0) return seeds;
+  const first = rejected[before];
+  throw new UserError(
+    `${file}: no seed can be used.${first ? ` ${first.file}:${first.line}: ${first.reason}.` : " There is nothing in there."}`,
+  );
 }
 
-const described = Object.entries(INSTRUCTGPT).map(([name, { chinese }]) => `${name} (${chinese})`);
-
-/** What the teacher reads. `types`: the types to ask for, most wanted first. */
-export function requestText(examples: readonly Task[], types: readonly string[]): string {
-  const shown = examples.map((t, i) => block(i + 1, t)).join("\n");
-  const first = examples.length + 1;
-  return `Write new tasks for an assistant that reads and writes text, and solve each of them.
-
-- Number them. Give each a Type, an Instruction, an Input and an Output, in exactly the form of the examples, with ### between tasks.
-- The types are: ${described.join(", ")}. Write mostly: ${types.join(", ")}.
-- Each instruction is one or two sentences, says all that is needed, and is about something else than the others. Vary the verbs; mix questions and requests.
-- Input is a text that the instruction is about, with real content, at most 100 words; where none is needed write <none>.
-- Nothing that needs pictures, sound, files, the web, or doing things in the world.
-- The output is what a knowledgeable and careful person would answer. Keep to the language of the instruction; use the languages of the examples.
-
-${shown}
-###
-Go on with tasks ${first} to ${first + ASKED - 1}:
-`;
-}
-const block = (n: number, t: Task): string =>
-  `###\n${n}. Type: ${t.type}\n${n}. Instruction: ${t.instruction}\n${n}. Input: ${t.input || "<none>"}\n${n}. Output: ${t.output}`;
-
-/** The tasks of an answer. What is not in the form asked for is listed; so is the last one when the answer was cut off. */
-export function parseAnswer({ text, whole }: Answer): { tasks: Task[]; refused: { reason: string; text: string }[] } {
-  const tasks: Task[] = [];
-  const refused: { reason: string; text: string }[] = [];
-  const pieces = text.split(/^\s*#{3,}\s*$/m).filter((piece) => /\S/.test(piece));
-  for (const [i, piece] of pieces.entries()) {
-    const field = (name: string, next: string): string | undefined =>
-      new RegExp(`(?:^|\\n)\\s*(?:\\d+[.)]?)?\\s*\\**${name}\\**\\s*[:：]\\**\\s*([\\s\\S]*?)(?=${next}|$)`, "i").exec(
-        piece,
-      )?.[1];
-    const ahead = (...names: string[]): string =>
-      names.map((n) => `\\n\\s*(?:\\d+[.)]?)?\\s*\\**${n}\\**\\s*[:：]`).join("|");
-    const instruction = field("Instruction", ahead("Input", "Output"));
-    const output = field("Output", "(?!)");
-    if (instruction === undefined || output === undefined) {
-      // Words before the first task ("Here are ...") are manners, not a task.
-      if (i > 0 || /Instruction/i.test(piece))
-        refused.push({ reason: "not in the form asked for", text: piece.trim() });
-      continue;
-    }
-    if (!whole && i === pieces.length - 1) {
-      refused.push({ reason: "cut off at the answer's end", text: piece.trim() });
-      continue;
-    }
-    const input = (field("Input", ahead("Output")) ?? "").trim();
-    const type = field("Type", ahead("Instruction", "Input", "Output"))
-      ?.trim()
-      .split(/[\s(（,]/)[0];
-    tasks.push({
-      instruction: instruction.trim(),
-      input: /^(<?\s*(none|no ?input|n\/a|无)\s*>?)?$/i.test(input) ? "" : input,
-      output: output.trim(),
-      type: known(type),
-    });
-  }
-  return { tasks, refused };
+function toSeed(value: unknown): Example | string {
+  const conversation = toConversation(value);
+  if (typeof conversation === "string") return conversation;
+  const { messages, type } = conversation;
+  if (messages.length !== 2) return "a seed is one instruction and its output, without a system message or more turns";
+  const [{ content, input = "" }, { content: output }] = messages;
+  const example = { instruction: content.trim(), input: input.trim(), output: output.trim() };
+  if (example.instruction === "") return "there is no instruction";
+  if (type === undefined) return example;
+  const known = canonicalType(type);
+  if (Object.hasOwn(INSTRUCTGPT, known)) return { ...example, type: known };
+  return `its type "${type}" is none of ${Object.keys(INSTRUCTGPT).join(", ")}`;
 }
 
-function known(type: string | undefined): string {
-  const name = canonicalType(type);
-  return Object.hasOwn(INSTRUCTGPT, name) ? name : "other";
-}
+/** Alpaca's list of words for what a text cannot show, shortened to those that seldom mean anything else, and in Chinese. */
+const NO_TEXT =
+  /\b(?:images?|pictures?|photos?|photographs?|videos?|audio|diagrams?|flowcharts?|graphs?|attached|attachments?)\b|\b(?:draw|sketch|paint) (?:me|an?|the) (?!conclusion)|图片|图像|照片|视频|音频|录音|附件|流程图|[画绘](?:制)?(?:一|出|个)/iu;
+const PLACEHOLDER =
+  /^[<[({【（][^\n]{0,80}(?:insert|provide|paste|your|here|此处|这里|粘贴|插入)[^\n]{0,80}[>\])}】）]$/iu;
 
-/** Words of tasks that a model which reads and writes text cannot do (the list that Self-instruct filters by). */
-const BEYOND =
-  /\b(images?|pictures?|photos?|graphs?|charts?|diagrams?|draw|plot|video|audio|music file|files?|websites? link|click)\b|图片|图像|照片|画一|视频|音频|文件/i;
-
-/** Why a task cannot be taken, or undefined. */
-export function fault({ instruction, input, output }: Task): string | undefined {
+/** Why a task teaches nothing or nothing good, or undefined: Self-instruct's and Alpaca's heuristics. */
+export function validateTask({ instruction, input, output }: Task): { reason: string; detail?: string } | undefined {
+  if (/\uFFFD|\p{Cs}|(?![\t\n\r])\p{Cc}/u.test(instruction + input + output)) return { reason: "broken characters" };
   const words = rougeWords(instruction).length;
-  if (words < 3) return "the instruction has fewer than 3 words";
-  if (words > 150) return "the instruction has more than 150 words";
-  if (BEYOND.test(instruction)) return "the instruction asks for what text cannot do";
-  if (/^[^\p{L}\p{N}"'“‘«《「(（¿¡]/u.test(instruction)) return "the instruction begins with a sign";
-  if (output === "") return "the output is empty";
-  if (input !== "" && output === input) return "the output is the input";
-  if (output === instruction) return "the output is the instruction";
+  if (words < 3) return { reason: "instruction of fewer than 3 words" };
+  if (words > 150) return { reason: "instruction of more than 150 words" };
+  if (!/^[\p{L}\p{N}\p{Ps}\p{Pi}"'`¿¡]/u.test(instruction)) return { reason: "instruction begins with a sign" };
+  const shown = NO_TEXT.exec(instruction);
+  if (shown) return { reason: "about what is not text", detail: shown[0] };
+  if (PLACEHOLDER.test(input)) return { reason: "input is a placeholder", detail: input };
+  if (rougeWords(output).join(" ") === rougeWords(instruction).join(" "))
+    return { reason: "output repeats the instruction" };
   return undefined;
 }
 
-/** Types by how far their share lies behind InstructGPT's. */
-export function wanted(tasks: readonly Task[]): string[] {
-  const total = Object.values(INSTRUCTGPT).reduce((n, { share }) => n + share, 0);
-  const lack = (type: string): number =>
-    INSTRUCTGPT[type].share / total - tasks.filter((t) => t.type === type).length / Math.max(1, tasks.length);
-  return Object.keys(INSTRUCTGPT)
-    .filter((type) => lack(type) > 0)
-    .sort((a, b) => lack(b) - lack(a))
-    .slice(0, 4);
+/** Chinese where it has Chinese characters and no kana. */
+export const languageOf = (text: string): PromptLanguage =>
+  /\p{Script=Han}/u.test(text) && !/[\p{Script=Hiragana}\p{Script=Katakana}]/u.test(text) ? "zh" : "en";
+
+/** How many tasks of each type make `count` at InstructGPT's shares. */
+export const typeQuotas = (count: number): Map<string, number> =>
+  largestRemainder(
+    Object.entries(INSTRUCTGPT).map(([type, { share }]) => [type, (share / SHARES) * count]),
+    count,
+  );
+const SHARES = Object.values(INSTRUCTGPT).reduce((sum, { share }) => sum + share, 0);
+
+/** The seeds and what has grown: what a new task is compared with, and which types are still wanted. */
+class TaskSet {
+  readonly grown: Task[] = [];
+  private readonly copies: NearCopies;
+  private readonly quotas: Map<string, number>;
+
+  constructor(
+    private readonly seeds: readonly Seed[],
+    count: number,
+    similarity: number,
+  ) {
+    this.copies = new NearCopies(similarity);
+    this.quotas = typeQuotas(count);
+    for (const { instruction, source } of seeds) this.copies.add(instruction, `${source.file}:${source.line}`);
+  }
+
+  add(task: Task, name: string): void {
+    this.grown.push(task);
+    this.copies.add(task.instruction, name);
+    this.quotas.set(task.type, (this.quotas.get(task.type) ?? 0) - 1);
+  }
+
+  /** Why a task cannot be taken. The type comes last: a task set aside for it is good, and there are enough of its kind. */
+  fault(task: Task): { reason: string; detail?: string } | undefined {
+    const invalid = validateTask(task);
+    if (invalid) return invalid;
+    const near = this.copies.find(task.instruction);
+    if (near) return { reason: "near copy", detail: `ROUGE-L ${near.score.toFixed(2)} with ${near.name}` };
+    if ((this.quotas.get(task.type) ?? 0) <= 0) return { reason: "enough of its type", detail: task.type };
+    return undefined;
+  }
+
+  /** Every type as often as it is still wanted. */
+  missing(): string[] {
+    return [...this.quotas].flatMap(([type, left]) => Array<string>(Math.max(0, left)).fill(type));
+  }
+
+  /** What prompt `number` of the run shows: tasks of one language, so that the new ones are written in it. */
+  examples(number: number, wanted: number, seed: number): { language: PromptLanguage; shown: Example[] } {
+    const pick = <T>(list: readonly T[], i: number, stream: number, epoch: number): T =>
+      list[shuffled(i, list.length, seed + stream, epoch)];
+    const { length } = this.seeds;
+    // Every seed leads in its turn, so that languages come as often as they do among the seeds.
+    const leader = pick(this.seeds, number % length, 0, Math.floor(number / length));
+    const language = languageOf(leader.instruction);
+    const others = this.seeds.filter((s) => s !== leader && languageOf(s.instruction) === language);
+    const grown = this.grown.filter((t) => languageOf(t.instruction) === language);
+    const ofGrown = Math.min(Math.floor(wanted / 4), grown.length);
+    const ofOthers = Math.min(wanted - 1 - ofGrown, others.length);
+    const shown: Example[] = [leader];
+    for (let i = 0; i < ofOthers; i++) shown.push(pick(others, i, 1, number));
+    for (let i = 0; i < ofGrown; i++) shown.push(pick(grown, i, 2, number));
+    return { language, shown };
+  }
 }
 
-export interface Growth {
-  /** Called for every task as it is taken, and for every one that is not. */
-  keep(task: Grown): void;
-  refuse(refused: Refused): void;
-  /** Called after each request. */
-  progress?(requests: number, kept: number): void;
-}
+type Candidate = Listed & { reply: number };
+const sameTask = (a: Task, b: Task): boolean =>
+  a.instruction === b.instruction && a.input === b.input && a.output === b.output;
 
 /**
- * Asks until `count` tasks have grown (those of an earlier run, `before`, included). What is asked is a function of the
- * seed, the request's number and the tasks there are. Throws a UserError when the teacher brings nothing new for long.
+ * Asks the teacher until the file holds `count` tasks. What is asked is a function of the seed, the round and the tasks of
+ * the rounds before; so a run that was killed and resumed ends with the same file, if its teacher says the same again.
+ * Throws UserError when the teacher brings nothing for `patience` rounds, or cannot be asked; what has grown is kept.
  */
-export async function grow(
-  teacher: Teacher,
-  seeds: readonly Task[],
-  before: readonly Grown[],
-  options: { count: number; seed: number },
-  growth: Growth,
-): Promise<void> {
-  const grown: Grown[] = [...before];
-  const copies = new NearCopies();
-  for (const [i, t] of seeds.entries()) copies.add(t.instruction, `seed ${i + 1}`);
-  for (const [i, t] of grown.entries()) copies.add(t.instruction, `task ${i + 1}`);
-  let barren = 0;
-  for (let request = (grown.at(-1)?.request ?? 0) + 1; grown.length < options.count; request++) {
-    const draw = <T>(list: readonly T[], n: number, stream: number): T[] =>
-      Array.from(
-        { length: Math.min(n, list.length) },
-        (_, i) => list[shuffled(i, list.length, options.seed + stream, request)],
-      );
-    const own = draw(grown, SHOWN_GROWN, 1);
-    const examples = [...draw(seeds, SHOWN - own.length, 0), ...own];
-    const answer = await teacher.answer(
-      requestText(examples, wanted([...seeds, ...grown])),
-      options.seed * 1_000_003 + request,
+export async function instruct(teacher: Teacher, options: InstructOptions): Promise<InstructReport> {
+  const { seeds, count, out, seed = 1, tasksPerPrompt = 8, examples = 4, batchSize = 4, patience = 8 } = options;
+  const file = new TaskFile(out, options.resume);
+  const set = new TaskSet(seeds, count, options.similarity ?? 0.7);
+  let round = file.lastRound ?? 0;
+  let rounds = file.lastRound === undefined ? 0 : round + 1;
+  file.kept.forEach((task, i) => {
+    if (task.round < round) set.add(task, `${out}:${i + 1}`);
+  });
+  /** Of a round that may not have been finished: written, but unknown to the prompts of that round, as they were then. */
+  let written = file.kept.filter((task) => task.round === round);
+  if (file.kept.length < count) file.reopen(round);
+
+  for (let idle = 0; file.kept.length < count; round++) {
+    const missing = set.missing();
+    const prompts = Math.min(batchSize, Math.ceil(missing.length / tasksPerPrompt));
+    const asked = Array.from({ length: prompts }, (_, p) => {
+      const types = Array.from({ length: tasksPerPrompt }, (_, i) => {
+        const slot = (p * tasksPerPrompt + i) % missing.length;
+        return missing[shuffled(slot, missing.length, seed + 3, round)];
+      });
+      const { language, shown } = set.examples(round * batchSize + p, examples, seed);
+      return { types, prompt: taskPrompt(language, shown, types) };
+    });
+    const answers = await teacher.ask(
+      asked.map((a) => a.prompt),
+      round * batchSize,
     );
-    const { tasks, refused } = parseAnswer(answer);
-    for (const r of refused) growth.refuse({ request, ...r });
-    let taken = 0;
-    for (const task of tasks) {
-      if (grown.length >= options.count) break;
-      const near = copies.find(task.instruction);
-      const why = fault(task) ?? (near && `too near to ${near.name} (ROUGE-L ${near.score.toFixed(2)})`);
-      if (why) {
-        growth.refuse({ request, reason: why, text: task.instruction });
+    const candidates = answers.flatMap(({ text, whole }, p): Candidate[] =>
+      readTaskList(text, asked[p].types, !whole).map((listed) => ({ ...listed, reply: p + 1 })),
+    );
+    const before = set.grown.length;
+    rounds = round + 1;
+    take(candidates, written);
+    written = [];
+    idle = set.grown.length > before ? 0 : idle + 1;
+    options.onRound?.(report());
+    if (idle >= patience && file.kept.length < count) throw barren();
+  }
+  return report();
+
+  function take(candidates: readonly Candidate[], written: readonly KeptTask[]): void {
+    const name = (task: KeptTask): string => `${out}:${file.kept.indexOf(task) + 1}`;
+    // Said again word for word, what is written is met in its place; otherwise it must be known before anything else is.
+    const again = written.every((w) => candidates.some(({ task }) => task && sameTask(task, w)));
+    if (!again) for (const w of written) set.add(w, name(w));
+    const seen = new Set<KeptTask>();
+    for (const { task, reason, text, item, reply } of candidates) {
+      const own = task && written.find((w) => !seen.has(w) && sameTask(task, w));
+      if (own) {
+        seen.add(own);
+        if (again) set.add(own, name(own));
         continue;
       }
-      const kept = { ...task, request };
-      copies.add(task.instruction, `task ${grown.push(kept)}`);
-      growth.keep(kept);
-      taken++;
+      let fault = reason === undefined && task ? set.fault(task) : { reason: reason ?? "no task in the reply" };
+      if (!fault && file.kept.length >= count) fault = { reason: "more than were asked for" };
+      if (fault) file.setAside({ round, reply, item, ...fault }, task ?? { text });
+      else if (task) {
+        const kept = { ...task, teacher: teacher.name, round };
+        file.keep(kept);
+        set.add(kept, name(kept));
+      }
     }
-    growth.progress?.(request, grown.length);
-    barren = taken > 0 ? 0 : barren + 1;
-    if (barren >= PATIENCE)
-      throw new UserError(
-        `${teacher.name} brought no new task in ${PATIENCE} requests; ${grown.length} of ${options.count} are there. Give more and more different seeds, a higher --temperature, or a stronger teacher.`,
-      );
+  }
+
+  function report(): InstructReport {
+    return {
+      kept: file.kept.length,
+      rounds,
+      rejected: Object.fromEntries([...file.reasons].sort(([, a], [, b]) => b - a)),
+      types: [...typeQuotas(count)].map(([type, wanted]) => ({
+        type,
+        wanted,
+        kept: file.kept.filter((t) => t.type === type).length,
+      })),
+    };
+  }
+
+  function barren(): UserError {
+    const [most] = Object.entries(report().rejected);
+    return new UserError(
+      `${teacher.name} brought no new task in ${patience} rounds; ${out} holds ${file.kept.length} of ${count}. ` +
+        `${most ? `The most frequent reason is "${most[0]}" (${most[1]} times); ${file.rejectedPath} lists them all. ` : ""}` +
+        "Give more and more different seeds, a higher --temperature, or a stronger teacher.",
+    );
   }
 }

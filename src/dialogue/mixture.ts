@@ -77,7 +77,7 @@ export function drawMixture(
 }
 
 /** Whole counts with the given sum, each within one of its exact value (Hamilton's method; ties to the first). */
-function largestRemainder(exact: readonly [type: string, count: number][], sum: number): Map<string, number> {
+export function largestRemainder(exact: readonly [type: string, count: number][], sum: number): Map<string, number> {
   const counts = new Map(exact.map(([type, count]) => [type, Math.floor(count)]));
   let left = sum - [...counts.values()].reduce((n, c) => n + c, 0);
   const fraction = ([, count]: readonly [string, number]): number => count - Math.floor(count);

@@ -11,6 +11,8 @@ export interface Task {
   input: string;
   output: string;
 }
+/** A task that is shown to the teacher; a seed may have no type. */
+export type Example = Omit<Task, "type"> & { type?: string };
 export type PromptLanguage = "en" | "zh";
 
 const FIELDS = ["type", "instruction", "input", "output"] as const;
@@ -39,7 +41,7 @@ the input that the instruction is about; and the output, which is what a good as
 - An output is correct and complete, and as long as the task needs.`,
   examples: "Examples:",
   ask: (n) =>
-    `Write ${n === 1 ? "one new task" : `${n} new tasks`} in this form, each field with the number of its task, from 1. Write nothing else. Wanted:`,
+    `Write ${n === 1 ? "one new task" : `${n} new tasks`} in this form and in the language of the examples, each field with the number of its task, from 1. Write nothing else. Wanted:`,
   typeName: (type) => type,
   gloss: {
     generation: "a text of a given kind is to be written",
@@ -84,11 +86,13 @@ const ZH: Frame = {
 const FRAMES: Record<PromptLanguage, Frame> = { en: EN, zh: ZH };
 
 /** The prompt for types.length new tasks of these types, in this order, after the examples. */
-export function taskPrompt(language: PromptLanguage, examples: readonly Task[], types: readonly string[]): string {
+export function taskPrompt(language: PromptLanguage, examples: readonly Example[], types: readonly string[]): string {
   const { head, labels, nothing, examples: title, ask, typeName, gloss } = FRAMES[language];
-  const shown = examples.map(({ type, ...task }, i) => {
-    const fields = { ...task, type: typeName(type) };
-    return FIELDS.map((f) => `${i + 1}. ${labels[f]}: ${fields[f] || nothing}`).join("\n");
+  const shown = examples.map((example, i) => {
+    const { type } = example;
+    const fields = { ...example, type: type === undefined ? "" : typeName(type) };
+    const known = FIELDS.filter((f) => f !== "type" || type !== undefined);
+    return known.map((f) => `${i + 1}. ${labels[f]}: ${fields[f] || nothing}`).join("\n");
   });
   const wanted = types.map((type, i) => `${i + 1}. ${typeName(type)} (${gloss[type]})`);
   return `${head}\n\n${title}\n\n${shown.join("\n\n")}\n\n${ask(types.length)}\n${wanted.join("\n")}`;

@@ -1,25 +1,25 @@
-/** Self-instruct against a service of the test's own, with its whims, and against a checkpoint. */
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+/** Self-instruct: what is asked, what is taken and why not, the balance of types, and runs that are stopped at any moment. */
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { afterAll, afterEach, beforeEach, expect, test } from "vitest";
-import { command } from "../../src/cli/instruct.js";
+import { afterAll, expect, test } from "vitest";
+import type { Rejected } from "../../src/corpus/read.js";
 import {
-  fault,
-  type Grown,
-  grow,
-  parseAnswer,
-  readTasks,
-  requestText,
-  type Task,
-  wanted,
+  type InstructOptions,
+  type InstructReport,
+  instruct,
+  languageOf,
+  readSeeds,
+  typeQuotas,
+  validateTask,
 } from "../../src/dialogue/instruct.js";
-import { openTeacher, type Teacher } from "../../src/dialogue/teacher.js";
+import { INSTRUCTGPT } from "../../src/dialogue/mixture.js";
+import { readConversations } from "../../src/dialogue/records.js";
+import type { Task } from "../../src/dialogue/task-list.js";
+import type { Answer, Teacher } from "../../src/dialogue/teacher.js";
 
 const root = mkdtempSync(`${tmpdir()}/lyceum-instruct-`);
 afterAll(() => rmSync(root, { recursive: true, force: true }));
-const seeds: Task[] = [
+const seedRecords = [
   { instruction: "Name three rivers of Europe.", input: "", output: "Rhine, Danube, Volga.", type: "open_qa" },
   {
     instruction: "Shorten the sentence.",
@@ -27,274 +27,295 @@ const seeds: Task[] = [
     output: "It was a day.",
     type: "rewrite",
   },
+  { instruction: "Say hello to a neighbour.", output: "Good morning!" },
+  { instruction: "请写一句关于月亮的诗。", input: "", output: "月照千山雪。", type: "文本生成" },
 ];
 const seedFile = `${root}/seeds.jsonl`;
-writeFileSync(seedFile, seeds.map((s) => `${JSON.stringify(s)}\n`).join(""));
+writeFileSync(seedFile, seedRecords.map((s) => `${JSON.stringify(s)}\n`).join(""));
+const seeds = readSeeds(seedFile, []);
 
-/** Tasks that are all different: numbers as words of their own. */
-const task = (n: number, over: Partial<Task> = {}): string => {
-  const t = {
-    type: "generation",
-    instruction: `Tell about w${n} x${n} y${n} z${n}.`,
-    input: "",
-    output: `About ${n}.`,
-    ...over,
-  };
-  return `###\n${n}. Type: ${t.type}\n${n}. Instruction: ${t.instruction}\n${n}. Input: ${t.input || "<none>"}\n${n}. Output: ${t.output}`;
-};
-
-type Handler = (
-  request: { body: Record<string, unknown>; headers: IncomingMessage["headers"] },
-  response: ServerResponse,
-) => void;
-let server: Server;
-let url: string;
-let handler: Handler;
-let calls: { body: Record<string, unknown>; at: number }[];
-const say = (response: ServerResponse, content: unknown, finish = "stop"): void => {
-  response.setHeader("content-type", "application/json");
-  response.end(JSON.stringify({ choices: [{ message: { content }, finish_reason: finish }] }));
-};
-beforeEach(async () => {
-  calls = [];
-  server = createServer((request, response) => {
-    let text = "";
-    request.on("data", (data) => {
-      text += data;
-    });
-    request.on("end", () => {
-      const body = JSON.parse(text) as Record<string, unknown>;
-      calls.push({ body, at: performance.now() });
-      handler({ body, headers: request.headers }, response);
-    });
-  });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/v1`;
-});
-afterEach(() => {
-  server.closeAllConnections();
-  server.close();
-});
-const options = {
-  model: "m",
-  temperature: 0.5,
-  maxTokens: 100,
-  perMinute: 100_000,
-  timeout: 5,
-  retries: 3,
-  pause: 0.01,
-};
-const flags = {
-  out: "",
-  teacher: "",
-  model: "m",
-  count: "10",
-  seed: "1",
-  temperature: "0.8",
-  maxTokens: "100",
-  perMinute: "100000",
-  timeout: "5",
-  json: true,
-};
-const rows = (file: string): Record<string, unknown>[] =>
+const rows = <T = Record<string, unknown>>(file: string): T[] =>
   readFileSync(file, "utf8")
-    .trim()
     .split("\n")
-    .map((row) => JSON.parse(row));
-
-test("a request shows the examples in the form that answers are read in", () => {
-  const text = requestText(seeds, ["brainstorming"]);
-  expect(text).toContain("Write mostly: brainstorming.");
-  expect(
-    parseAnswer({ text: text.slice(text.indexOf("###\n1.")).replace(/###\nGo on[\s\S]*/, ""), whole: true }).tasks,
-  ).toEqual(seeds);
+    .flatMap((row) => (row === "" ? [] : [JSON.parse(row) as T]));
+const listed = (tasks: Partial<Task>[]): string =>
+  tasks
+    .map(({ type, instruction, input, output }, i) =>
+      [
+        ...(type === undefined ? [] : [`Type: ${type}`]),
+        `Instruction: ${instruction}`,
+        `Input: ${input || "<none>"}`,
+        ...(output === undefined ? [] : [`Output: ${output}`]),
+      ]
+        .map((line) => `${i + 1}. ${line}`)
+        .join("\n"),
+    )
+    .join("\n\n");
+/** Tasks that are no copies of one another: numbers as words of their own. */
+const fresh = (n: number | string): Partial<Task> => ({
+  instruction: `Tell about w${n} x${n} y${n} z${n}.`,
+  output: `About ${n}.`,
 });
 
-test("answers: tasks, manners before them, what is not in the form, and the last one of an answer that was cut off", () => {
-  const text = `Here are some tasks:\n${task(1)}\n###\n2. Instruction: no output\n${task(3, { type: "Poetry", input: "A text.\nOf two lines.", output: "One.\n\nTwo." })}\n${task(4)}`;
-  const { tasks, refused } = parseAnswer({ text, whole: false });
-  expect(tasks).toEqual([
-    { type: "generation", instruction: "Tell about w1 x1 y1 z1.", input: "", output: "About 1." },
-    { type: "other", instruction: "Tell about w3 x3 y3 z3.", input: "A text.\nOf two lines.", output: "One.\n\nTwo." },
-  ]);
-  expect(refused.map((r) => r.reason)).toEqual(["not in the form asked for", "cut off at the answer's end"]);
-  const bold = parseAnswer({
-    text: "**Type:** 开放域问答\n**Instruction:** 长江有多长？\n**Input:** 无\n**Output:** 约6300公里。",
-    whole: true,
-  });
-  expect(bold.tasks).toEqual([{ type: "open_qa", instruction: "长江有多长？", input: "", output: "约6300公里。" }]);
-});
-
-test.each([
-  [{ instruction: "Go on." }, /fewer than 3 words/],
-  [{ instruction: "word ".repeat(151) }, /more than 150 words/],
-  [{ instruction: "Draw a picture of a cat." }, /text cannot do/],
-  [{ instruction: "请画一只猫的图片。" }, /text cannot do/],
-  [{ instruction: "- make a list of it" }, /begins with a sign/],
-  [{ output: "" }, /output is empty/],
-  [{ input: "same", output: "same" }, /output is the input/],
-  [{ output: "Name three rivers of Asia." }, /output is the instruction/],
-])("not taken: %o", (over, reason) => {
-  const good = { instruction: "Name three rivers of Asia.", input: "", output: "Ob, Amur, Indus.", type: "open_qa" };
-  expect(fault(good)).toBeUndefined();
-  expect(fault({ ...good, ...over })).toMatch(reason);
-});
-
-test("types that lie behind InstructGPT's shares are asked for", () => {
-  expect(wanted([])[0]).toBe("generation");
-  expect(wanted(Array(10).fill({ ...seeds[0], type: "generation" }))).toEqual([
-    "open_qa",
-    "brainstorming",
-    "chat",
-    "rewrite",
-  ]);
-});
-
-/** A teacher without a network: whatever it is asked, it gives the tasks of that request. */
-const scripted = (answers: (request: number) => string): Teacher & { prompts: string[] } => {
+type Said = string | Answer;
+/** A teacher without a network: `say` gets the number of a prompt, the prompt and how many have been asked for before. */
+function scripted(say: (number: number, prompt: string, calls: number) => Said): Teacher & { prompts: string[] } {
   const prompts: string[] = [];
   return {
     name: "scripted",
     prompts,
     close: () => {},
-    answer: async (prompt) => ({ text: answers(prompts.push(prompt)), whole: true }),
+    ask: async (asked, first) =>
+      asked.map((prompt, i) => {
+        const said = say(first + i, prompt, prompts.length);
+        prompts.push(prompt);
+        return typeof said === "string" ? { text: said, whole: true } : said;
+      }),
   };
-};
-async function grown(
+}
+/** What an obedient teacher says: as many tasks as it was asked for, without naming their types. */
+const obedient = (number: number): string => listed(Array.from({ length: 4 }, (_, i) => fresh(`${number}q${i}`)));
+
+let runs = 0;
+async function run(
   teacher: Teacher,
-  count: number,
-  before: Grown[] = [],
-): Promise<{ kept: Grown[]; reasons: string[] }> {
-  const kept: Grown[] = [];
-  const reasons: string[] = [];
-  await grow(
-    teacher,
-    seeds,
-    before,
-    { count, seed: 1 },
-    { keep: (t) => kept.push(t), refuse: (r) => reasons.push(r.reason) },
-  );
-  return { kept, reasons };
+  options: Partial<InstructOptions> = {},
+): Promise<{
+  report: InstructReport;
+  kept: (Task & { round: number })[];
+  aside: Record<string, unknown>[];
+  out: string;
+}> {
+  const out = options.out ?? `${root}/run${++runs}.jsonl`;
+  const report = await instruct(teacher, { seeds, count: 12, tasksPerPrompt: 4, batchSize: 2, ...options, out });
+  return { report, kept: rows(out), aside: rows(out.replace(".jsonl", ".rejected.jsonl")), out };
 }
 
-test("near copies of seeds and of what has grown are left out, in Chinese by characters; the same seed asks the same", async () => {
-  const answers = (r: number): string =>
-    [
-      task(10 * r, { instruction: "Name three rivers of Asia." }),
-      task(10 * r + 1, { instruction: "请说出世界上最长的三条河。" }),
-      task(10 * r + 2, { instruction: "请说出世界上最长的两条河。" }),
-      task(10 * r + 3),
-    ].join("\n");
-  const [a, b] = [scripted(answers), scripted(answers)];
-  const { kept, reasons } = await grown(a, 4);
-  expect(kept.map((t) => t.instruction)).toEqual([
-    "请说出世界上最长的三条河。",
-    "Tell about w13 x13 y13 z13.",
-    "Tell about w23 x23 y23 z23.",
-    "Tell about w33 x33 y33 z33.",
-  ]);
-  expect(reasons[0]).toBe("too near to seed 1 (ROUGE-L 0.80)");
-  expect(reasons[1]).toMatch(/^too near to task 1 \(ROUGE-L 0\.9/);
-  expect((await grown(b, 4)).kept).toEqual(kept);
-  expect(b.prompts).toEqual(a.prompts);
-});
-
-test("a teacher that repeats itself is given up", async () => {
-  await expect(
-    grown(
-      scripted(() => task(1)),
-      5,
-    ),
-  ).rejects.toThrow(/no new task in 20 requests; 1 of 5 are there/);
-});
-
-test("a service: too many requests, a fault and a broken answer are tried again; key, model and seed are sent", async () => {
-  process.env.OPENAI_API_KEY = "secret";
-  const answers: ((response: ServerResponse) => void)[] = [
-    (r) => {
-      r.statusCode = 429;
-      r.end("slow down");
-    },
-    (r) => {
-      r.statusCode = 500;
-      r.end();
-    },
-    (r) => r.end("not json"),
-    (r) => say(r, "good"),
+test("seeds: Alpaca or messages, in any of a type's names; what is none is set aside with its reason", () => {
+  expect(seeds.map(({ type }) => type)).toEqual(["open_qa", "rewrite", undefined, "generation"]);
+  expect(seeds[1]).toEqual({ ...seedRecords[1], source: { file: seedFile, line: 2 } });
+  const file = `${root}/mixed.jsonl`;
+  const messages = [
+    { role: "user", content: "Hi." },
+    { role: "assistant", content: "Hello." },
   ];
-  let authorization: unknown;
-  handler = ({ headers }, response) => {
-    authorization = headers.authorization;
-    answers.shift()!(response);
-  };
-  try {
-    expect(await openTeacher(url, options).answer("hello", 7)).toEqual({ text: "good", whole: true });
-  } finally {
-    delete process.env.OPENAI_API_KEY;
+  const records = [
+    { messages, type: "Chat" },
+    { instruction: 3, output: "x" },
+    { messages: [...messages, ...messages] },
+    { instruction: "a b c", output: "d", type: "poem" },
+  ];
+  writeFileSync(file, `${records.map((r) => JSON.stringify(r)).join("\n")}\n{"cut`);
+  const rejected: Rejected[] = [];
+  expect(readSeeds(file, rejected)).toEqual([
+    { type: "chat", instruction: "Hi.", input: "", output: "Hello.", source: { file, line: 1 } },
+  ]);
+  expect(rejected.map((r) => `${r.line} ${r.reason}`)).toEqual([
+    '2 "instruction" is not text',
+    expect.stringMatching(/^3 a seed is one instruction/),
+    expect.stringMatching(/^4 its type "poem" is none of generation, /),
+    expect.stringMatching(/^5 not JSON/),
+  ]);
+  writeFileSync(`${root}/none.jsonl`, '{"a": 1}\n');
+  expect(() => readSeeds(`${root}/none.jsonl`, [])).toThrow(/none\.jsonl: no seed can be used\. .*none\.jsonl:1: /);
+});
+
+test("the seeds that come with Lyceum are usable: every type, both languages, no copies, nothing that its own rules refuse", () => {
+  const file = new URL("../../recipes/instruct-seeds.jsonl", import.meta.url).pathname;
+  const rejected: Rejected[] = [];
+  const own = readSeeds(file, rejected);
+  expect(rejected).toEqual([]);
+  expect(own.length).toBeGreaterThanOrEqual(20);
+  expect(new Set(own.map((s) => s.type))).toEqual(new Set(Object.keys(INSTRUCTGPT)));
+  for (const language of ["en", "zh"] as const)
+    expect(own.filter((s) => languageOf(s.instruction) === language).length).toBeGreaterThanOrEqual(8);
+  for (const seed of own) expect(validateTask(seed as Task), seed.instruction).toBeUndefined();
+});
+
+test.each([
+  [{ instruction: "Go on." }, "instruction of fewer than 3 words"],
+  [{ instruction: "写诗" }, "instruction of fewer than 3 words"],
+  [{ instruction: "word ".repeat(151) }, "instruction of more than 150 words"],
+  [{ instruction: "Draw me a cat, please." }, "about what is not text"],
+  [{ instruction: "Describe the attached photo." }, "about what is not text"],
+  [{ instruction: "请画一只在草地上的猫。" }, "about what is not text"],
+  [{ instruction: "- make a list of it" }, "instruction begins with a sign"],
+  [{ input: "[insert your text here]" }, "input is a placeholder"],
+  [{ output: "name three rivers of Asia" }, "output repeats the instruction"],
+  [{ output: "Ob, Am\uFFFDr" }, "broken characters"],
+  [{ input: "a\u0000b" }, "broken characters"],
+])("not taken: %o", (over, reason) => {
+  const good = { instruction: "Name three rivers of Asia.", input: "", output: "Ob, Amur, Indus.", type: "open_qa" };
+  expect(validateTask(good)).toBeUndefined();
+  expect(validateTask({ ...good, ...over })?.reason).toBe(reason);
+});
+test.each([
+  "《静夜思》是谁写的？",
+  "Draw a conclusion from these two sentences.",
+  "Rewrite the paragraph about cartography in plain words.",
+  "¿Quién escribió el Quijote?",
+  "2 + 3 is what?",
+])("taken: %s", (instruction) => {
+  expect(validateTask({ type: "other", instruction, input: "[1, 2]", output: "An answer." })).toBeUndefined();
+});
+
+test("quotas: InstructGPT's shares of any count, in whole numbers", () => {
+  for (const count of [1, 7, 100, 52_000]) {
+    const quotas = typeQuotas(count);
+    expect([...quotas.values()].reduce((a, b) => a + b)).toBe(count);
+    // Table 1 sums to 99.9.
+    for (const [type, n] of quotas) expect(Math.abs(n - (count * INSTRUCTGPT[type].share) / 99.9)).toBeLessThan(1);
   }
-  expect(authorization).toBe("Bearer secret");
-  expect(calls).toHaveLength(4);
-  expect(calls[3].body).toMatchObject({
-    model: "m",
-    temperature: 0.5,
-    max_tokens: 100,
-    seed: 7,
-    messages: [{ role: "user", content: "hello" }],
+});
+
+test("a set that has grown: its size, its types, and records that fine-tuning reads", async () => {
+  const teacher = scripted((n) => obedient(n));
+  const { report, kept, out } = await run(teacher, { count: 40 });
+  expect(kept).toHaveLength(40);
+  expect(Object.fromEntries(report.types.map((t) => [t.type, t.kept]))).toEqual(Object.fromEntries(typeQuotas(40)));
+  expect(report).toMatchObject({ kept: 40, rounds: new Set(kept.map((t) => t.round)).size });
+  const rejected: Rejected[] = [];
+  const conversations = readConversations([out], rejected);
+  expect(rejected).toEqual([]);
+  expect(conversations.map((c) => c.type)).toEqual(kept.map((t) => t.type));
+  // Chinese seeds lead to prompts in Chinese, as often as they are among the seeds.
+  const chinese = teacher.prompts.filter((p) => p.startsWith("请"));
+  expect(chinese.length).toBeGreaterThan(0);
+  expect(chinese.every((p) => p.includes("请写一句关于月亮的诗。") && !p.includes("Name three rivers"))).toBe(true);
+  expect(teacher.prompts.some((p) => /Instruction: Tell about w\dq\d/.test(p))).toBe(true);
+});
+
+test("a teacher that writes one type only does not tip the balance", async () => {
+  const chatter = scripted((n) => listed([0, 1, 2, 3].map((i) => ({ ...fresh(`${n}q${i}`), type: "chat" }))));
+  const out = `${root}/chat.jsonl`;
+  await expect(run(chatter, { count: 30, out, patience: 2 })).rejects.toThrow(
+    /scripted brought no new task in 2 rounds; .*chat\.jsonl holds 2 of 30\. The most frequent reason is "enough of its type" \(\d+ times\)/,
+  );
+  expect(rows(out).map((t) => t.type)).toEqual(["chat", "chat"]);
+  expect(typeQuotas(30).get("chat")).toBe(2);
+});
+
+test("every candidate is kept or set aside with its reason and its place; near copies name what they copy", async () => {
+  const reply = listed([
+    { ...fresh("a"), type: "generation" },
+    { instruction: "Name three rivers of Asia.", output: "Ob." },
+    { instruction: "请写一句关于月亮的诗吧。", output: "月。" },
+    { ...fresh("b"), output: undefined },
+    { instruction: "tell about WA, xa, ya za", output: "No." },
+    { instruction: "Show a picture of it.", output: "No." },
+    { ...fresh("c"), type: "generation" },
+    { ...fresh("d"), type: "generation" },
+  ]);
+  const answers: Said[] = [{ text: reply, whole: false }, "I would rather not.", ""];
+  const teacher = scripted((n) => answers[n] ?? obedient(n));
+  const { report, kept, aside, out } = await run(teacher, { count: 9, tasksPerPrompt: 3, batchSize: 3 });
+  expect(kept.slice(0, 2).map((t) => t.instruction)).toEqual([fresh("a").instruction, fresh("c").instruction]);
+  expect(aside.slice(0, 8).map((a) => [a.round, a.reply, a.item, a.reason, a.detail])).toEqual([
+    [0, 1, 2, "near copy", `ROUGE-L 0.80 with ${seedFile}:1`],
+    [0, 1, 3, "near copy", `ROUGE-L 0.95 with ${seedFile}:4`],
+    [0, 1, 4, "no output", undefined],
+    [0, 1, 5, "near copy", `ROUGE-L 1.00 with ${out}:1`],
+    [0, 1, 6, "about what is not text", "picture"],
+    [0, 1, 8, "cut off at the token limit", undefined],
+    [0, 2, 1, "no task in the reply", undefined],
+    [0, 3, 1, "the reply is empty", undefined],
+  ]);
+  expect(aside[0]).toMatchObject({ instruction: "Name three rivers of Asia.", output: "Ob." });
+  expect(aside[6]).toMatchObject({ text: "I would rather not." });
+  const counted = new Map<unknown, number>();
+  for (const { reason } of aside) counted.set(reason, (counted.get(reason) ?? 0) + 1);
+  expect(report.rejected).toEqual(Object.fromEntries(counted));
+  // Nothing is lost: 8 + 2 of the first three replies, 4 of each other.
+  expect(kept.length + aside.length).toBe(10 + 4 * (teacher.prompts.length - 3));
+});
+
+test("the same seed asks the same and grows the same; another one does not", async () => {
+  const grow = async (seed: number) => {
+    const teacher = scripted((n) => obedient(n));
+    const { kept } = await run(teacher, { seed });
+    return { prompts: teacher.prompts, kept };
+  };
+  const first = await grow(5);
+  expect(await grow(5)).toEqual(first);
+  expect((await grow(6)).prompts).not.toEqual(first.prompts);
+});
+
+/** Some tasks of each prompt are none: copies of seeds, of one another, and of other prompts'. */
+const mixed = (number: number): string =>
+  listed([
+    fresh(`${number}q0`),
+    { instruction: "Name three rivers of Asia.", output: "Ob." },
+    { instruction: `Tell about w${number}q0 x${number}q0 y${number}q0 z${number}qq.`, output: "Near the first." },
+    fresh(`${number % 5}q3`),
+  ]);
+
+test("a run that was killed at any record, or in the middle of one, ends with the same files", async () => {
+  const whole = await run(scripted((n) => mixed(n)));
+  expect(whole.aside.length).toBeGreaterThan(5);
+  const text = (records: object[]): string => records.map((r) => `${JSON.stringify(r)}\n`).join("");
+  for (let k = 0; k < whole.kept.length; k++) {
+    const out = `${root}/killed${k}.jsonl`;
+    const round = whole.kept[k - 1]?.round ?? 0;
+    // Of the round in which it was killed, one of those set aside had been written.
+    const before = whole.aside.filter((a) => (a.round as number) < round);
+    const during = whole.aside.filter((a) => a.round === round).slice(0, 1);
+    const next = text([whole.kept[k]]);
+    writeFileSync(out, text(whole.kept.slice(0, k)) + next.slice(0, (next.length * (k % 3)) >> 2));
+    writeFileSync(out.replace(".jsonl", ".rejected.jsonl"), text([...before, ...during]) + (k % 2 ? '{"rou' : ""));
+    const resumed = await run(
+      scripted((n) => mixed(n)),
+      { out, resume: true },
+    );
+    expect(resumed.kept, `killed after ${k} records`).toEqual(whole.kept);
+    const local = (a: object): string => JSON.stringify(a).replaceAll(out, whole.out);
+    expect(resumed.aside.map(local)).toEqual(whole.aside.map((a) => JSON.stringify(a)));
+    expect(resumed.report).toEqual(whole.report);
+  }
+});
+
+test("resumed with a teacher that says something else, what was written stays and nothing comes twice", async () => {
+  const out = `${root}/other.jsonl`;
+  let asked = 0;
+  const dies = scripted((n) => {
+    if (++asked > 4) throw new Error("the line is dead");
+    return mixed(n);
   });
-});
-
-test("a service that hangs, refuses, is not there, or says nothing", async () => {
-  handler = () => {};
-  await expect(openTeacher(url, { ...options, timeout: 0.1, retries: 1 }).answer("x", 1)).rejects.toThrow(
-    /gave no answer in 2 tries; at last it did not answer within 0.1 seconds/,
+  await expect(run(dies, { out })).rejects.toThrow("the line is dead");
+  const first = rows<Task & { round: number }>(out);
+  expect(first.at(-1)?.round).toBe(1);
+  // Its first prompt of round 1 again, but with a copy of what the second one had said.
+  const copy = { ...fresh("copy"), instruction: `${first.at(-1)?.instruction.slice(0, -1)} again.` };
+  const { kept } = await run(
+    scripted((n, _, calls) => (calls === 0 ? listed([copy]) : obedient(n + 100))),
+    { out, resume: true },
   );
-  handler = (_, response) => {
-    response.statusCode = 401;
-    response.end("who are you?");
-  };
-  await expect(openTeacher(url, options).answer("x", 1)).rejects.toThrow(
-    /401 Unauthorized: who are you\?.*OPENAI_API_KEY/,
+  expect(kept.slice(0, first.length)).toEqual(first);
+  expect(kept).toHaveLength(12);
+  expect(new Set(kept.map((t) => t.instruction)).size).toBe(12);
+  expect(kept.map((t) => t.instruction)).not.toContain(copy.instruction);
+});
+
+test("a finished file is not asked for again; a larger count goes on with it", async () => {
+  const { out, kept } = await run(scripted((n) => obedient(n)));
+  const silent = scripted(() => "");
+  expect((await run(silent, { out, resume: true })).kept).toEqual(kept);
+  expect(silent.prompts).toEqual([]);
+  const more = await run(
+    scripted((n) => obedient(n + 50)),
+    { out, resume: true, count: 20 },
   );
-  expect(calls.filter((c) => c)).toHaveLength(3); // not tried again
-  handler = (_, response) => say(response, null);
-  await expect(openTeacher(url, { ...options, retries: 0 }).answer("x", 1)).rejects.toThrow(/holds no message/);
-  await expect(openTeacher("http://127.0.0.1:9/v1", { ...options, retries: 0 }).answer("x", 1)).rejects.toThrow(
-    /gave no answer/,
-  );
-  expect(() => openTeacher(url, { ...options, model: "" })).toThrow(/--model is missing/);
+  expect(more.kept).toHaveLength(20);
+  expect(more.kept.slice(0, 12)).toEqual(kept);
 });
 
-test("requests keep the distance that is asked for", async () => {
-  handler = (_, response) => say(response, "x");
-  const teacher = openTeacher(url, { ...options, perMinute: 600 });
-  for (let i = 0; i < 4; i++) await teacher.answer("x", i);
-  for (let i = 1; i < 4; i++) expect(calls[i].at - calls[i - 1].at).toBeGreaterThan(90);
-});
-
-test("the command: records are added as they come; a run that was stopped goes on without a copy", async () => {
-  let request = 0;
-  handler = (_, response) => {
-    if (++request === 3) return void response.writeHead(400).end("broken");
-    say(response, [task(100 * request), task(100 * request + 1), task(100 * request + 2, { output: "" })].join("\n"));
-  };
-  const out = `${root}/grown.jsonl`;
-  const run = { ...flags, teacher: url, out, count: "7" };
-  await expect(command(seedFile, run)).rejects.toThrow(/400 Bad Request: broken/);
-  expect(rows(out)).toHaveLength(4);
-  await expect(command(seedFile, run)).rejects.toThrow(/is there already.*--resume/);
-  writeFileSync(out, `${readFileSync(out, "utf8")}{"instruction": "cut sh`);
-  await command(seedFile, { ...run, resume: true });
-  const all = rows(out);
-  expect(all).toHaveLength(7);
-  expect(all.map((r) => r.request)).toEqual([1, 1, 2, 2, 3, 3, 4]);
-  expect(new Set(all.map((r) => r.instruction)).size).toBe(7);
-  expect(rows(`${out}.rejected.jsonl`).every((r) => r.reason === "the output is empty")).toBe(true);
-});
-
-test("seeds that are none are told with their line", () => {
-  writeFileSync(`${root}/bad.jsonl`, '{"instruction": "a", "output": "b"}\n{"instruction": 3}\n');
-  expect(() => readTasks(`${root}/bad.jsonl`)).toThrow(/bad\.jsonl:2: a seed is a record with/);
-  writeFileSync(`${root}/empty.jsonl`, "");
-  expect(() => readTasks(`${root}/empty.jsonl`)).toThrow(/there is no seed/);
-  expect(existsSync(seedFile) && readTasks(seedFile)).toEqual(seeds);
+test("files that are there, or not this program's, are left as they are", async () => {
+  const out = `${root}/mine.jsonl`;
+  for (const text of ['{"instruction": "a", "output": "b"}\n', "some words", '{"type": 1}\n{"cut']) {
+    writeFileSync(out, text);
+    await expect(run(scripted(obedient), { out })).rejects.toThrow(/mine\.jsonl exists\. .*--resume/);
+    await expect(run(scripted(obedient), { out, resume: true })).rejects.toThrow(
+      /mine\.jsonl:1 is no record that lyceum instruct wrote/,
+    );
+    expect(readFileSync(out, "utf8")).toBe(text);
+  }
 });
