@@ -1,10 +1,11 @@
 /** `lyceum corpus build`: a recipe to a folder with clean documents, token shards, and a reason for every decision. */
 import { availableParallelism } from "node:os";
 import { basename, extname } from "node:path";
-import { type BuildProgress, type BuildSummary, build } from "../corpus/build.js";
+import { type BuildProgress, type BuildSummary, build, buildTogether } from "../corpus/build.js";
 import { funnelLines } from "../corpus/funnel.js";
 import { loadRecipe, recipeSchema } from "../corpus/recipe.js";
 import { writeReport } from "../corpus/report.js";
+import type { Comm } from "../parallel/comm.js";
 import { UserError } from "../run/errors.js";
 import { duration, mebibytes, openProgress } from "../run/progress.js";
 
@@ -22,14 +23,35 @@ export async function command(file: string, flags: BuildFlags): Promise<void> {
     recipe.deduplicate ??= recipeSchema.shape.deduplicate.parse({});
     recipe.deduplicate!.against.push(...flags.against);
   }
-  const workers = flags.workers === undefined ? availableParallelism() : Number(flags.workers);
+  const world = await join();
+  const cores = world ? Math.max(1, Math.floor(availableParallelism() / world.perHost)) : availableParallelism();
+  const workers = flags.workers === undefined ? cores : Number(flags.workers);
   if (!Number.isInteger(workers) || workers < 1 || workers > 256)
     throw new UserError(`--workers ${flags.workers}: it must be a whole number from 1 to 256.`, 2);
   const dir = flags.out ?? `runs/${recipe.name ?? basename(file, extname(file))}`;
-  const summary = await build(recipe, dir, workers, terminal(process.stderr));
+  const summary = world
+    ? await buildTogether(
+        recipe,
+        dir,
+        workers,
+        world.comm.rank === 0 ? terminal(process.stderr) : openProgress(process.stderr, false),
+        world.comm,
+      )
+    : await build(recipe, dir, workers, terminal(process.stderr));
+  if (!summary) return;
   writeReport(dir);
   if (flags.json) console.log(JSON.stringify({ dir, ...summary }));
   else for (const line of summaryLines(dir, summary)) console.error(line);
+}
+
+/** Under mpirun: all processes of the job, and how many of them share this host. */
+async function join(): Promise<{ comm: Comm; perHost: number } | undefined> {
+  const { launched, ranksOnThisHost } = await import("../parallel/mpi.js");
+  if (!launched()) return undefined;
+  const { openCpu } = await import("../device/cpu.js");
+  const { openWorld } = await import("../parallel/grid.js");
+  const device = openCpu({ threads: 1 });
+  return { comm: openWorld(device), perHost: ranksOnThisHost(device) };
 }
 
 /** On a terminal the funnel as it grows, redrawn in place; elsewhere a line now and then. */

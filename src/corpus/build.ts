@@ -2,8 +2,12 @@
  * `corpus build`: reads the sources unit by unit (in place, or in worker threads), deduplicates, and writes what is kept.
  * A unit that was finished by an earlier run with the same input, settings and code is not done again; what is written does
  * not depend on the number of workers nor on how often the run was killed.
+ *
+ * Under mpirun each process does every so many of the units, in one folder that all of them see. MinHash signatures are part
+ * of a unit's files, so they meet there; the first process then does the rest, as if an earlier run had done the units.
  */
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { duration, type Progress, peakMemory } from "../run/progress.js";
@@ -61,40 +65,83 @@ export async function build(
   const plan = planBuild(recipe);
   const release = lock(folder);
   try {
-    folder.write("recipe.yaml", toYaml(recipe));
-    const pool = await openPool({ dir, recipe, blockLists: loadBlockLists(recipe.url) }, workers);
-    const work = { read: 0, judged: 0, reused: 0 };
-    let units: Unit[];
-    try {
-      units = await readAndJudge(folder, recipe, plan, pool, progress, work);
-    } finally {
-      await pool.close();
-    }
-    folder.removeStale(new Set(units.map((u) => u.unit)));
-    const counts = emptyCounts();
-    for (const { source, judged, read } of units)
-      if (source !== AGAINST) addCounts(counts, { ...judged.counts, rejected: read.rejected });
-    const { duplicates, finished } = await finish(folder, recipe, units, progress);
-    const stages = stagesOf(recipe, counts, duplicates, finished);
-    checkConservation(stages);
-    const summary: BuildSummary = {
-      stages,
-      counts,
-      duplicates,
-      finished,
-      units: work,
-      seconds: (Date.now() - began) / 1000,
-      cpuSeconds: cpuSeconds(),
-      peakMemory: peakMemory(),
-    };
-    // Without times: the same bytes for every run.
-    const { seconds: _, cpuSeconds: __, peakMemory: ___, units: ____, ...lasting } = summary;
-    folder.write("funnel.json", `${JSON.stringify(lasting, null, 2)}\n`);
-    return summary;
+    return await buildAll(recipe, folder, plan, workers, progress, began);
   } finally {
     progress.end();
     release();
   }
+}
+
+/** The same on all processes of a job; only the first has a summary. */
+export async function buildTogether(
+  recipe: Recipe,
+  dir: string,
+  workers: number,
+  progress: BuildProgress,
+  world: Comm,
+): Promise<BuildSummary | undefined> {
+  const began = Date.now();
+  const first = world.rank === 0;
+  const folder = first ? BuildFolder.open(dir) : undefined;
+  const release = folder && lock(folder);
+  world.barrier(true);
+  const own = folder ?? BuildFolder.open(dir);
+  const plan = planBuild(recipe);
+  try {
+    const pool = await openPool({ dir, recipe, blockLists: loadBlockLists(recipe.url) }, workers);
+    try {
+      await readAndJudge(own, recipe, plan, pool, progress, { read: 0, judged: 0, reused: 0 }, world);
+    } finally {
+      await pool.close();
+    }
+    world.barrier(true);
+    return first ? await buildAll(recipe, own, plan, workers, progress, began) : undefined;
+  } finally {
+    progress.end();
+    release?.();
+    world.barrier(true);
+  }
+}
+
+async function buildAll(
+  recipe: Recipe,
+  folder: BuildFolder,
+  plan: Plan,
+  workers: number,
+  progress: BuildProgress,
+  began: number,
+): Promise<BuildSummary> {
+  const { dir } = folder;
+  folder.write("recipe.yaml", toYaml(recipe));
+  const pool = await openPool({ dir, recipe, blockLists: loadBlockLists(recipe.url) }, workers);
+  const work = { read: 0, judged: 0, reused: 0 };
+  let units: Unit[];
+  try {
+    units = await readAndJudge(folder, recipe, plan, pool, progress, work);
+  } finally {
+    await pool.close();
+  }
+  folder.removeStale(new Set(units.map((u) => u.unit)));
+  const counts = emptyCounts();
+  for (const { source, judged, read } of units)
+    if (source !== AGAINST) addCounts(counts, { ...judged.counts, rejected: read.rejected });
+  const { duplicates, finished } = await finish(folder, recipe, units, progress);
+  const stages = stagesOf(recipe, counts, duplicates, finished);
+  checkConservation(stages);
+  const summary: BuildSummary = {
+    stages,
+    counts,
+    duplicates,
+    finished,
+    units: work,
+    seconds: (Date.now() - began) / 1000,
+    cpuSeconds: cpuSeconds(),
+    peakMemory: peakMemory(),
+  };
+  // Without times: the same bytes for every run.
+  const { seconds: _, cpuSeconds: __, peakMemory: ___, units: ____, ...lasting } = summary;
+  folder.write("funnel.json", `${JSON.stringify(lasting, null, 2)}\n`);
+  return summary;
 }
 
 async function readAndJudge(
@@ -104,8 +151,10 @@ async function readAndJudge(
   pool: Pool,
   progress: BuildProgress,
   work: BuildSummary["units"],
+  share: { rank: number; size: number } = { rank: 0, size: 1 },
 ): Promise<Unit[]> {
   const units: Unit[] = [];
+  let seen = 0;
   const running = new Set<Promise<void>>();
   const show = tracker(plan, progress);
   const submit = async (job: Promise<void>): Promise<void> => {
@@ -117,6 +166,7 @@ async function readAndJudge(
   };
   for (const source of plan.sources)
     await eachUnit(folder, recipe, source, async (unit, input, read) => {
+      if (seen++ % share.size !== share.rank) return;
       const at: Partial<Unit> = { unit, source: source.name, priority: source.priority };
       units.push(at as Unit);
       const done = (result: { read?: ReadMarker; judged: JudgedMarker }, marker: ReadMarker): void => {
