@@ -95,11 +95,13 @@ export async function buildTogether(
       await pool.close();
     }
     world.barrier(true);
-    return first ? await buildAll(recipe, own, plan, workers, progress, began) : undefined;
+    const summary = first ? await buildAll(recipe, own, plan, workers, progress, began) : undefined;
+    // Nobody leaves before all is written. (One that fails ends the job: it must not wait for the others here.)
+    world.barrier(true);
+    return summary;
   } finally {
     progress.end();
     release?.();
-    world.barrier(true);
   }
 }
 
