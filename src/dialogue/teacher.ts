@@ -52,7 +52,10 @@ function checkpoint(dir: string, { temperature, maxTokens, seed }: TeacherOption
     name: dir,
     async ask(prompts, first) {
       const ids = prompts.map((p) =>
-        encoder ? encoder.prompt([{ role: "user", content: p }]) : tokenizer.encode(p, { addSpecialTokens: true }),
+        encoder
+          ? encoder.prompt([{ role: "user", content: p }])
+          : // A base model goes on with the text: its line must be at an end.
+            tokenizer.encode(`${p}\n`, { addSpecialTokens: true }),
       );
       const longest = ids.reduce((n, { length }) => Math.max(n, length), 0);
       if (longest + LEAST_ROOM > context)
