@@ -8,7 +8,7 @@
  *   bf16 panels  A[k/2][MR][2]   B[k/2][NR][2]    (vdpbf16ps multiplies pairs along k)
  *   AMX panels   A[k/32][MR][32] B[k/2][NR][2]    (a tile of A is 16 rows x 32 of k, of B 16 pairs x 16 columns)
  */
-#include "internal.h"
+#include "pack.h"
 
 #if defined(LY_ISA_AVX512) || defined(LY_ISA_AVX512BF16) || defined(LY_ISA_AMX)
 enum { VL = 16, MR32 = 14 };
@@ -77,56 +77,21 @@ static void run_kernel(const Plan *p, const void *a, const void *b, float *out) 
   kernel_f32(p->Kp, a, b, out);
 }
 
-/* ---- packing: `count` (<= width) lines, line j at X[j * line], element k of it k * step further; rest is zero ---- */
-
-static void pack_f32(float *out, int64_t width, int64_t count, const Plan *p, const void *X, int dt, int64_t line, int64_t step) {
-  if (count < width) memset(out, 0, sizeof(float) * (size_t)(width * p->Kp));
-  if (dt == LY_F32) {
-    const float *x = X;
-    if (line == 1) for (int64_t k = 0; k < p->K; k++) for (int64_t j = 0; j < count; j++) out[k * width + j] = x[k * step + j];
-    else for (int64_t j = 0; j < count; j++) for (int64_t k = 0; k < p->K; k++) out[k * width + j] = x[j * line + k * step];
-  } else {
-    const bf16 *x = X;
-    if (line == 1) for (int64_t k = 0; k < p->K; k++) for (int64_t j = 0; j < count; j++) out[k * width + j] = bf16_to_f32(x[k * step + j]);
-    else for (int64_t j = 0; j < count; j++) for (int64_t k = 0; k < p->K; k++) out[k * width + j] = bf16_to_f32(x[j * line + k * step]);
-  }
-}
-
-#if HAS_BF16
-static void pack_pairs(uint32_t *out, int64_t width, int64_t count, const Plan *p, const bf16 *x, int64_t line, int64_t step) {
-  int64_t pairs = p->K / 2;
-  if (count < width || p->Kp != 2 * pairs) memset(out, 0, 2 * (size_t)(width * p->Kp));
-  if (line == 1) {
-    for (int64_t k = 0; k < pairs; k++) {
-      const bf16 *r0 = x + 2 * k * step, *r1 = r0 + step;
-      for (int64_t j = 0; j < count; j++) out[k * width + j] = (uint32_t)r0[j] | (uint32_t)r1[j] << 16;
-    }
-  } else if (step == 1) {
-    for (int64_t k0 = 0; k0 < pairs; k0 += 16) { /* blocks of 16 pairs: one cache line of each source row at a time */
-      int64_t end = k0 + 16 < pairs ? k0 + 16 : pairs;
-      for (int64_t j = 0; j < count; j++) for (int64_t k = k0; k < end; k++) memcpy(&out[k * width + j], x + j * line + 2 * k, 4);
-    }
-  } else {
-    for (int64_t j = 0; j < count; j++) for (int64_t k = 0; k < pairs; k++)
-      out[k * width + j] = (uint32_t)x[j * line + 2 * k * step] | (uint32_t)x[j * line + (2 * k + 1) * step] << 16;
-  }
-  if (p->K & 1) for (int64_t j = 0; j < count; j++) out[pairs * width + j] = x[j * line + (p->K - 1) * step];
-}
-#endif
+/* ---- packing (pack.h), in the form that the plan asks for ---- */
 
 static void pack_a(void *out, const Plan *p, int64_t rows, const void *A, int dt, int64_t ars, int64_t acs) {
 #ifdef LY_ISA_AMX
   if (p->half) { pack_amx(out, rows, p->K, p->Kp, A, ars, acs); return; }
 #elif HAS_BF16
-  if (p->half) { pack_pairs(out, p->mr, rows, p, A, ars, acs); return; }
+  if (p->half) { pack_pairs(out, p->mr, rows, p->K, p->Kp, A, ars, acs); return; }
 #endif
-  pack_f32(out, p->mr, rows, p, A, dt, ars, acs);
+  pack_f32(out, p->mr, rows, p->K, A, dt, ars, acs);
 }
 static void pack_b(void *out, const Plan *p, int64_t cols, const void *B, int dt, int64_t brs, int64_t bcs) {
 #if HAS_BF16
-  if (p->half) { pack_pairs(out, p->nr, cols, p, B, bcs, brs); return; }
+  if (p->half) { pack_pairs(out, p->nr, cols, p->K, p->Kp, B, bcs, brs); return; }
 #endif
-  pack_f32(out, p->nr, cols, p, B, dt, bcs, brs);
+  pack_f32(out, p->nr, cols, p->K, B, dt, bcs, brs);
 }
 
 static const char *element(const void *base, int dt, int64_t index) { return (const char *)base + index * (dt == LY_F32 ? 4 : 2); }
@@ -200,8 +165,15 @@ static void product_body(void *ctx, int64_t item, int thread) {
   int64_t blocks = (rows + p->mr - 1) / p->mr;
   char *a = ly_scratch(thread, 18, pa * (size_t)blocks);
   _Alignas(64) float tile[MAX_MR * MAX_NR];
-  for (int64_t i = 0; i < blocks; i++)
-    pack_a(a + i * pa, p, min64(p->mr, rows - i * p->mr), element(t->A, t->dtA, (row0 + i * p->mr) * t->ars), t->dtA, t->ars, t->acs);
+  /* Stored transposed, a cache line holds one k of several panels: all of them take their part of it while it is there. */
+  int64_t piece = t->acs == 1 || blocks == 1 ? p->Kp : 64;
+  for (int64_t k = 0; k < p->Kp; k += piece) {
+    Plan part = *p;
+    part.K = min64(piece, p->K - k); part.Kp = min64(piece, p->Kp - k);
+    for (int64_t i = 0; i < blocks; i++)
+      pack_a(a + i * pa + (size_t)(k * p->mr) * p->size, &part, min64(p->mr, rows - i * p->mr),
+             element(t->A, t->dtA, (row0 + i * p->mr) * t->ars + k * t->acs), t->dtA, t->ars, t->acs);
+  }
   for (int64_t j = j0; j < j1; j++)
     for (int64_t i = 0; i < blocks; i++) {
       run_kernel(p, a + i * pa, t->packed + j * t->panel, tile);
@@ -223,7 +195,9 @@ void ly_matmul(int transA, int transB, int64_t M, int64_t N, int64_t K, float al
     t.packed = ly_scratch(-1, 19, t.panel * (size_t)t.panels);
     /* About 384 KiB of packed A at a time: it stays in the second-level cache while all of B passes by. */
     int64_t blocks = (int64_t)(384 * 1024) / (t.p.mr * (t.p.Kp > 0 ? t.p.Kp : 1) * (int64_t)t.p.size);
-    t.mc = t.p.mr * (blocks < 1 ? 1 : blocks > 8 ? 8 : blocks);
+    /* Rather shorter pieces than several items that each pack the same rows. */
+    int64_t most = M / (8 * t.p.mr) < 8 ? M / (8 * t.p.mr) : 8;
+    t.mc = t.p.mr * (blocks < 1 || most < 1 ? 1 : blocks > most ? most : blocks);
     int64_t rowItems = (M + t.mc - 1) / t.mc;
     int64_t want = rowItems >= 8 ? 1 : (8 + rowItems - 1) / rowItems;
     t.chunk = (t.panels + want - 1) / want;

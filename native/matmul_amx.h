@@ -38,7 +38,14 @@ static void pack_amx(void *out, int64_t rows, int64_t K, int64_t Kp, const void 
   for (int64_t k0 = 0; k0 < K; k0 += 32) {
     int64_t n = K - k0 < 32 ? K - k0 : 32;
     bf16 *block = o + k0 * AMX_MR;
-    if (acs == 1) for (int64_t i = 0; i < rows; i++) memcpy(block + i * 32, x + i * ars + k0, 2 * (size_t)n);
+    if (acs != 1 && ars == 1 && rows == AMX_MR && n == 32) {
+      for (int64_t i = 0; i < rows; i += 16) {
+        words r[16];
+        for (int k = 0; k < 16; k++) r[k] = pair_rows(x + (k0 + 2 * k) * acs + i, x + (k0 + 2 * k + 1) * acs + i);
+        transpose16(r);
+        for (int j = 0; j < 16; j++) *(words_at *)(block + (i + j) * 32) = r[j];
+      }
+    } else if (acs == 1) for (int64_t i = 0; i < rows; i++) memcpy(block + i * 32, x + i * ars + k0, 2 * (size_t)n);
     else for (int64_t k = 0; k < n; k++) for (int64_t i = 0; i < rows; i++) block[i * 32 + k] = x[i * ars + (k0 + k) * acs];
   }
 }

@@ -1,0 +1,119 @@
+/* Packing: operands of a product copied into panels, in the order in which the micro-kernel reads them.
+ * `count` (<= width) lines, line j at X[j * line], element k of it k * step further; what is left of the panel is zero. */
+#ifndef LYCEUM_PACK_H
+#define LYCEUM_PACK_H
+#include "rows.h"
+
+#if defined(LY_ISA_AVX512) || defined(LY_ISA_AVX512BF16) || defined(LY_ISA_AMX)
+#define LY_WORDS 1
+/* Sixteen words side by side: one register. (In the language of vectors, not of one processor: the tiles' test compiles it for any.) */
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint32_t words_at __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t halves_at __attribute__((vector_size(32), aligned(2), may_alias));
+#ifdef __clang__
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (words){__VA_ARGS__})
+#endif
+
+/* r[i] word j becomes r[j] word i: in steps that exchange neighbours 1, 2, 4 and 8 apart, as every wide transpose does. */
+static inline __attribute__((always_inline)) void transpose16(words r[16]) {
+  words s[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    s[i] = PICK(r[i], r[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    s[i + 1] = PICK(r[i], r[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  }
+  /* r[4 b + c], quarter q: column 4 q + c of rows 4 b .. 4 b + 3 */
+#pragma GCC unroll 4
+  for (int b = 0; b < 16; b += 4) {
+    r[b] = PICK(s[b], s[b + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    r[b + 1] = PICK(s[b], s[b + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    r[b + 2] = PICK(s[b + 1], s[b + 3], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    r[b + 3] = PICK(s[b + 1], s[b + 3], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+  /* Quarters 0 and 1 (low), 2 and 3 (high) of rows 0-7, then of rows 8-15. */
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) {
+    words low0 = PICK(r[c], r[4 + c], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    words high0 = PICK(r[c], r[4 + c], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    words low1 = PICK(r[8 + c], r[12 + c], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    words high1 = PICK(r[8 + c], r[12 + c], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    s[c] = PICK(low0, low1, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    s[4 + c] = PICK(low0, low1, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    s[8 + c] = PICK(high0, high1, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    s[12 + c] = PICK(high0, high1, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++) r[i] = s[i];
+}
+
+/* Sixteen pairs (x[0][j], x[1][j]): the two of a pair lie in two lines of the source. */
+static inline __attribute__((always_inline)) words pair_rows(const bf16 *even, const bf16 *odd) {
+  return __builtin_convertvector(*(const halves_at *)even, words) | __builtin_convertvector(*(const halves_at *)odd, words) << 16;
+}
+
+/* Words of lines (`line` bytes apart) as out[k][width], sixteen k at a time; returns how many of n it has done. `rows` is
+ * the panel's length: a row is stored sixteen words at a time, and what runs over its end is written again by the next,
+ * so the last row of the panel may not run over. */
+static inline int64_t pack_transposed(uint32_t *out, int64_t width, int64_t n, int64_t rows, const char *x, int64_t line) {
+  int64_t k = 0;
+  for (; k + 16 <= n; k += 16)
+    for (int64_t j = 0; j < width; j += 16) {
+      words r[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++)
+        if (j + i < width) r[i] = *(const words_at *)(x + (j + i) * line + 4 * k);
+        else r[i] = (words){0};
+      transpose16(r);
+      uint32_t *o = out + k * width + j;
+#pragma GCC unroll 15
+      for (int i = 0; i < 15; i++) *(words_at *)(o + i * width) = r[i];
+      if (j + 16 <= width || k + 16 < rows) *(words_at *)(o + 15 * width) = r[15];
+      else memcpy(o + 15 * width, &r[15], 4 * (size_t)(width - j));
+    }
+  return k;
+}
+
+/* Pairs along k as words: out[k / 2][width]. K elements of each line, Kp >= K of them in the panel. */
+static inline void pack_pairs(uint32_t *out, int64_t width, int64_t count, int64_t K, int64_t Kp, const bf16 *x, int64_t line, int64_t step) {
+  int64_t pairs = K / 2, rows = Kp / 2, k = 0;
+  int whole = count == width;
+  if (!whole || K < Kp) memset(out, 0, 4 * (size_t)(width * rows));
+  if (whole && step == 1) k = pack_transposed(out, width, pairs, rows, (const char *)x, 2 * line);
+  else if (whole && line == 1) {
+    /* Neither may writing run over the end of the panel, nor reading over the end of the matrix. */
+    int64_t reach = (width + 15) / 16 * 16, end = reach == width ? pairs : smaller(pairs, rows - 1);
+    for (; k < end && (K - 2 - 2 * k) * step + count >= reach; k++)
+      for (int64_t j = 0; j < width; j += 16)
+        *(words_at *)(out + k * width + j) = pair_rows(x + 2 * k * step + j, x + (2 * k + 1) * step + j);
+  }
+  if (step == 1) for (int64_t j = 0; j < count; j++) for (int64_t i = k; i < pairs; i++) memcpy(&out[i * width + j], x + j * line + 2 * i, 4);
+  else
+    for (int64_t i = k; i < pairs; i++) {
+      const bf16 *even = x + 2 * i * step, *odd = even + step;
+      for (int64_t j = 0; j < count; j++) out[i * width + j] = (uint32_t)even[j * line] | (uint32_t)odd[j * line] << 16;
+    }
+  if (K & 1) for (int64_t j = 0; j < width; j++) out[pairs * width + j] = j < count ? x[j * line + (K - 1) * step] : 0;
+}
+
+#endif
+
+/* fp32 panels out[k][width], of either storage type. */
+static inline void pack_f32(float *out, int64_t width, int64_t count, int64_t K, const void *X, int dt, int64_t line, int64_t step) {
+  if (count < width) memset(out, 0, sizeof(float) * (size_t)(width * K));
+  if (dt == LY_F32) {
+    const float *x = X;
+    int64_t k = 0;
+    if (line == 1) { for (; k < K; k++) for (int64_t j = 0; j < count; j++) out[k * width + j] = x[k * step + j]; return; }
+#ifdef LY_WORDS
+    if (step == 1 && count == width) k = pack_transposed((uint32_t *)out, width, K, K, X, 4 * line);
+#endif
+    for (int64_t j = 0; j < count; j++) for (int64_t i = k; i < K; i++) out[i * width + j] = x[j * line + i * step];
+  } else {
+    const bf16 *x = X;
+    if (line == 1) for (int64_t k = 0; k < K; k++) for (int64_t j = 0; j < count; j++) out[k * width + j] = bf16_to_f32(x[k * step + j]);
+    else for (int64_t j = 0; j < count; j++) for (int64_t k = 0; k < K; k++) out[k * width + j] = bf16_to_f32(x[j * line + k * step]);
+  }
+}
+#endif
