@@ -113,7 +113,9 @@ const SHARES = Object.values(INSTRUCTGPT).reduce((sum, { share }) => sum + share
 
 /** The seeds and what has grown: what a new task is compared with, and which types are still wanted. */
 class TaskSet {
-  readonly grown: Task[] = [];
+  /** How many have grown; by the language of their instructions. */
+  size = 0;
+  private readonly grown: Record<PromptLanguage, Task[]> = { en: [], zh: [] };
   private readonly copies: NearCopies;
   private readonly quotas: Map<string, number>;
 
@@ -128,7 +130,8 @@ class TaskSet {
   }
 
   add(task: Task, name: string): void {
-    this.grown.push(task);
+    this.size++;
+    this.grown[languageOf(task.instruction)].push(task);
     this.copies.add(task.instruction, name);
     this.quotas.set(task.type, (this.quotas.get(task.type) ?? 0) - 1);
   }
@@ -157,7 +160,7 @@ class TaskSet {
     const leader = pick(this.seeds, number % length, 0, Math.floor(number / length));
     const language = languageOf(leader.instruction);
     const others = this.seeds.filter((s) => s !== leader && languageOf(s.instruction) === language);
-    const grown = this.grown.filter((t) => languageOf(t.instruction) === language);
+    const grown = this.grown[language];
     const ofGrown = Math.min(Math.floor(wanted / 4), grown.length);
     const ofOthers = Math.min(wanted - 1 - ofGrown, others.length);
     const shown: Example[] = [leader];
@@ -207,11 +210,11 @@ export async function instruct(teacher: Teacher, options: InstructOptions): Prom
     const candidates = answers.flatMap(({ text, whole }, p): Candidate[] =>
       readTaskList(text, asked[p].types, !whole).map((listed) => ({ ...listed, reply: p + 1 })),
     );
-    const before = set.grown.length;
+    const before = set.size;
     rounds = round + 1;
     take(candidates, written);
     written = [];
-    idle = set.grown.length > before ? 0 : idle + 1;
+    idle = set.size > before ? 0 : idle + 1;
     options.onRound?.(report());
     if (idle >= patience && file.kept.length < count) throw barren();
   }

@@ -32,7 +32,7 @@ export interface TeacherOptions {
   retries: number;
   /** Seconds before the first new try; each further one waits twice as long. */
   pause?: number;
-  /** Told what a service does not take. */
+  /** Told what a service does not take, and why it is asked again. */
   note?: (text: string) => void;
 }
 
@@ -126,7 +126,9 @@ class Service implements Teacher {
       if (result.changed) continue;
       if (tries++ >= retries)
         throw new UserError(`${this.url} gave no answer in ${tries} tries; at last ${result.why}. ${RESUME}`);
-      await setTimeout(1000 * (result.wait ?? Math.min(60, pause * 2 ** (tries - 1))), undefined, { signal: stopped });
+      const wait = result.wait ?? Math.min(60, pause * 2 ** (tries - 1));
+      this.options.note?.(`${this.name}: ${result.why}. Asked again in ${Math.ceil(wait)} s.`);
+      await setTimeout(1000 * wait, undefined, { signal: stopped });
     }
   }
 
@@ -148,9 +150,9 @@ class Service implements Teacher {
       return response.ok ? answerIn(text) : this.refusal(response, text, settings);
     } catch (error) {
       if (error instanceof UserError || stopped.aborted) throw error;
-      const { name, message, cause } = error as Error & { cause?: Error };
+      const { name, message, cause } = error as Error & { cause?: Error & { code?: string } };
       if (name === "TimeoutError") return { why: `it did not answer within ${timeout} seconds` };
-      return { why: `${message} ${cause?.message ?? ""}`.trim() };
+      return { why: [message, cause?.message || cause?.code].filter(Boolean).join(": ") };
     }
   }
 

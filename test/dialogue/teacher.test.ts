@@ -70,8 +70,13 @@ test("too many requests, a fault, an answer that is no JSON, one without a messa
     (_, r) => say(r, "good"),
   ];
   service.handler = (call, response) => answers.shift()!(call, response);
-  expect(await open({ retries: 5 }).ask(["x"], 0)).toEqual([{ text: "good", whole: true }]);
+  const notes: string[] = [];
+  const teacher = open({ retries: 5, note: (text) => notes.push(text) });
+  expect(await teacher.ask(["x"], 0)).toEqual([{ text: "good", whole: true }]);
   expect(service.calls).toHaveLength(6);
+  expect(notes).toHaveLength(5);
+  expect(notes[0]).toMatch(/: it answered 429 Too Many Requests: slow down\. Asked again in 1 s\./);
+  expect(notes[4]).toMatch(/fetch failed: .+ Asked again/);
 });
 
 test.each([
