@@ -92,6 +92,10 @@ class Service implements Teacher {
   ) {
     const { model, temperature, maxTokens, timeout } = options;
     if (!URL.canParse(source)) throw new UserError(`--teacher is "${source}", which is no address of a service.`, 2);
+    const { username, password, search } = new URL(source);
+    // It would stand in every record, and in what is printed.
+    if (username || password || search)
+      throw new UserError("--teacher is an address without a user or a ?query; a key belongs into OPENAI_API_KEY.", 2);
     if (!model) throw new UserError(`--model is missing: which model should ${source} answer with?`, 2);
     if (timeout > LONGEST_TIMEOUT)
       throw new UserError(`--timeout is ${timeout}; it must be at most ${LONGEST_TIMEOUT} seconds.`, 2);
@@ -121,7 +125,7 @@ class Service implements Teacher {
       this.next = start + 60_000 / perMinute;
       if (start > now) await setTimeout(start - now, undefined, { signal: stopped });
       // 31 bits: some services keep no more of a seed.
-      const result = await this.attempt(prompt, (seed * 1_000_003 + number) % 2 ** 31, stopped);
+      const result = await this.attempt(prompt, ((seed % 2 ** 31) * 1_000_003 + number) % 2 ** 31, stopped);
       if ("text" in result) return result;
       if (result.changed) continue;
       if (tries++ >= retries)

@@ -97,6 +97,7 @@ test.each([
 
 test.each([
   ["hangs", {}, () => {}, /gave no answer in 2 tries; at last it did not answer within 0.1 seconds\. .*--resume/],
+  ["stops in the middle", {}, (r) => void r.write('{"choices"'), /it did not answer within 0.1 seconds/],
   ["is broken", {}, (r) => fail(r, 500, "oh"), /in 2 tries; at last it answered 500 Internal Server Error: oh/],
   ["is no such service", {}, (r) => void r.end("<html>"), /at last its answer is not JSON: <html>/],
   ["says nothing", {}, (r) => say(r, null), /at last its answer holds no message/],
@@ -175,4 +176,6 @@ test("what cannot be asked is told before anything is", () => {
   expect(() => open({ model: "" })).toThrow(/--model is missing/);
   expect(() => open({ timeout: 301 })).toThrow(/--timeout is 301; it must be at most 300/);
   expect(() => openTeacher("http://", options)).toThrow(/no address of a service/);
+  for (const secret of ["http://me:secret@host/v1", "http://host/v1?key=secret"])
+    expect(() => openTeacher(secret, options)).toThrow(/^--teacher is an address without a user or a \?query; [^=]+$/);
 });
