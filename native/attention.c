@@ -36,9 +36,10 @@ static void forward_body(void *ctx, int64_t item, int thread) {
       for (int64_t i = 0; i < rows; i++) {
         float *p = s + i * TILE, m = max[i], total = 0;
         int64_t seen = smaller(cols, i0 + i - j0 + 1);
-        for (int64_t j = 0; j < seen; j++) m = p[j] > m ? p[j] : m;
+        float largest = row_max(p, seen);
+        if (largest > m) m = largest;
         if (seen <= 0) { memset(p, 0, TILE * 4); continue; }
-        for (int64_t j = 0; j < seen; j++) { p[j] = fast_expf(p[j] - m); total += p[j]; }
+        for (int64_t j = 0; j < seen; j++) { p[j] = fast_expf_negative(p[j] - m); total += p[j]; }
         for (int64_t j = seen; j < TILE; j++) p[j] = 0;
         float keep = fast_expf(max[i] - m);
         if (j0) for (int d = 0; d < D; d++) o[i * D + d] *= keep;
@@ -88,9 +89,9 @@ static void backward_body(void *ctx, int64_t item, int thread) {
         ly_gemm_serial(thread, rows, cols, D, t->scale, at(t, q, i0, ld, 0), ld, 1, at(t, k, j0, ld, 0), 1, ld, t->dt, s, TILE, 0);
         ly_gemm_serial(thread, rows, cols, D, 1, at(t, dout, i0, lo, 0), lo, 1, at(t, v, j0, ld, 0), 1, ld, t->dt, dp, TILE, 0);
         for (int64_t i = 0; i < rows; i++) {
-          float *p = s + i * TILE, *g = dp + i * TILE, l = lse[i0 + i], dl = delta[i0 + i];
+          float *restrict p = s + i * TILE, *restrict g = dp + i * TILE, l = lse[i0 + i], dl = delta[i0 + i], scale = t->scale;
           int64_t seen = smaller(cols, i0 + i - j0 + 1);
-          for (int64_t j = 0; j < seen; j++) { p[j] = fast_expf(p[j] - l); g[j] = p[j] * (g[j] - dl) * t->scale; }
+          for (int64_t j = 0; j < seen; j++) { p[j] = fast_expf_negative(p[j] - l); g[j] = p[j] * (g[j] - dl) * scale; }
           for (int64_t j = seen < 0 ? 0 : seen; j < TILE; j++) p[j] = g[j] = 0;
         }
         void *p = tile_as(t, s, rounded, rows * TILE), *g = tile_as(t, dp, rounded2, rows * TILE);
@@ -131,7 +132,7 @@ static void cached_body(void *ctx, int64_t item, int thread) {
     }
     memset(o, 0, (size_t)D * 4);
     for (int64_t j = 0; j < seen; j++) {
-      float p = fast_expf(s[j] - max);
+      float p = fast_expf_negative(s[j] - max);
       sum += p;
       load_row(x, t->v, (b * t->maxT + j) * ld + (int64_t)kvHead * D, D, t->dt);
       for (int d = 0; d < D; d++) o[d] += p * x[d];

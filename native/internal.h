@@ -40,4 +40,17 @@ static inline float fast_expf(float x) {
   memcpy(&s1, &b1, 4); memcpy(&s2, &b2, 4);
   return x == x ? p * s1 * s2 : x;
 }
+/* The same for numbers up to about 0, as a softmax has them: one step, and 0 instead of subnormal numbers. NaN stays NaN. */
+static inline float fast_expf_negative(float x) {
+  float xc = x < -88.0f ? -88.0f : x;
+  float n = __builtin_rintf(xc * 1.44269504088896341f);
+  float r = __builtin_fmaf(n, -0.693359375f, xc);
+  r = __builtin_fmaf(n, 2.12194440e-4f, r);
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f; p = p * r + 8.3334519073e-3f; p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f; p = p * r + 5.0000001201e-1f; p = p * r * r + r + 1.0f;
+  int32_t bits = ((int32_t)n + 127) << 23; float s;
+  memcpy(&s, &bits, 4);
+  return p * s;
+}
 #endif

@@ -17,7 +17,7 @@ typedef struct {
  * One row: log p, log sum exp, entropy; then, when gradients are asked for, the row of d(logits). */
 static void row_body(void *ctx, int64_t i, int thread) {
   const Chunk *t = ctx; int64_t V = t->V; (void)thread;
-  float *x = t->logits + i * V;
+  float *restrict x = t->logits + i * V, scale = t->scale;
   int32_t target = t->target[i];
   if (target < 0) {
     if (t->logp) t->logp[i] = 0;
@@ -29,30 +29,34 @@ static void row_body(void *ctx, int64_t i, int thread) {
   float lse;
   if (t->known_lse) lse = t->known_lse[i];
   else { /* what is returned is reckoned from the largest logit, so that logits of 1e4 lose no digits */
-    float max = -INFINITY, sum = 0;
-    for (int64_t v = 0; v < V; v++) max = x[v] > max ? x[v] : max;
-    for (int64_t v = 0; v < V; v++) sum += fast_expf((x[v] - max) * t->scale);
+    float max = row_max(x, V), sum = 0;
+    float of_target = target < V ? (x[target] - max) * scale : 0, mean = 0;
+    if (t->entropy) /* sum of e^z z; a logit of -inf has p = 0 and adds nothing */
+      for (int64_t v = 0; v < V; v++) { float z = (x[v] - max) * scale, e = fast_expf_negative(z); mean += e == 0 ? 0 : e * z; }
+    for (int64_t v = 0; v < V; v++) sum += fast_expf_negative((x[v] - max) * scale);
     float log_sum = logf(sum);
-    lse = max * t->scale + log_sum;
-    if (t->logp) t->logp[i] = target < V ? (x[target] - max) * t->scale - log_sum : -lse;
+    lse = max * scale + log_sum;
+    if (t->logp) t->logp[i] = target < V ? of_target - log_sum : -lse;
     if (t->lse) t->lse[i] = lse;
-    if (t->entropy) { /* H = log sum e^z - sum p z; a logit of -inf has p = 0 and adds nothing */
-      float mean = 0;
-      for (int64_t v = 0; v < V; v++) { float z = (x[v] - max) * t->scale, e = fast_expf(z); mean += e == 0 ? 0 : e * z; }
-      t->entropy[i] = log_sum - mean / sum;
-    }
+    if (t->entropy) t->entropy[i] = log_sum - mean / sum; /* H = log sum e^z - sum p z */
   }
   if (!t->dlogits) return;
-  float g = t->g[i] * t->scale;
+  float g = t->g[i] * scale;
   if (t->known_entropy) { /* of the entropy: dH / dz = -p (log p + H) */
     float H = t->known_entropy[i];
-    for (int64_t v = 0; v < V; v++) { float logp = x[v] * t->scale - lse, p = fast_expf(logp); x[v] = p == 0 ? 0 : -g * p * (logp + H); }
+    for (int64_t v = 0; v < V; v++) { float logp = x[v] * scale - lse, p = fast_expf(logp); x[v] = p == 0 ? 0 : -g * p * (logp + H); }
     if (t->dlogits != t->logits) store_row(t->dlogits, i * V, x, V, t->dt);
     return;
   }
-  for (int64_t v = 0; v < V; v++) x[v] = -g * fast_expf(x[v] * t->scale - lse);
-  if (target < V) x[target] += g;
-  if (t->dlogits != t->logits) store_row(t->dlogits, i * V, x, V, t->dt);
+  /* From lse, as where only that is known: so both ways give the same bytes. */
+  if (t->dt == LY_F32) {
+    for (int64_t v = 0; v < V; v++) x[v] = -g * fast_expf_negative(x[v] * scale - lse); /* dlogits are the logits' memory */
+    if (target < V) x[target] += g;
+  } else {
+    bf16 *restrict y = (bf16 *)t->dlogits + i * V;
+    for (int64_t v = 0; v < V; v++) y[v] = f32_to_bf16(-g * fast_expf_negative(x[v] * scale - lse));
+    if (target < V) y[target] = f32_to_bf16(g - g * fast_expf_negative(x[target] * scale - lse));
+  }
 }
 
 static void run(const void *hidden, const void *W, const int32_t *target, float *logp, float *lse, float *entropy, const float *known_lse,

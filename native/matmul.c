@@ -83,15 +83,15 @@ static void pack_a(void *out, const Plan *p, int64_t rows, const void *A, int dt
 #ifdef LY_ISA_AMX
   if (p->half) { pack_amx(out, rows, p->K, p->Kp, A, ars, acs); return; }
 #elif HAS_BF16
-  if (p->half) { pack_pairs(out, p->mr, rows, p->K, p->Kp, A, ars, acs); return; }
+  if (p->half) { pack_pairs(out, MR16, rows, p->K, p->Kp, A, ars, acs); return; }
 #endif
-  pack_f32(out, p->mr, rows, p->K, A, dt, ars, acs);
+  pack_f32(out, MR32, rows, p->K, A, dt, ars, acs);
 }
 static void pack_b(void *out, const Plan *p, int64_t cols, const void *B, int dt, int64_t brs, int64_t bcs) {
 #if HAS_BF16
-  if (p->half) { pack_pairs(out, p->nr, cols, p->K, p->Kp, B, bcs, brs); return; }
+  if (p->half) { pack_pairs(out, NR16, cols, p->K, p->Kp, B, bcs, brs); return; }
 #endif
-  pack_f32(out, p->nr, cols, p->K, B, dt, bcs, brs);
+  pack_f32(out, NR32, cols, p->K, B, dt, bcs, brs);
 }
 
 static const char *element(const void *base, int dt, int64_t index) { return (const char *)base + index * (dt == LY_F32 ? 4 : 2); }

@@ -1,11 +1,15 @@
 /* Packing: operands of a product copied into panels, in the order in which the micro-kernel reads them.
- * `count` (<= width) lines, line j at X[j * line], element k of it k * step further; what is left of the panel is zero. */
+ * `count` (<= width) lines, line j at X[j * line], element k of it k * step further; what is left of the panel is zero.
+ * Everything is inlined, so that each width is compiled as the constant that it is. */
 #ifndef LYCEUM_PACK_H
 #define LYCEUM_PACK_H
 #include "rows.h"
 
 #if defined(LY_ISA_AVX512) || defined(LY_ISA_AVX512BF16) || defined(LY_ISA_AMX)
 #define LY_WORDS 1
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 /* Sixteen words side by side: one register. (In the language of vectors, not of one processor: the tiles' test compiles it for any.) */
 typedef uint32_t words __attribute__((vector_size(64)));
 typedef uint32_t words_at __attribute__((vector_size(64), aligned(4), may_alias));
@@ -50,13 +54,18 @@ static inline __attribute__((always_inline)) void transpose16(words r[16]) {
 
 /* Sixteen pairs (x[0][j], x[1][j]): the two of a pair lie in two lines of the source. */
 static inline __attribute__((always_inline)) words pair_rows(const bf16 *even, const bf16 *odd) {
+#ifdef __AVX512F__ /* the same in one instruction a line */
+  return (words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)even)) |
+         (words)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)odd)), 16);
+#else
   return __builtin_convertvector(*(const halves_at *)even, words) | __builtin_convertvector(*(const halves_at *)odd, words) << 16;
+#endif
 }
 
 /* Words of lines (`line` bytes apart) as out[k][width], sixteen k at a time; returns how many of n it has done. `rows` is
  * the panel's length: a row is stored sixteen words at a time, and what runs over its end is written again by the next,
  * so the last row of the panel may not run over. */
-static inline int64_t pack_transposed(uint32_t *out, int64_t width, int64_t n, int64_t rows, const char *x, int64_t line) {
+static inline __attribute__((always_inline)) int64_t pack_transposed(uint32_t *out, int64_t width, int64_t n, int64_t rows, const char *x, int64_t line) {
   int64_t k = 0;
   for (; k + 16 <= n; k += 16)
     for (int64_t j = 0; j < width; j += 16) {
@@ -76,7 +85,7 @@ static inline int64_t pack_transposed(uint32_t *out, int64_t width, int64_t n, i
 }
 
 /* Pairs along k as words: out[k / 2][width]. K elements of each line, Kp >= K of them in the panel. */
-static inline void pack_pairs(uint32_t *out, int64_t width, int64_t count, int64_t K, int64_t Kp, const bf16 *x, int64_t line, int64_t step) {
+static inline __attribute__((always_inline)) void pack_pairs(uint32_t *out, int64_t width, int64_t count, int64_t K, int64_t Kp, const bf16 *x, int64_t line, int64_t step) {
   int64_t pairs = K / 2, rows = Kp / 2, k = 0;
   int whole = count == width;
   if (!whole || K < Kp) memset(out, 0, 4 * (size_t)(width * rows));
@@ -84,9 +93,11 @@ static inline void pack_pairs(uint32_t *out, int64_t width, int64_t count, int64
   else if (whole && line == 1) {
     /* Neither may writing run over the end of the panel, nor reading over the end of the matrix. */
     int64_t reach = (width + 15) / 16 * 16, end = reach == width ? pairs : smaller(pairs, rows - 1);
-    for (; k < end && (K - 2 - 2 * k) * step + count >= reach; k++)
+    for (; k < end && (K - 2 - 2 * k) * step + count >= reach; k++) {
+      __builtin_prefetch(x + (2 * k + 16) * step); __builtin_prefetch(x + (2 * k + 17) * step);
       for (int64_t j = 0; j < width; j += 16)
         *(words_at *)(out + k * width + j) = pair_rows(x + 2 * k * step + j, x + (2 * k + 1) * step + j);
+    }
   }
   if (step == 1) for (int64_t j = 0; j < count; j++) for (int64_t i = k; i < pairs; i++) memcpy(&out[i * width + j], x + j * line + 2 * i, 4);
   else
@@ -100,7 +111,7 @@ static inline void pack_pairs(uint32_t *out, int64_t width, int64_t count, int64
 #endif
 
 /* fp32 panels out[k][width], of either storage type. */
-static inline void pack_f32(float *out, int64_t width, int64_t count, int64_t K, const void *X, int dt, int64_t line, int64_t step) {
+static inline __attribute__((always_inline)) void pack_f32(float *out, int64_t width, int64_t count, int64_t K, const void *X, int dt, int64_t line, int64_t step) {
   if (count < width) memset(out, 0, sizeof(float) * (size_t)(width * K));
   if (dt == LY_F32) {
     const float *x = X;

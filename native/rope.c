@@ -2,20 +2,22 @@
 #include "rows.h"
 typedef struct { void *x; int64_t ldx; const int32_t *pos; const float *cos, *sin; int64_t N; int heads, D, dt; float sign; } Rope;
 
+/* One head: a pair of halves at a time, in place. */
+#define TURN(type, load, store)                                                                   \
+  type *restrict x = (type *)t->x + at, *restrict y = x + half;                                   \
+  for (int d = 0; d < half; d++) {                                                                \
+    float a = load(x[d]), b = load(y[d]), sn = t->sign * s[d];                                    \
+    x[d] = store(a * c[d] - b * sn);                                                              \
+    y[d] = store(b * c[d] + a * sn);                                                              \
+  }
+
 static void rope_body(void *ctx, int64_t block, int thread) {
-  const Rope *t = ctx; int half = t->D / 2;
-  float *x = ly_scratch(thread, 0, (size_t)t->D * 8), *y = x + t->D;
+  const Rope *t = ctx; int half = t->D / 2; (void)thread;
   for (int64_t i = block * ROW_BLOCK; i < smaller(t->N, (block + 1) * ROW_BLOCK); i++) {
-    const float *c = t->cos + (int64_t)t->pos[i] * half, *s = t->sin + (int64_t)t->pos[i] * half;
+    const float *restrict c = t->cos + (int64_t)t->pos[i] * half, *restrict s = t->sin + (int64_t)t->pos[i] * half;
     for (int h = 0; h < t->heads; h++) {
       int64_t at = i * t->ldx + (int64_t)h * t->D;
-      load_row(x, t->x, at, t->D, t->dt);
-      for (int d = 0; d < half; d++) {
-        float sn = t->sign * s[d];
-        y[d] = x[d] * c[d] - x[d + half] * sn;
-        y[d + half] = x[d + half] * c[d] + x[d] * sn;
-      }
-      store_row(t->x, at, y, t->D, t->dt);
+      if (t->dt == LY_F32) { TURN(float, , ) } else { TURN(bf16, bf16_to_f32, f32_to_bf16) }
     }
   }
 }

@@ -14,6 +14,16 @@ static inline void add_to_row(void *y, int64_t at, const float *restrict x, int6
   if (dt == LY_F32) { float *d = (float *)y + at; for (int64_t i = 0; i < n; i++) d[i] += x[i]; }
   else { bf16 *d = (bf16 *)y + at; for (int64_t i = 0; i < n; i++) d[i] = f32_to_bf16(bf16_to_f32(d[i]) + x[i]); }
 }
+/* The largest of n, -inf of none; NaN is passed over. In lanes, because compilers leave a comparison that may meet NaN serial. */
+static inline float row_max(const float *x, int64_t n) {
+  float lane[16], max = -INFINITY;
+  int64_t i = 0;
+  for (int j = 0; j < 16; j++) lane[j] = max;
+  for (; i + 16 <= n; i += 16) for (int j = 0; j < 16; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+  for (int j = 0; j < 16; j++) max = lane[j] > max ? lane[j] : max;
+  for (; i < n; i++) max = x[i] > max ? x[i] : max;
+  return max;
+}
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 /* The cut of n rows into blocks is the same for any number of threads. */
 #define ROW_BLOCK 32
