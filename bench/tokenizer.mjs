@@ -1,7 +1,6 @@
 // Tokenizer speed: training a byte-level BPE and encoding with it, beside Hugging Face tokenizers in Rust (--python) and
-// @huggingface/tokenizers in JavaScript. Every contestant is a process that takes its turn: ours, rust, npm, ours, ... so that
-// a change in the machine's mood meets all of them. Figures are medians over the rounds. "same" says whether merges and ids agree.
-import { spawn } from "node:child_process";
+// @huggingface/tokenizers in JavaScript, in turns (peers/player.mjs). Figures are medians over the rounds. "same" says whether merges
+// and ids agree.
 import { createHash } from "node:crypto";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
@@ -10,6 +9,9 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { statements } from "../scripts/atlas/english.mjs";
+import { checkCounts, median, Player, UsageError } from "./peers/player.mjs";
+
+export { UsageError };
 
 const HELP = `npm run bench -- tokenizer [options]
   --python PYTHON     a Python with tokenizers to compare with; without it only Lyceum and the npm package are measured
@@ -21,9 +23,6 @@ const HELP = `npm run bench -- tokenizer [options]
   --pretokenizer P    gpt2, llama3 (default) or qwen
   --rounds N          turns of each contestant (3)
   --threads N         threads of ours and of Rust's (all cores)`;
-const NUMBERS = ["megabytes", "vocab-size", "rounds", "threads"];
-
-export class UsageError extends Error {}
 
 export default async function main(args) {
   const { values: o } = parseArgs({
@@ -43,8 +42,7 @@ export default async function main(args) {
     },
   });
   if (o.help) return console.log(HELP);
-  for (const key of NUMBERS)
-    if (!/^[1-9]\d*$/.test(o[key])) throw new UsageError(`--${key} must be a whole number above 0, not "${o[key]}".`);
+  checkCounts(o, "megabytes", "vocab-size", "rounds", "threads");
   if (!["gpt2", "llama3", "qwen", "han"].includes(o.pretokenizer))
     throw new UsageError(`--pretokenizer must be gpt2, llama3 or qwen, not "${o.pretokenizer}".`);
   const names = ["train", "encode"].filter((n) => !o.only || n === o.only);
@@ -69,7 +67,7 @@ async function measureAll(o, names, dir) {
   const file = join(dir, "documents.json");
   writeFileSync(file, JSON.stringify(documents));
   const self = fileURLToPath(import.meta.url);
-  const rust = fileURLToPath(new URL("hf_tokenizer.py", import.meta.url));
+  const rust = fileURLToPath(new URL("peers/hf_tokenizer.py", import.meta.url));
   const worker = (kind) => {
     const setup = { kind, file, dir, vocabSize, pretokenizer: o.pretokenizer, threads: Number(o.threads) };
     return [process.execPath, [self, "--worker", JSON.stringify(setup)]];
@@ -77,8 +75,11 @@ async function measureAll(o, names, dir) {
   const rows = [];
   for (const name of names) {
     const players = [new Player("ours", ...worker("ours"))];
-    if (o.python)
-      players.push(new Player("rust", o.python, [rust, file, join(dir, "tokenizer.json"), o["vocab-size"]], o.threads));
+    if (o.python) {
+      const env = { RAYON_NUM_THREADS: o.threads, TOKENIZERS_PARALLELISM: "true" };
+      const args = [rust, file, join(dir, "tokenizer.json"), o["vocab-size"]];
+      players.push(new Player("rust", o.python, args, { needs: "tokenizers", env }));
+    }
     if (name === "encode") players.push(new Player("npm", ...worker("npm")));
     try {
       const row = await measure(name, players, Number(o.rounds), bytes);
@@ -125,46 +126,6 @@ async function measure(name, players, rounds, bytes) {
 }
 const memory = (peers, turns) =>
   Object.fromEntries(peers.map((p) => [p, Math.round(median(turns.get(p).map((t) => t.peakRss)) / 2 ** 20)]));
-const median = (values) => {
-  const sorted = [...values].sort((a, b) => a - b);
-  const half = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
-};
-
-/** A process that does what a line names and answers with one line of JSON. */
-class Player {
-  constructor(name, command, args, threads) {
-    this.name = name;
-    const env = threads ? { ...process.env, RAYON_NUM_THREADS: threads, TOKENIZERS_PARALLELISM: "true" } : process.env;
-    this.child = spawn(command, args, { stdio: ["pipe", "pipe", "pipe"], env });
-    this.errors = "";
-    this.child.stderr.on("data", (text) => {
-      this.errors += text;
-    });
-    this.child.stdin.on("error", () => {}); // a dead child is reported by turn()
-    this.ended = new Promise((_, reject) => {
-      const fail = (why) => {
-        const last = this.errors.trim().split("\n").at(-1);
-        const advice = name === "rust" ? " Does that Python have tokenizers? Without --python it is left out." : "";
-        reject(new UsageError(`"${name}", run by ${command}, ${why}.${last ? ` It said: ${last}.` : ""}${advice}`));
-      };
-      this.child.on("error", (error) => fail(`could not be started (${error.message})`));
-      this.child.on("exit", (code, signal) => fail(`ended early (${signal ?? code})`));
-    });
-    this.ended.catch(() => {});
-    this.lines = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
-  }
-  async turn(what) {
-    this.child.stdin.write(`${what}\n`);
-    const { value, done } = await Promise.race([this.lines.next(), this.ended]);
-    return done ? await this.ended : JSON.parse(value);
-  }
-  close() {
-    this.child.stdin.end();
-    this.child.kill();
-  }
-}
-
 /** Our side, and the npm package's, in a process of their own. */
 async function work({ kind, file, dir, vocabSize, pretokenizer, threads }) {
   let documents = JSON.parse(readFileSync(file, "utf8"));

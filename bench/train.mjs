@@ -1,12 +1,13 @@
 // Training speed and memory: forward, backward and an AdamW step in bf16, beside PyTorch doing the same.
 //
-// Every contestant is a process that stays and takes its turn: ours, fp32, bf16, ours, ... so that a change in the
-// machine's mood meets all of them. Figures are medians over the rounds; peak memory is the process's largest resident set.
-import { spawn } from "node:child_process";
+// Contestants take turns (peers/player.mjs). Figures are medians over the rounds; peak memory is the process's largest resident set.
 import { availableParallelism } from "node:os";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { checkCounts, median, Player, UsageError } from "./peers/player.mjs";
+
+export { UsageError };
 
 /** Heads of 64, as many key-value heads, intermediate 8/3 d in multiples of 64, tied. `steps`: about three seconds. */
 const MODELS = [
@@ -23,8 +24,6 @@ const HELP = `npm run bench -- train [options]
   --threads N       threads of each contestant (all cores)
   --precision P     ours in bf16 (default) or fp32
   --compile         PyTorch also under torch.compile (needs a C++ compiler; slow to start)`;
-
-export class UsageError extends Error {}
 
 export default async function main(args) {
   const { values: o } = parseArgs({
@@ -43,9 +42,7 @@ export default async function main(args) {
     },
   });
   if (o.help) return console.log(HELP);
-  for (const key of ["steps", "rounds", "threads"])
-    if (o[key] !== undefined && !/^[1-9]\d*$/.test(o[key]))
-      throw new UsageError(`--${key} must be a whole number above 0, not "${o[key]}".`);
+  checkCounts(o, "steps", "rounds", "threads");
   if (!["bf16", "fp32"].includes(o.precision))
     throw new UsageError(`--precision must be bf16 or fp32, not "${o.precision}".`);
   const chosen = MODELS.filter((m) => !o.only || m.name === o.only);
@@ -68,15 +65,20 @@ async function measure(model, o, modes) {
   const steps = Number(o.steps ?? model.steps);
   const shape = JSON.stringify(model);
   const self = [fileURLToPath(import.meta.url), "--precision", o.precision, "--threads", o.threads, "--worker", shape];
-  const torch = fileURLToPath(new URL("torch_train.py", import.meta.url));
+  const torch = fileURLToPath(new URL("peers/torch_train.py", import.meta.url));
   const players = [["ours", process.execPath, self]];
   for (const mode of modes)
-    players.push([mode, o.python, [torch, "--mode", mode, "--threads", o.threads, "--model", shape]]);
+    players.push([
+      mode,
+      o.python,
+      [torch, "--mode", mode, "--threads", o.threads, "--model", shape],
+      { needs: "torch" },
+    ]);
   const started = [];
   try {
     // Warmed up one after the other: the first steps find memory, compile, and must not disturb a measured turn.
-    for (const [name, command, args] of players) {
-      const player = new Player(name, command, args);
+    for (const contestant of players) {
+      const player = new Player(...contestant);
       started.push(player);
       await player.turn(2);
     }
@@ -92,8 +94,7 @@ async function measure(model, o, modes) {
       }
     const peers = Object.fromEntries(modes.map((m) => [m, Math.round(median(speeds.get(m)))]));
     const ours = median(speeds.get("ours"));
-    // Beside our bf16 stands PyTorch's bf16 (the better of eager and compiled), beside our fp32 its fp32.
-    const peer = modes.filter((m) => m.startsWith(o.precision)).sort((a, b) => peers[b] - peers[a])[0];
+    const peer = [...modes].sort((a, b) => peers[b] - peers[a])[0]; // PyTorch at its best
     return {
       name: `train/${model.name}`,
       ours: Math.round(ours),
@@ -109,45 +110,6 @@ async function measure(model, o, modes) {
 }
 
 const pick = (object, keys) => Object.fromEntries(keys.map((k) => [k, object[k]]));
-const median = (values) => {
-  const sorted = [...values].sort((a, b) => a - b);
-  const half = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
-};
-
-/** A process that runs N training steps for every line "N" and answers with one line of JSON. */
-class Player {
-  constructor(name, command, args) {
-    this.name = name;
-    this.child = spawn(command, args, { stdio: ["pipe", "pipe", "pipe"] });
-    this.errors = "";
-    this.child.stderr.on("data", (text) => {
-      this.errors += text;
-    });
-    this.child.stdin.on("error", () => {}); // a dead child is reported by turn()
-    this.ended = new Promise((_, reject) => {
-      const fail = (why) => {
-        const last = this.errors.trim().split("\n").at(-1);
-        const advice = name === "ours" ? "" : ` Does that Python have torch? Without --python only Lyceum is measured.`;
-        reject(new UsageError(`"${name}", run by ${command}, ${why}.${last ? ` It said: ${last}.` : ""}${advice}`));
-      };
-      this.child.on("error", (error) => fail(`could not be started (${error.message})`));
-      this.child.on("exit", (code, signal) => fail(`ended early (${signal ?? code})`));
-    });
-    this.ended.catch(() => {});
-    this.lines = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
-  }
-  async turn(steps) {
-    this.child.stdin.write(`${steps}\n`);
-    const { value, done } = await Promise.race([this.lines.next(), this.ended]);
-    return done ? await this.ended : JSON.parse(value);
-  }
-  close() {
-    this.child.stdin.end();
-    this.child.kill();
-  }
-}
-
 /** Our side, in its own process. */
 async function work(shape, precision, threads) {
   const { openCpu } = await import("../dist/device/cpu.js");

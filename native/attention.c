@@ -1,110 +1,130 @@
 /* Causal grouped-query attention over packed sequences, in tiles with a running softmax (FlashAttention, Dao et al. 2022;
- * FlashAttention-2 for the backward pass): the T x T matrix never exists. */
+ * FlashAttention-2 for the backward pass): the T x T matrix never exists. Keys and values are packed once for all tiles (and
+ * heads) that meet them; tiles above the diagonal are not computed. */
 #include "rows.h"
-enum { TILE = 64 };
+enum { TILE = 64, KEYS = 128 /* of the forward pass: keys a running softmax takes in at a time */, MANY = 32 };
 
 typedef struct {
   const char *qkv, *out, *dout; char *y; float *lse; const int32_t *cu; int64_t N; int H, KV, D, dt, nseq; float scale; size_t size;
+  int together; /* heads of one item */
   const int32_t *past; const char *k, *v; int64_t ldq, T, maxT;
 } Attention;
 static int64_t width(const Attention *t) { return (int64_t)(t->H + 2 * t->KV) * t->D; }
 static const char *at(const Attention *t, const char *base, int64_t row, int64_t ld, int64_t column) { return base + (size_t)(row * ld + column) * t->size; }
+/* Rows of a tile: as many of TILE as fill the registers of the product. */
+static int64_t tile_rows(int dt) { return TILE / ly_gemm_rows(dt) * ly_gemm_rows(dt); }
+static int64_t whole(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+/* A row of probabilities in the storage type, so that the product that follows runs in it. */
+static void put(const Attention *t, char *tile, int64_t at, const float *x, int64_t n) { store_row(tile, at, x, n, t->dt); }
 
-/* Rounds a tile of probabilities to the storage type, so that the product that follows runs in it. */
-static void *tile_as(const Attention *t, const float *x, void *buffer, int64_t n) {
-  if (t->dt == LY_F32) return (void *)x;
-  store_row(buffer, 0, x, n, LY_BF16);
-  return buffer;
+/* x[n] = exp(x - max), n a multiple of 16; the sum. */
+static float exp_row(float *x, int64_t n, float max) {
+  float lane[16] = {0}, sum = 0;
+  for (int64_t i = 0; i < n; i += 16)
+    for (int j = 0; j < 16; j++) { x[i + j] = fast_expf_negative(x[i + j] - max); lane[j] += x[i + j]; }
+  for (int j = 0; j < 16; j++) sum += lane[j];
+  return sum;
 }
 
-/* One item: a sequence and a head; query tiles from the top down, and for each the key tiles up to the diagonal. */
+/* One item: a sequence and heads that share their keys and values; query tiles from the top down, for each the keys up to the diagonal. */
 static void forward_body(void *ctx, int64_t item, int thread) {
   const Attention *t = ctx;
-  int head = (int)(item % t->H), kvHead = head / (t->H / t->KV), D = t->D;
-  int64_t begin = t->cu[item / t->H], T = t->cu[item / t->H + 1] - begin, ld = width(t);
-  const char *q = at(t, t->qkv, begin, ld, (int64_t)head * D), *k = at(t, t->qkv, begin, ld, (int64_t)(t->H + kvHead) * D), *v = at(t, t->qkv, begin, ld, (int64_t)(t->H + t->KV + kvHead) * D);
-  float *s = ly_scratch(thread, 5, (size_t)(TILE * TILE * 2 + TILE * D) * 4), *o = s + TILE * TILE;
-  void *rounded = o + TILE * D;
-  float max[TILE], sum[TILE];
-  for (int64_t i0 = 0; i0 < T; i0 += TILE) {
-    int64_t rows = smaller(TILE, T - i0);
-    for (int64_t i = 0; i < rows; i++) { max[i] = -INFINITY; sum[i] = 0; }
-    memset(o, 0, (size_t)(TILE * D) * 4);
-    for (int64_t j0 = 0; j0 < i0 + rows; j0 += TILE) {
-      int64_t cols = smaller(TILE, T - j0);
-      ly_gemm_serial(thread, rows, cols, D, t->scale, at(t, q, i0, ld, 0), ld, 1, at(t, k, j0, ld, 0), 1, ld, t->dt, s, TILE, 0);
-      for (int64_t i = 0; i < rows; i++) {
-        float *p = s + i * TILE, m = max[i], total = 0;
-        int64_t seen = smaller(cols, i0 + i - j0 + 1);
-        float largest = row_max(p, seen);
-        if (largest > m) m = largest;
-        if (seen <= 0) { memset(p, 0, TILE * 4); continue; }
-        for (int64_t j = 0; j < seen; j++) { p[j] = fast_expf_negative(p[j] - m); total += p[j]; }
-        for (int64_t j = seen; j < TILE; j++) p[j] = 0;
-        float keep = fast_expf(max[i] - m);
-        if (j0) for (int d = 0; d < D; d++) o[i * D + d] *= keep;
-        sum[i] = sum[i] * keep + total;
-        max[i] = m;
+  int per = t->together, items = t->H / per, first = (int)(item % items) * per, kvHead = first / (t->H / t->KV), D = t->D;
+  int64_t begin = t->cu[item / items], T = t->cu[item / items + 1] - begin, ld = width(t), tile = tile_rows(t->dt);
+  ly_packed k = ly_pack(thread, 6, T, D, at(t, t->qkv, begin, ld, (int64_t)(t->H + kvHead) * D), 1, ld, t->dt);
+  ly_packed v = ly_pack(thread, 7, D, T, at(t, t->qkv, begin, ld, (int64_t)(t->H + t->KV + kvHead) * D), ld, 1, t->dt);
+  float *s = ly_scratch(thread, 5, (size_t)(TILE * KEYS * 2 + TILE * D) * 4), *o = s + TILE * KEYS, max[TILE], sum[TILE];
+  char *p = (char *)(o + TILE * D);
+  for (int head = first; head < first + per; head++)
+    for (int64_t i0 = 0; i0 < T; i0 += tile) {
+      int64_t rows = smaller(tile, T - i0);
+      for (int64_t i = 0; i < rows; i++) { max[i] = -INFINITY; sum[i] = 0; }
+      memset(o, 0, (size_t)(TILE * D) * 4);
+      for (int64_t j0 = 0; j0 < i0 + rows; j0 += KEYS) {
+        int64_t keys = smaller(KEYS, smaller(whole(i0 + rows, TILE), T) - j0), padded = whole(keys, 16);
+        ly_gemm(thread, rows, keys, D, t->scale, at(t, t->qkv, begin + i0, ld, (int64_t)head * D), ld, 1, &k, j0, 0, s, KEYS, 0);
+        for (int64_t i = 0; i < rows; i++) {
+          float *x = s + i * KEYS;
+          int64_t seen = i0 + i - j0 + 1;
+          for (int64_t j = seen < 0 ? 0 : seen; j < padded; j++) x[j] = -INFINITY;
+          float m = row_max(x, padded);
+          m = m > max[i] ? m : max[i];
+          if (seen <= 0) memset(x, 0, (size_t)padded * 4);
+          else {
+            float keep = fast_expf(max[i] - m);
+            if (j0) for (int d = 0; d < D; d++) o[i * D + d] *= keep;
+            sum[i] = sum[i] * keep + exp_row(x, padded, m);
+            max[i] = m;
+          }
+          put(t, p, i * KEYS, x, padded);
+        }
+        ly_gemm(thread, rows, D, keys, 1, p, KEYS, 1, &v, 0, j0, o, D, 1);
       }
-      ly_gemm_serial(thread, rows, D, cols, 1, tile_as(t, s, rounded, TILE * TILE), TILE, 1, at(t, v, j0, ld, 0), ld, 1, t->dt, o, D, 1);
+      for (int64_t i = 0; i < rows; i++) {
+        float inverse = 1.0f / sum[i];
+        for (int d = 0; d < D; d++) o[i * D + d] *= inverse;
+        store_row(t->y, (begin + i0 + i) * t->H * D + (int64_t)head * D, o + i * D, D, t->dt);
+        t->lse[(int64_t)head * t->N + begin + i0 + i] = max[i] + logf(sum[i]);
+      }
     }
-    for (int64_t i = 0; i < rows; i++) {
-      float inverse = 1.0f / sum[i];
-      for (int d = 0; d < D; d++) o[i * D + d] *= inverse;
-      store_row(t->y, (begin + i0 + i) * t->H * D + (int64_t)head * D, o + i * D, D, t->dt);
-      t->lse[(int64_t)head * t->N + begin + i0 + i] = max[i] + logf(sum[i]);
-    }
-  }
 }
 void ly_attention_forward(const void *qkv, void *out, float *lse, const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt) {
   Attention t = {.qkv = qkv, .y = out, .lse = lse, .cu = cu, .N = N, .H = H, .KV = KV, .D = D, .dt = dt, .nseq = nseq, .scale = scale, .size = dt == LY_F32 ? 4 : 2};
-  ly_parallel((int64_t)nseq * H, forward_body, &t);
+  /* Few and long sequences are rather cut into heads, though each packs the keys again: then there is something for all threads. */
+  t.together = (int64_t)nseq * KV >= MANY ? H / KV : 1;
+  ly_parallel((int64_t)nseq * (H / t.together), forward_body, &t);
 }
 
-/* One item: a sequence and a key-value head with all its query heads, so that dK and dV have one writer.
- *   P = exp(S - lse);  dV += P' dO;  dP = dO V';  dS = P (dP - rowsum(dO O)) scale;  dQ += dS K;  dK += dS' Q */
+/* One item: a sequence and a key-value head with all its query heads, so that dK and dV have one writer. Tiles stand upright
+ * (a row is a key), so that four of the five products read them as they lie:
+ *   P' = exp(K Q' scale - lse);  dV += P' dO;  dS' = P' (V dO' - rowsum(dO O)) scale;  dK += dS' Q;  dQ += dS K */
 static void backward_body(void *ctx, int64_t item, int thread) {
   const Attention *t = ctx;
-  int kvHead = (int)(item % t->KV), group = t->H / t->KV, D = t->D;
-  int64_t begin = t->cu[item / t->KV], T = t->cu[item / t->KV + 1] - begin, ld = width(t), lo = (int64_t)t->H * D;
+  int kvHead = (int)(item % t->KV), group = t->H / t->KV, D = t->D, dt = t->dt;
+  int64_t begin = t->cu[item / t->KV], T = t->cu[item / t->KV + 1] - begin, ld = width(t), lo = (int64_t)t->H * D, tile = tile_rows(dt), Tp = whole(T, TILE);
   const char *k = at(t, t->qkv, begin, ld, (int64_t)(t->H + kvHead) * D), *v = at(t, t->qkv, begin, ld, (int64_t)(t->H + t->KV + kvHead) * D);
-  float *dq = ly_scratch(thread, 6, (size_t)(3 * T * D + T + 2 * D) * 4), *dk = dq + T * D, *dv = dk + T * D, *delta = dv + T * D, *a = delta + T, *b = a + D;
+  ly_packed keys = ly_pack(thread, 6, D, T, k, ld, 1, dt);
+  float *dq = ly_scratch(thread, 11, (size_t)(3 * T * D + 2 * Tp + 2 * D) * 4), *dk = dq + T * D, *dv = dk + T * D, *delta = dv + T * D, *lse = delta + Tp, *a = lse + Tp, *b = a + D;
   float *s = ly_scratch(thread, 5, (size_t)(TILE * TILE * 4) * 4), *dp = s + TILE * TILE;
-  void *rounded = dp + TILE * TILE, *rounded2 = dp + 2 * TILE * TILE;
+  char *p = (char *)(dp + TILE * TILE), *ds = p + TILE * TILE * t->size;
   memset(dk, 0, (size_t)(2 * T * D) * 4);
   for (int head = kvHead * group; head < (kvHead + 1) * group; head++) {
     const char *q = at(t, t->qkv, begin, ld, (int64_t)head * D), *dout = at(t, t->dout, begin, lo, (int64_t)head * D);
-    const float *lse = t->lse + (int64_t)head * t->N + begin;
+    ly_packed q_columns = ly_pack(thread, 7, T, D, q, 1, ld, dt), q_rows = ly_pack(thread, 8, D, T, q, ld, 1, dt);
+    ly_packed dout_columns = ly_pack(thread, 9, T, D, dout, 1, lo, dt), dout_rows = ly_pack(thread, 10, D, T, dout, lo, 1, dt);
     memset(dq, 0, (size_t)(T * D) * 4);
     for (int64_t i = 0; i < T; i++) {
       int64_t row = (begin + i) * lo + (int64_t)head * D; float dot = 0;
-      load_row(a, t->dout, row, D, t->dt); load_row(b, t->out, row, D, t->dt);
+      load_row(a, t->dout, row, D, dt); load_row(b, t->out, row, D, dt);
       for (int d = 0; d < D; d++) dot += a[d] * b[d];
       delta[i] = dot;
+      lse[i] = t->lse[(int64_t)head * t->N + begin + i];
     }
-    for (int64_t i0 = 0; i0 < T; i0 += TILE) {
-      int64_t rows = smaller(TILE, T - i0);
-      for (int64_t j0 = 0; j0 < i0 + rows; j0 += TILE) {
-        int64_t cols = smaller(TILE, T - j0);
-        ly_gemm_serial(thread, rows, cols, D, t->scale, at(t, q, i0, ld, 0), ld, 1, at(t, k, j0, ld, 0), 1, ld, t->dt, s, TILE, 0);
-        ly_gemm_serial(thread, rows, cols, D, 1, at(t, dout, i0, lo, 0), lo, 1, at(t, v, j0, ld, 0), 1, ld, t->dt, dp, TILE, 0);
-        for (int64_t i = 0; i < rows; i++) {
-          float *restrict p = s + i * TILE, *restrict g = dp + i * TILE, l = lse[i0 + i], dl = delta[i0 + i], scale = t->scale;
-          int64_t seen = smaller(cols, i0 + i - j0 + 1);
-          for (int64_t j = 0; j < seen; j++) { p[j] = fast_expf_negative(p[j] - l); g[j] = p[j] * (g[j] - dl) * scale; }
-          for (int64_t j = seen < 0 ? 0 : seen; j < TILE; j++) p[j] = g[j] = 0;
+    for (int64_t i = T; i < Tp; i++) { delta[i] = 0; lse[i] = INFINITY; } /* no query: no probability */
+    for (int64_t j0 = 0; j0 < T; j0 += tile) {
+      int64_t rows = smaller(tile, T - j0);
+      for (int64_t i0 = j0 / TILE * TILE; i0 < T; i0 += TILE) {
+        int64_t cols = smaller(TILE, T - i0);
+        ly_gemm(thread, rows, cols, D, t->scale, at(t, k, j0, ld, 0), ld, 1, &q_columns, i0, 0, s, TILE, 0);
+        ly_gemm(thread, rows, cols, D, 1, at(t, v, j0, ld, 0), ld, 1, &dout_columns, i0, 0, dp, TILE, 0);
+        for (int64_t j = 0; j < rows; j++) {
+          float *restrict x = s + j * TILE, *restrict g = dp + j * TILE; const float *restrict l = lse + i0, *restrict dl = delta + i0;
+          for (int64_t i = cols; i < TILE; i++) x[i] = g[i] = 0;
+          for (int64_t i = 0; i < TILE; i++) { x[i] = fast_expf_negative(x[i] - l[i]); g[i] = x[i] * (g[i] - dl[i]) * t->scale; }
+          int64_t unseen = smaller(TILE, j0 + j - i0);
+          for (int64_t i = 0; i < unseen; i++) x[i] = g[i] = 0;
+          put(t, p, j * TILE, x, TILE); put(t, ds, j * TILE, g, TILE);
         }
-        void *p = tile_as(t, s, rounded, rows * TILE), *g = tile_as(t, dp, rounded2, rows * TILE);
-        ly_gemm_serial(thread, cols, D, rows, 1, p, 1, TILE, at(t, dout, i0, lo, 0), lo, 1, t->dt, dv + j0 * D, D, 1);
-        ly_gemm_serial(thread, cols, D, rows, 1, g, 1, TILE, at(t, q, i0, ld, 0), ld, 1, t->dt, dk + j0 * D, D, 1);
-        ly_gemm_serial(thread, rows, D, cols, 1, g, TILE, 1, at(t, k, j0, ld, 0), ld, 1, t->dt, dq + i0 * D, D, 1);
+        ly_gemm(thread, rows, D, cols, 1, p, TILE, 1, &dout_rows, 0, i0, dv + j0 * D, D, 1);
+        ly_gemm(thread, rows, D, cols, 1, ds, TILE, 1, &q_rows, 0, i0, dk + j0 * D, D, 1);
+        ly_gemm(thread, cols, D, rows, 1, ds, 1, TILE, &keys, 0, j0, dq + i0 * D, D, 1);
       }
     }
-    for (int64_t i = 0; i < T; i++) store_row(t->y, (begin + i) * ld + (int64_t)head * D, dq + i * D, D, t->dt);
+    for (int64_t i = 0; i < T; i++) store_row(t->y, (begin + i) * ld + (int64_t)head * D, dq + i * D, D, dt);
   }
   for (int64_t i = 0; i < T; i++) {
-    store_row(t->y, (begin + i) * ld + (int64_t)(t->H + kvHead) * D, dk + i * D, D, t->dt);
-    store_row(t->y, (begin + i) * ld + (int64_t)(t->H + t->KV + kvHead) * D, dv + i * D, D, t->dt);
+    store_row(t->y, (begin + i) * ld + (int64_t)(t->H + kvHead) * D, dk + i * D, D, dt);
+    store_row(t->y, (begin + i) * ld + (int64_t)(t->H + t->KV + kvHead) * D, dv + i * D, D, dt);
   }
 }
 void ly_attention_backward(const void *dout, const void *qkv, const void *out, const float *lse, void *dqkv, const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt) {

@@ -13,10 +13,16 @@ void ly_parallel(int64_t n, ly_body body, void *ctx);
  * body's argument; slots 0-15 are for kernels, 16-31 for the matrix product. thread -1: the caller, outside a body. */
 void *ly_scratch(int thread, int slot, size_t bytes);
 
-/* matmul.c: one product on the calling thread (inside a body), strides free: element (i,k) of A is A[i*ars + k*acs],
- * (k,j) of B is B[k*brs + j*bcs]; dtA == dtB; C fp32 row-major with ldc; accumulate != 0 adds to C. */
-void ly_gemm_serial(int thread, int64_t M, int64_t N, int64_t K, float alpha, const void *A, int64_t ars, int64_t acs,
-                    const void *B, int64_t brs, int64_t bcs, int dt, float *C, int64_t ldc, int accumulate);
+/* matmul.c: products on the calling thread (inside a body), of a B that was packed beforehand and may serve several of them.
+ * Strides are free: element (i,k) of A is A[i*ars + k*acs], (k,j) of B is B[k*brs + j*bcs]; both of type dt. */
+typedef struct { const char *panels; size_t panel; int64_t K; int dt; } ly_packed;
+/* B[K,N] into the scratch of this (thread, slot), to be read until that is asked for again. */
+ly_packed ly_pack(int thread, int slot, int64_t N, int64_t K, const void *B, int64_t brs, int64_t bcs, int dt);
+/* C[M,N] (+)= alpha A[M,K] B[k0 .. k0+K-1, n0 .. n0+N-1]; C fp32, rows ldc apart. n0 is a multiple of 32; where K does not reach
+ * the end of B, it is a multiple of 32 too, and so is k0. */
+void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const void *A, int64_t ars, int64_t acs,
+             const ly_packed *B, int64_t n0, int64_t k0, float *C, int64_t ldc, int accumulate);
+int64_t ly_gemm_rows(int dt); /* products of a multiple of so many rows leave nothing of the processor idle */
 
 typedef uint16_t bf16;
 static inline float bf16_to_f32(bf16 x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
