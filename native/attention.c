@@ -21,7 +21,7 @@ static void put(const Attention *t, char *tile, int64_t at, const float *x, int6
 static float exp_row(float *x, int64_t n, float max) {
   float lane[16] = {0}, sum = 0;
   for (int64_t i = 0; i < n; i += 16)
-    for (int j = 0; j < 16; j++) { x[i + j] = fast_expf_negative(x[i + j] - max); lane[j] += x[i + j]; }
+    for (int j = 0; j < 16; j++) { float e = fast_expf_negative(x[i + j] - max); x[i + j] = e; lane[j] += e; }
   for (int j = 0; j < 16; j++) sum += lane[j];
   return sum;
 }
@@ -41,7 +41,7 @@ static void forward_body(void *ctx, int64_t item, int thread) {
       for (int64_t i = 0; i < rows; i++) { max[i] = -INFINITY; sum[i] = 0; }
       memset(o, 0, (size_t)(TILE * D) * 4);
       for (int64_t j0 = 0; j0 < i0 + rows; j0 += KEYS) {
-        int64_t keys = smaller(KEYS, smaller(whole(i0 + rows, TILE), T) - j0), padded = whole(keys, 16);
+        int64_t keys = smaller(KEYS, smaller(whole(i0 + rows, 32), T) - j0), padded = whole(keys, 16);
         ly_gemm(thread, rows, keys, D, t->scale, at(t, t->qkv, begin + i0, ld, (int64_t)head * D), ld, 1, &k, j0, 0, s, KEYS, 0);
         for (int64_t i = 0; i < rows; i++) {
           float *x = s + i * KEYS;
@@ -81,7 +81,7 @@ void ly_attention_forward(const void *qkv, void *out, float *lse, const int32_t 
 static void backward_body(void *ctx, int64_t item, int thread) {
   const Attention *t = ctx;
   int kvHead = (int)(item % t->KV), group = t->H / t->KV, D = t->D, dt = t->dt;
-  int64_t begin = t->cu[item / t->KV], T = t->cu[item / t->KV + 1] - begin, ld = width(t), lo = (int64_t)t->H * D, tile = tile_rows(dt), Tp = whole(T, TILE);
+  int64_t begin = t->cu[item / t->KV], T = t->cu[item / t->KV + 1] - begin, ld = width(t), lo = (int64_t)t->H * D, tile = tile_rows(dt), Tp = T + TILE;
   const char *k = at(t, t->qkv, begin, ld, (int64_t)(t->H + kvHead) * D), *v = at(t, t->qkv, begin, ld, (int64_t)(t->H + t->KV + kvHead) * D);
   ly_packed keys = ly_pack(thread, 6, D, T, k, ld, 1, dt);
   float *dq = ly_scratch(thread, 11, (size_t)(3 * T * D + 2 * Tp + 2 * D) * 4), *dk = dq + T * D, *dv = dk + T * D, *delta = dv + T * D, *lse = delta + Tp, *a = lse + Tp, *b = a + D;
@@ -103,16 +103,16 @@ static void backward_body(void *ctx, int64_t item, int thread) {
     for (int64_t i = T; i < Tp; i++) { delta[i] = 0; lse[i] = INFINITY; } /* no query: no probability */
     for (int64_t j0 = 0; j0 < T; j0 += tile) {
       int64_t rows = smaller(tile, T - j0);
-      for (int64_t i0 = j0 / TILE * TILE; i0 < T; i0 += TILE) {
+      for (int64_t i0 = j0 / 32 * 32; i0 < T; i0 += TILE) {
         int64_t cols = smaller(TILE, T - i0);
         ly_gemm(thread, rows, cols, D, t->scale, at(t, k, j0, ld, 0), ld, 1, &q_columns, i0, 0, s, TILE, 0);
         ly_gemm(thread, rows, cols, D, 1, at(t, v, j0, ld, 0), ld, 1, &dout_columns, i0, 0, dp, TILE, 0);
         for (int64_t j = 0; j < rows; j++) {
           float *restrict x = s + j * TILE, *restrict g = dp + j * TILE; const float *restrict l = lse + i0, *restrict dl = delta + i0;
-          for (int64_t i = cols; i < TILE; i++) x[i] = g[i] = 0;
-          for (int64_t i = 0; i < TILE; i++) { x[i] = fast_expf_negative(x[i] - l[i]); g[i] = x[i] * (g[i] - dl[i]) * t->scale; }
           int64_t unseen = smaller(TILE, j0 + j - i0);
-          for (int64_t i = 0; i < unseen; i++) x[i] = g[i] = 0;
+          for (int64_t i = cols; i < TILE; i++) x[i] = g[i] = 0;
+          for (int64_t i = 0; i < unseen; i++) x[i] = -INFINITY;
+          for (int64_t i = 0; i < TILE; i++) { float e = fast_expf_negative(x[i] - l[i]); x[i] = e; g[i] = e * (g[i] - dl[i]) * t->scale; }
           put(t, p, j * TILE, x, TILE); put(t, ds, j * TILE, g, TILE);
         }
         ly_gemm(thread, rows, D, cols, 1, p, TILE, 1, &dout_rows, 0, i0, dv + j0 * D, D, 1);

@@ -1,9 +1,10 @@
 /* log p(token) from hidden states and the output matrix, in chunks of rows: the full logits never exist.
  * Backward: d(logit)[v] = g (1[v = target] - p[v]) * inv_temperature, which two products turn into dhidden and dW. */
 #include "rows.h"
-/* About 4 MiB of fp32 logits at a time. */
+/* About 16 MiB of fp32 logits at a time: enough rows that W, which every chunk reads and whose gradient every chunk adds to,
+ * does not pass by too often. */
 static int64_t chunk_rows(int64_t N, int64_t V) {
-  int64_t rows = (4 << 20) / (4 * V);
+  int64_t rows = (16 << 20) / (4 * V);
   rows = rows < 64 ? 64 : rows / 64 * 64;
   return rows < N ? rows : N;
 }
@@ -59,6 +60,12 @@ static void row_body(void *ctx, int64_t i, int thread) {
   }
 }
 
+typedef struct { const float *sum; void *dW; int64_t D; int dt; } Sum;
+static void add_sum_body(void *ctx, int64_t v, int thread) {
+  const Sum *t = ctx; (void)thread;
+  add_to_row(t->dW, v * t->D, t->sum + v * t->D, t->D, t->dt);
+}
+
 static void run(const void *hidden, const void *W, const int32_t *target, float *logp, float *lse, float *entropy, const float *known_lse,
                 const float *known_entropy, const float *g, void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float scale, int dt) {
   int64_t rows = chunk_rows(N, V), size = dt == LY_F32 ? 4 : 2;
@@ -78,7 +85,7 @@ static void run(const void *hidden, const void *W, const int32_t *target, float 
     if (sum) ly_matmul(1, 0, V, D, n, 1, dlogits, dt, V, h, dt, D, at > 0, sum, LY_F32, D, NULL, 1, 0, 0, 0);
     else if (dW) ly_matmul(1, 0, V, D, n, 1, dlogits, dt, V, h, dt, D, 1, dW, dt, D, NULL, 1, 0, 0, 0);
   }
-  if (sum) for (int64_t v = 0; v < V; v++) add_to_row(dW, v * D, sum + v * D, D, dt);
+  if (sum) ly_parallel(V, add_sum_body, &(Sum){sum, dW, D, dt});
 }
 
 void ly_logprob_forward(const void *hidden, const void *W, const int32_t *target, float *logp, float *lse, float *entropy,

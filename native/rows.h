@@ -2,7 +2,7 @@
 #ifndef LYCEUM_ROWS_H
 #define LYCEUM_ROWS_H
 #include "internal.h"
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 /* Rounds to nearest even. The processor's own instruction takes numbers below 1e-38 for zero; no sum here notices. */
@@ -29,8 +29,14 @@ static inline void add_to_row(void *y, int64_t at, const float *restrict x, int6
 static inline float row_max(const float *x, int64_t n) {
   float lane[16], max = -INFINITY;
   int64_t i = 0;
+#ifdef __AVX512F__
+  __m512 most = _mm512_set1_ps(-INFINITY);
+  for (; i + 16 <= n; i += 16) most = _mm512_max_ps(_mm512_loadu_ps(x + i), most); /* of a NaN and `most`: `most` */
+  _mm512_storeu_ps(lane, most);
+#else
   for (int j = 0; j < 16; j++) lane[j] = max;
   for (; i + 16 <= n; i += 16) for (int j = 0; j < 16; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+#endif
   for (int j = 0; j < 16; j++) max = lane[j] > max ? lane[j] : max;
   for (; i < n; i++) max = x[i] > max ? x[i] : max;
   return max;

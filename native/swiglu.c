@@ -1,15 +1,19 @@
 /* SwiGLU (Shazeer 2020): silu(gate) * up, silu(x) = x / (1 + exp(-x)). */
 #include "rows.h"
 typedef struct { const void *gu, *dy; void *out; int64_t N, F; int dt; } Glu;
+enum { PART = 256 }; /* of a row at a time, so that what is widened stays in the first-level cache */
 
 static void forward_body(void *ctx, int64_t block, int thread) {
-  const Glu *t = ctx; int64_t F = t->F;
-  float *g = ly_scratch(thread, 0, (size_t)F * 8), *u = g + F;
-  for (int64_t i = block * ROW_BLOCK; i < smaller(t->N, (block + 1) * ROW_BLOCK); i++) {
-    load_row(g, t->gu, i * 2 * F, 2 * F, t->dt);
-    for (int64_t f = 0; f < F; f++) g[f] = g[f] / (1.0f + fast_expf(-g[f])) * u[f];
-    store_row(t->out, i * F, g, F, t->dt);
-  }
+  const Glu *t = ctx; int64_t F = t->F; (void)thread;
+  float g[PART], u[PART];
+  for (int64_t i = block * ROW_BLOCK; i < smaller(t->N, (block + 1) * ROW_BLOCK); i++)
+    for (int64_t at = 0; at < F; at += PART) {
+      int64_t n = smaller(PART, F - at);
+      load_row(g, t->gu, i * 2 * F + at, n, t->dt);
+      load_row(u, t->gu, i * 2 * F + F + at, n, t->dt);
+      for (int64_t f = 0; f < n; f++) g[f] = g[f] / (1.0f + fast_expf(-g[f])) * u[f];
+      store_row(t->out, i * F + at, g, n, t->dt);
+    }
 }
 void ly_swiglu_forward(const void *gu, void *y, int64_t N, int64_t F, int dt) {
   Glu t = {gu, NULL, y, N, F, dt};
@@ -17,18 +21,22 @@ void ly_swiglu_forward(const void *gu, void *y, int64_t N, int64_t F, int dt) {
 }
 
 static void backward_body(void *ctx, int64_t block, int thread) {
-  const Glu *t = ctx; int64_t F = t->F;
-  float *g = ly_scratch(thread, 0, (size_t)F * 12), *u = g + F, *dy = u + F;
-  for (int64_t i = block * ROW_BLOCK; i < smaller(t->N, (block + 1) * ROW_BLOCK); i++) {
-    load_row(g, t->gu, i * 2 * F, 2 * F, t->dt);
-    load_row(dy, t->dy, i * F, F, t->dt);
-    for (int64_t f = 0; f < F; f++) {
-      float s = 1.0f / (1.0f + fast_expf(-g[f])), x = g[f], up = u[f];
-      u[f] = dy[f] * x * s;
-      g[f] = dy[f] * up * s * (1.0f + x * (1.0f - s));
+  const Glu *t = ctx; int64_t F = t->F; (void)thread;
+  float g[PART], u[PART], dy[PART];
+  for (int64_t i = block * ROW_BLOCK; i < smaller(t->N, (block + 1) * ROW_BLOCK); i++)
+    for (int64_t at = 0; at < F; at += PART) {
+      int64_t n = smaller(PART, F - at);
+      load_row(g, t->gu, i * 2 * F + at, n, t->dt);
+      load_row(u, t->gu, i * 2 * F + F + at, n, t->dt);
+      load_row(dy, t->dy, i * F + at, n, t->dt);
+      for (int64_t f = 0; f < n; f++) {
+        float s = 1.0f / (1.0f + fast_expf(-g[f])), x = g[f], up = u[f];
+        u[f] = dy[f] * x * s;
+        g[f] = dy[f] * up * s * (1.0f + x * (1.0f - s));
+      }
+      store_row(t->out, i * 2 * F + at, g, n, t->dt);
+      store_row(t->out, i * 2 * F + F + at, u, n, t->dt);
     }
-    store_row(t->out, i * 2 * F, g, 2 * F, t->dt);
-  }
 }
 void ly_swiglu_backward(const void *dy, const void *gu, void *dgu, int64_t N, int64_t F, int dt) {
   Glu t = {gu, dy, dgu, N, F, dt};

@@ -285,7 +285,11 @@ export class Llama {
     const { inputNorm, qkv, output, mlpNorm, gateUp, down } = this.layers[index];
     const eps = this.config.rmsNormEps;
     const { tensor } = this.grid;
-    const project = (x: Tensor, W: Parameter, residual?: Tensor): Tensor => loraLinear(tape, x, W, this.lora, residual);
+    const project = (x: Tensor, W: Parameter, residual?: Tensor): Tensor => {
+      const y = loraLinear(tape, x, W, this.lora, residual);
+      tape.drop(x);
+      return y;
+    };
     // Where processes share the layer, each has some rows of the first matrix and the columns of the second that meet them.
     const enter = (x: Tensor, W: Parameter): Tensor => project(sumBackward(tape, x, tensor), W);
     const leave = (x: Tensor, W: Parameter, residual: Tensor): Tensor =>

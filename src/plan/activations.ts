@@ -3,8 +3,8 @@
  *
  * GPT, as Korthikanti et al. 2022 count it (section 4, table 2; s tokens a sequence, b sequences, h hidden size, a heads, t tensor
  * parallel): s b h (10 + 24 / t + 5 a s / (h t)); with sequence parallelism all of it is divided by t; recomputed: 2 s b h.
- * Llama, as Lyceum keeps it: input, both norms' results and the middle of the residual path (4 d), queries, keys and values, the
- * attention's result, gate and up, their product; no dropout. Attention in blocks (Dao et al. 2022) keeps no s x s matrix.
+ * Llama, as Lyceum keeps it: input and the middle of the residual path (2 d), queries, keys and values, the attention's result,
+ * gate and up; the norms' results and SwiGLU's are made again, which costs one pass each; no dropout. Attention in blocks (Dao et al. 2022) keeps no s x s matrix.
  */
 import type { ModelShape } from "./shape.js";
 import type { Precision } from "./states.js";
@@ -28,9 +28,9 @@ export function layerActivations(shape: ModelShape, c: ActivationCase): number {
   const kv = shape.numKvHeads * shape.headDim;
   const f = shape.intermediateSize;
   // Whole on every device of a tensor-parallel group, unless the sequence is split as well.
-  const common = shape.mlp === "swiglu" ? 4 * d * e + 8 : 4 * d * e + 2 * d;
+  const common = shape.mlp === "swiglu" ? 2 * d * e + 8 : 4 * d * e + 2 * d;
   const scores = c.attention === "full" ? shape.numHeads * c.contextLength * (2 * e + 1) : 4 * shape.numHeads;
-  const split = q + 2 * kv + q + (shape.mlp === "swiglu" ? 3 * f : 2 * f);
+  const split = q + 2 * kv + q + 2 * f;
   return c.tokens * (common / (c.sequenceParallel ? c.tensor : 1) + (split * e + scores) / c.tensor);
 }
 
@@ -41,17 +41,17 @@ export const layerInput = (shape: ModelShape, c: ActivationCase): number =>
 /** Bytes around the layers, where the last one is: final norm's input and result, and their gradient. */
 export const headActivations = (shape: ModelShape, c: ActivationCase): number => 3 * layerInput(shape, c);
 
-/** Logits: full ones are fp32 with their gradient in place; in chunks, a few MiB (as Lyceum makes them). */
+/** Logits: full ones are fp32 with their gradient in place; in chunks, 24 MiB at most (as Lyceum makes them). */
 export const logitBytes = (shape: ModelShape, c: ActivationCase, logits: "chunked" | "full"): number =>
   logits === "full"
     ? (c.tokens * shape.vocabSize * 4) / c.tensor
-    : Math.min(c.tokens * shape.vocabSize * 6, 8 * 2 ** 20);
+    : Math.min(c.tokens * shape.vocabSize * 6, 24 * 2 ** 20);
 
-/** Gradients of activations that live while the backward pass is in one layer. */
+/** Gradients of activations, and results made again, that live while the backward pass is in one layer. */
 export function backwardWorkspace(shape: ModelShape, c: ActivationCase): number {
   const e = c.precision === "bf16" ? 2 : 4;
   const f = shape.intermediateSize;
-  const mlp = shape.mlp === "swiglu" ? 3 * f : 2 * f;
+  const mlp = shape.mlp === "swiglu" ? 4 * f : 2 * f;
   const attention = 2 * shape.numHeads * shape.headDim + 2 * shape.numKvHeads * shape.headDim;
   return c.tokens * e * (2 * shape.hiddenSize + Math.max(mlp, attention) / c.tensor);
 }

@@ -44,7 +44,9 @@ export function rmsNorm(tape: Tape, x: Tensor, weight: Parameter, eps: number): 
   const dt = x.dtype;
   const y = tape.tensor(dt, x.shape, x.requiresGrad || weight.requiresGrad);
   const rstd = tape.tensor(F32, [N]);
-  device.rmsnormForward(x.ptr, 0, weight.ptr, 0, y.ptr, rstd.ptr, N, D, eps, dt);
+  const make = (ptr: Ptr): void => device.rmsnormForward(x.ptr, 0, weight.ptr, 0, ptr, rstd.ptr, N, D, eps, dt);
+  make(y.ptr);
+  y.again = make;
   const backward = (dy: Tensor): void => {
     const dx = tape.tensor(dt, x.shape);
     const extra = x.grad; // what reached x by the residual path is added in the same pass
@@ -118,7 +120,9 @@ export function attention(tape: Tape, qkv: Tensor, layout: Layout, a: AttentionS
 export function swiglu(tape: Tape, gu: Tensor): Tensor {
   const [N, F2] = gu.shape;
   const y = tape.tensor(gu.dtype, [N, F2 / 2], gu.requiresGrad);
-  tape.device.swigluForward(gu.ptr, y.ptr, N, F2 / 2, gu.dtype);
+  const make = (ptr: Ptr): void => tape.device.swigluForward(gu.ptr, ptr, N, F2 / 2, gu.dtype);
+  make(y.ptr);
+  y.again = make;
   return tape.record(y, (dy) => {
     const dgu = tape.tensor(gu.dtype, gu.shape);
     tape.device.swigluBackward(dy.ptr, gu.ptr, dgu.ptr, N, F2 / 2, gu.dtype);

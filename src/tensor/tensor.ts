@@ -12,22 +12,39 @@ import { Arena } from "./arena.js";
 /** Memory shared by tensors; counted, so that a gradient can flow to two places without a copy. */
 class Storage {
   refs = 1;
+  private again: ((ptr: Ptr) => void) | undefined;
   constructor(
-    readonly ptr: Ptr,
+    private place: Ptr,
     readonly bytes: number,
     private readonly arena: Arena | undefined,
   ) {}
+  get ptr(): Ptr {
+    if (this.again) {
+      this.place = this.arena!.alloc(this.bytes);
+      const make = this.again;
+      this.again = undefined;
+      make(this.place);
+    }
+    return this.place;
+  }
   retain(): this {
     this.refs++;
     return this;
   }
   release(): void {
-    if (--this.refs === 0) this.arena?.release(this.ptr, this.bytes);
+    if (--this.refs === 0 && !this.again) this.arena?.release(this.place, this.bytes);
+  }
+  /** Gives the memory back; who asks for it again gets other memory, which `again` fills. */
+  drop(again: (ptr: Ptr) => void): void {
+    this.arena?.release(this.place, this.bytes);
+    this.again = again;
   }
 }
 
 export class Tensor {
   grad: Tensor | undefined;
+  /** Set by operations whose result is cheaper to make again than to keep: writes the same values to `ptr`. */
+  again: ((ptr: Ptr) => void) | undefined;
   constructor(
     readonly device: Device,
     readonly storage: Storage,
@@ -138,6 +155,14 @@ export class Tape {
   record(output: Tensor, backward: Backward, release: Tensor[] = []): Tensor {
     if (this.recording && output.requiresGrad) this.nodes.push({ output, backward, release });
     return output;
+  }
+
+  /**
+   * Called when the forward pass is done with `t`: where its operation can make it again from what is kept anyway, its memory is
+   * free until the backward pass asks for it.
+   */
+  drop(t: Tensor): void {
+    if (this.recording && t.requiresGrad && t.again) t.storage.drop(t.again);
   }
 
   /** A tape for one more pass that is under way at the same time; lane 0 is this one. */
