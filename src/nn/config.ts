@@ -32,14 +32,18 @@ export interface LlamaConfig {
 
 type Json = Record<string, unknown>;
 
+const WHY_NOT: Record<string, string> = {
+  ENOENT: "there is no config.json in it",
+  ENOTDIR: "it is a file",
+};
+
 export function readLlamaConfig(dir: string): LlamaConfig {
   const path = `${dir}/config.json`;
   let json: Json;
   try {
     json = JSON.parse(readFileSync(path, "utf8")) as Json;
   } catch (error) {
-    const why =
-      (error as NodeJS.ErrnoException).code === "ENOENT" ? "there is no config.json in it" : (error as Error).message;
+    const why = WHY_NOT[(error as NodeJS.ErrnoException).code ?? ""] ?? `its config.json: ${(error as Error).message}`;
     throw new UserError(
       `${dir} is not a model folder: ${why}. A model folder holds config.json, model.safetensors and tokenizer.json.`,
     );
@@ -48,6 +52,8 @@ export function readLlamaConfig(dir: string): LlamaConfig {
 }
 
 export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
+  if (typeof json !== "object" || json === null || Array.isArray(json))
+    throw new UserError(`${path} holds no JSON object, which a model's config.json is.`);
   const type = json.model_type ?? "llama";
   if (type !== "llama") throw new UserError(`${path}: model_type is "${type}"; Lyceum runs "llama" models.`);
   if (json.hidden_act !== undefined && json.hidden_act !== "silu")
@@ -72,6 +78,8 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
     );
   if (headDim % 2 !== 0) throw new UserError(`${path}: the head size (${headDim}) must be even for rotary embeddings.`);
   const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
+  if (typeof rope !== "object")
+    throw new UserError(`${path}: the rotary settings must be a JSON object, not ${JSON.stringify(rope)}.`);
   const token = (key: string): number | undefined =>
     typeof json[key] === "number" ? (json[key] as number) : undefined;
   return {
