@@ -24,7 +24,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { loraSchema, trainingSettings } from "../run/settings.js";
+import { loraSchema, pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss, meanLoss, type TargetBatch } from "./clm.js";
@@ -40,8 +40,8 @@ export const sftSchema = z.strictObject({
   /** Default: the template that the base model's tokenizer brings, else `notes`. */
   template: z.enum(["notes", "alpaca", "chatml"]).optional(),
   data: z.strictObject({
-    train: z.array(z.string().min(1)).min(1),
-    validation: z.array(z.string().min(1)).optional(),
+    train: pathsSchema,
+    validation: pathsSchema.optional(),
     validationShare: z.number().min(0).lt(1).default(0.02),
     construction: z.enum(CONSTRUCTIONS).default("all"),
     /** Tokens of a row, and of a sample at most; longer samples are cut at the end. */
