@@ -6,7 +6,9 @@ import type { StageFlags } from "./stage.js";
 const program = new Command("lyceum")
   .description("Raises a language model from raw text to a chat model, on one machine, without Python.")
   .version("0.1.0")
-  .showSuggestionAfterError();
+  .showSuggestionAfterError()
+  // Commands take this over: they must be made after it. 2: what was typed is not understood.
+  .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
 
 /** A training stage: its file in cli/ exports command(config, flags). */
 function stage(
@@ -256,9 +258,12 @@ corpus
 try {
   await program.parseAsync();
 } catch (error) {
+  const system = (await import("../run/errors.js")).systemMessage(error);
   const known =
     error instanceof Error &&
-    (["UserError", "NonFiniteError"].includes(error.name) || error.constructor.name === "EngineError");
+    (system !== undefined ||
+      ["UserError", "NonFiniteError"].includes(error.name) ||
+      error.constructor.name === "EngineError");
   const usage = (error as { exitCode?: number }).exitCode === 2;
   // Under mpirun every process meets the same mistake: the first one tells, which ends the others.
   const rank = Number(process.env.OMPI_COMM_WORLD_RANK ?? process.env.PMI_RANK ?? process.env.SLURM_PROCID ?? 0);
@@ -266,9 +271,9 @@ try {
   const who = rank > 0 ? `rank ${rank} on ${(await import("node:os")).hostname()}: ` : "";
   process.stderr.write(
     known
-      ? `error: ${who}${error.message}\n`
+      ? `error: ${who}${system ?? error.message}\n`
       : `error: ${who}${error}\nThis is a bug in Lyceum. LYCEUM_DEBUG=1 prints where.\n`,
   );
-  if (!known && process.env.LYCEUM_DEBUG) process.stderr.write(`${(error as Error).stack}\n`);
+  if ((!known || system !== undefined) && process.env.LYCEUM_DEBUG) process.stderr.write(`${(error as Error).stack}\n`);
   process.exitCode = (error as { exitCode?: number }).exitCode ?? 1;
 }

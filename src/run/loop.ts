@@ -4,7 +4,7 @@
  */
 import { setImmediate } from "node:timers/promises";
 import { NonFiniteError, UserError } from "./errors.js";
-import type { RunFolder } from "./folder.js";
+import { latestStep, type RunFolder } from "./folder.js";
 import { duration, mebibytes, openProgress, type Progress, peakMemory } from "./progress.js";
 
 export interface StepResult {
@@ -93,8 +93,10 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const shown = Object.entries({ ...result.metrics, ...evaluated }).filter(
         ([key]) => stage.show?.includes(key) ?? !key.includes("/"),
       );
-      const utilisation = mfu > 0 ? `  MFU ${Math.round(mfu * 100)}%` : "";
-      const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(tokens / trained)} tokens/s${utilisation}  ${duration(left)} left`;
+      const average = tokens / trained;
+      const share = (average * (stage.flopsPerToken ?? 0)) / (stage.peakFlops ?? 1);
+      const utilisation = share > 0 ? `  MFU ${Math.round(share * 100)}%` : "";
+      const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(average)} tokens/s${utilisation}  ${duration(left)} left`;
       progress.status(line, due(settings.logEvery, step) || evaluated !== undefined);
       if (evaluated) showSample(run, stage, step, progress);
       if (due(settings.saveEvery, step) || stopping) run.checkpoint(step, (dir) => stage.save(dir));
@@ -129,11 +131,15 @@ function showSample(run: RunFolder, stage: LoopStage, step: number, progress: Pr
 
 function explain(error: NonFiniteError, run: RunFolder, stage: LoopStage): UserError {
   const path = run.write("not-finite.json", `${JSON.stringify(stage.batch())}\n`);
-  const saved = run.dir;
+  const step = latestStep(run.dir);
+  const goOn =
+    step > 0
+      ? `The checkpoint of step ${step} is unharmed: --resume goes on from there`
+      : "There is no checkpoint yet: --resume begins again";
   return new UserError(
     `${error.what} is not finite, so training stopped before it could reach the model. The batch of that step is in ${path}. ` +
-      `Usual causes are a learning rate that is too high, or a warm-up that is too short. The checkpoints in ${saved}/checkpoints are unharmed: ` +
-      "--resume goes on from the last one, for example with --set optimizer.learningRate=LOWER.",
+      "Usual causes are a learning rate that is too high, or a warm-up that is too short. " +
+      `${goOn}, for example with --set optimizer.learningRate=LOWER.`,
   );
 }
 

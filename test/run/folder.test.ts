@@ -29,7 +29,9 @@ test("a checkpoint exists when it is whole; the last two are kept", () => {
 
 test("a folder with a run in it is not written over", () => {
   const dir = fresh();
-  open(dir).close();
+  const run = open(dir);
+  run.metrics.write(1, { loss: 1 });
+  run.close();
   expect(() => open(dir)).toThrow(/already holds a run.*--resume/);
   const other = fresh();
   mkdirSync(other);
