@@ -138,6 +138,12 @@ program
   .option("--json", "print a JSON object")
   .action(async (file, flags) => (await import("./profile.js")).command(file, flags));
 program
+  .command("schema")
+  .description("JSON Schema of a configuration file, for editors and programs")
+  .argument("[name]", "recipe, a stage (pretrain, sft, ...), corpus or cluster", "recipe")
+  .option("--out <dir>", "write all of them there")
+  .action(async (name, flags) => (await import("./schema.js")).command(name, flags));
+program
   .command("launch")
   .description("run a command on several processes, with mpirun: lyceum launch -n 4 -- pretrain config.yaml")
   .requiredOption("-n <n>", "processes")

@@ -10,7 +10,7 @@ import { STAGES } from "../stages/registry.js";
 import { locate, runStage, type StageFlags } from "./stage.js";
 
 type Json = Record<string, unknown>;
-const recipeSchema = z.strictObject({
+export const recipeSchema = z.strictObject({
   name: z.string().optional(),
   /** Where the stages' folders are made; --out overrides it. */
   out: z.string().optional(),
