@@ -138,6 +138,11 @@ program
   .option("--json", "print a JSON object")
   .action(async (file, flags) => (await import("./profile.js")).command(file, flags));
 program
+  .command("report")
+  .description("write the page of a training run again: curves, samples, settings (report.html)")
+  .argument("<run>", "folder of a run")
+  .action(async (run) => (await import("./report.js")).command(run));
+program
   .command("schema")
   .description("JSON Schema of a configuration file, for editors and programs")
   .argument("[name]", "recipe, a stage (pretrain, sft, ...), corpus or cluster", "recipe")

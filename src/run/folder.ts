@@ -2,6 +2,7 @@
  * The run folder: everything a run needs to be explained, resumed or repeated.
  *   config.yaml    resolved, with the version        metrics.jsonl, events.*   what happened
  *   checkpoints/000500/   whole or not there at all   samples/, model/          what came out
+ *   report.html    all of it on one page
  * A checkpoint is written under a name that starts with a dot, synced, and renamed when it is whole.
  */
 import {

@@ -6,6 +6,7 @@ import { setImmediate } from "node:timers/promises";
 import { NonFiniteError, UserError } from "./errors.js";
 import { latestStep, type RunFolder } from "./folder.js";
 import { duration, mebibytes, openProgress, type Progress, peakMemory } from "./progress.js";
+import { writeReport } from "./report.js";
 
 export interface StepResult {
   /** Tokens trained on, for the speed. */
@@ -99,7 +100,10 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(average)} tokens/s${utilisation}  ${duration(left)} left`;
       progress.status(line, due(settings.logEvery, step) || evaluated !== undefined);
       if (evaluated) showSample(run, stage, step, progress);
-      if (due(settings.saveEvery, step) || stopping) run.checkpoint(step, (dir) => stage.save(dir));
+      if (due(settings.saveEvery, step) || stopping) {
+        run.checkpoint(step, (dir) => stage.save(dir));
+        writeReport(run, stage.steps);
+      }
       await setImmediate(); // lets a signal in
       if (stopping && step < stage.steps)
         throw new UserError(
