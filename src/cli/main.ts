@@ -203,6 +203,7 @@ tokenizer
   .command("encode")
   .argument("<dir>", "folder with tokenizer.json")
   .option("--json", "print a JSON array")
+  .option("--no-special-tokens", "without the tokens that the tokenizer puts around a text (bos, say)")
   .description("ids of the text on standard input")
   .action(async (dir, options) => (await import("./tokenizer.js")).encode(dir, options));
 

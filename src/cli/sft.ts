@@ -22,9 +22,9 @@ function show(file: string, set: string[], count: string): void {
   const source = overridden(readYaml(file), set);
   const config = check(sftSchema, { ...source, value: locate(source.value, dirname(file)) });
   const tokenizer = tunedTokenizer(config);
-  const { train, rejected } = readSamples(config, tokenizer);
+  const { records, rejected } = readSamples(config, tokenizer);
   const colour = process.stdout.isTTY === true && !process.env.NO_COLOR;
-  for (const { conversation, samples } of train.slice(0, Number(count)))
+  for (const { conversation, samples } of records.slice(0, Number(count)))
     for (const sample of samples) {
       const trained = sample.trainable.reduce((n, t) => n + t, 0);
       console.log(

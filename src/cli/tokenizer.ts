@@ -21,7 +21,7 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
     throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be a whole number.`, 2);
   const rejected: Rejected[] = [];
   const texts: string[] = [];
-  for await (const d of readDocuments(files, rejected)) texts.push(d.text);
+  for await (const d of readDocuments(files, rejected, "the files of the command")) texts.push(d.text);
   for (const r of rejected) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
   const tokenizer = trainBpe(texts, {
     vocabSize: Number(flags.vocabSize),
@@ -32,7 +32,9 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
   console.log(`${flags.out}: ${tokenizer.vocabSize} tokens from ${texts.length} documents`);
 }
 
-export function encode(dir: string, flags: { json?: boolean }): void {
-  const ids = Array.from(Tokenizer.load(dir).encode(readFileSync(0, "utf8")));
+/** Tokens that the tokenizer puts around a text (bos, say) are added, as Hugging Face's `encode` does. */
+export function encode(dir: string, flags: { json?: boolean; specialTokens: boolean }): void {
+  const text = readFileSync(0, "utf8");
+  const ids = Array.from(Tokenizer.load(dir).encode(text, { addSpecialTokens: flags.specialTokens }));
   console.log(flags.json ? JSON.stringify(ids) : ids.join(" "));
 }

@@ -42,6 +42,9 @@ export interface LoopSettings {
   saveEvery: number;
 }
 
+/** Milliseconds between two writings of report.html at least. */
+const REPORT_EVERY = 30_000;
+
 /** Runs the steps after run.startStep. Ends with a checkpoint of the last step. */
 export async function runLoop(run: RunFolder, settings: LoopSettings, stage: LoopStage): Promise<void> {
   const progress = openProgress(process.stderr, run.first);
@@ -57,6 +60,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
   };
   process.on("SIGINT", onSignal);
   process.on("SIGTERM", onSignal);
+  let reported = began;
   let trained = 0;
   let tokens = 0;
   let loss = Number.NaN;
@@ -102,7 +106,11 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       if (evaluated) showSample(run, stage, step, progress);
       if (due(settings.saveEvery, step) || stopping) {
         run.checkpoint(step, (dir) => stage.save(dir));
-        writeReport(run, stage.steps);
+        // Now and then: it grows with the run, and can be written again at any time.
+        if (step === stage.steps || stopping || performance.now() - reported > REPORT_EVERY) {
+          writeReport(run, stage.steps);
+          reported = performance.now();
+        }
       }
       await setImmediate(); // lets a signal in
       if (stopping && step < stage.steps)

@@ -29,10 +29,12 @@ const escaped = (text: unknown): string =>
     (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" })[c]!,
   );
 
+const WHOLE = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+
 /** A number as people read it: 12,345; 0.0213; 2e-4. */
 export function shown(value: number): string {
   const size = Math.abs(value);
-  if (size >= 1000) return Math.round(value).toLocaleString("en-US");
+  if (size >= 1000) return WHOLE.format(value);
   if (size > 0 && size < 1e-2) return value.toExponential(1).replace(/\.0(?=e)/, "");
   return String(Number(value.toPrecision(4)));
 }

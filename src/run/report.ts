@@ -1,5 +1,5 @@
 /** What a run's page tells, gathered from the run's own files; report-page.ts writes it. */
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
 import { parse } from "yaml";
 import type { RunFolder } from "./folder.js";
@@ -17,7 +17,9 @@ type Row = Record<string, unknown> & { step: number };
 
 /** Writes report.html into a run's folder, from its metrics, samples, settings and rejected records. `steps`: of the whole run. */
 export function writeReport(run: RunFolder, steps: number): void {
-  if (run.first && existsSync(`${run.dir}/metrics.jsonl`)) run.write("report.html", reportOf(run.dir, steps));
+  if (!run.first || !existsSync(`${run.dir}/metrics.jsonl`)) return;
+  writeFileSync(`${run.dir}/report.html.partial`, reportOf(run.dir, steps));
+  renameSync(`${run.dir}/report.html.partial`, `${run.dir}/report.html`);
 }
 
 /** The page of a run's folder; without `steps` the run is taken to have as many as its settings say, or as it did. */
