@@ -9,6 +9,17 @@ import { UserError } from "../run/errors.js";
 export type RopeScaling =
   | { type: "linear"; factor: number }
   | { type: "dynamic"; factor: number; original: number }
+  | {
+      type: "yarn";
+      factor: number;
+      original: number;
+      /** Rotations over the original context above which a pair is left as it is, and below which it is interpolated. */
+      betaFast: number;
+      betaSlow: number;
+      /** cos and sin are multiplied by it. */
+      attentionFactor: number;
+      truncate: boolean;
+    }
   | { type: "llama3"; factor: number; lowFreqFactor: number; highFreqFactor: number; original: number };
 
 export interface LlamaConfig {
@@ -122,7 +133,29 @@ function parseRopeScaling(rope: Json, maxPositions: number, path: string): RopeS
       highFreqFactor: number("high_freq_factor"),
       original,
     };
-  throw new UserError(`${path}: rotary scaling "${type}" is not implemented; known are linear, dynamic and llama3.`);
+  if (type === "yarn") return yarn(rope, factor, original);
+  throw new UserError(
+    `${path}: rotary scaling "${type}" is not implemented; known are linear, dynamic, yarn and llama3.`,
+  );
+}
+
+/** YaRN (Peng et al. 2023) with the defaults of Transformers; `mscale` and `mscale_all_dim` are DeepSeek's. */
+function yarn(rope: Json, factor: number, original: number): RopeScaling {
+  const optional = (key: string): number | undefined => {
+    const value = rope[key];
+    return typeof value === "number" && value !== 0 ? value : undefined;
+  };
+  const scale = (m = 1): number => (factor <= 1 ? 1 : 0.1 * m * Math.log(factor) + 1);
+  const [mscale, all] = [optional("mscale"), optional("mscale_all_dim")];
+  return {
+    type: "yarn",
+    factor,
+    original,
+    betaFast: optional("beta_fast") ?? 32,
+    betaSlow: optional("beta_slow") ?? 1,
+    attentionFactor: optional("attention_factor") ?? (mscale && all ? scale(mscale) / scale(all) : scale()),
+    truncate: rope.truncate !== false,
+  };
 }
 
 export function llamaConfigJson(c: LlamaConfig, dtype: "bfloat16" | "float32"): Json {
@@ -133,6 +166,12 @@ export function llamaConfigJson(c: LlamaConfig, dtype: "bfloat16" | "float32"): 
         rope_type: s.type,
         factor: s.factor,
         ...(s.type === "llama3" && { low_freq_factor: s.lowFreqFactor, high_freq_factor: s.highFreqFactor }),
+        ...(s.type === "yarn" && {
+          beta_fast: s.betaFast,
+          beta_slow: s.betaSlow,
+          attention_factor: s.attentionFactor,
+          truncate: s.truncate,
+        }),
         ...(s.type !== "linear" && { original_max_position_embeddings: s.original }),
       };
   return {
