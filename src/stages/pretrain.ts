@@ -26,7 +26,7 @@ import { pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { trainBpe } from "../tokenizer/train.js";
+import { trainBpeOn } from "../tokenizer/train.js";
 import { backwardMeanLoss, meanLoss } from "./clm.js";
 
 const natural = z.int().min(1);
@@ -203,14 +203,19 @@ async function trainTokenizer(
   config: PretrainConfig,
   wanted: Exclude<z.output<typeof tokenizerSchema>, string>,
 ): Promise<Tokenizer> {
-  const texts: string[] = [];
   const rejected: Rejected[] = [];
-  for await (const { text } of readDocuments(config.data.train, rejected)) texts.push(text);
-  if (texts.length === 0) throw noDocuments(config.data.train, rejected);
-  if (wanted.prompts.length > 0)
-    for (const { messages } of readConversations(wanted.prompts, []))
-      texts.push(...messages.filter((m) => m.role === "user").map((m) => m.content));
-  return trainBpe(texts, wanted);
+  const texts = async function* () {
+    let documents = 0;
+    for await (const { text } of readDocuments(config.data.train, rejected)) {
+      documents++;
+      yield text;
+    }
+    if (documents === 0) throw noDocuments(config.data.train, rejected);
+    if (wanted.prompts.length > 0)
+      for (const { messages } of readConversations(wanted.prompts, []))
+        yield* messages.filter((m) => m.role === "user").map((m) => m.content);
+  };
+  return trainBpeOn(texts(), wanted);
 }
 
 /**
