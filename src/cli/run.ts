@@ -25,6 +25,12 @@ const FILES = new Set(["train", "validation", "prompts", "file"]);
 
 export async function command(file: string, flags: StageFlags): Promise<void> {
   const raw = readYaml(file);
+  const { stage, stages, data } = raw.value as Json;
+  if (stages === undefined && data !== undefined)
+    throw new UserError(
+      `${file} holds the settings of one stage, and no \`stages\`: lyceum ${typeof stage === "string" && STAGES[stage] ? stage : "pretrain (or sft, ...)"} ${file}`,
+      2,
+    );
   const source = overridden(raw, stageOverrides(raw.value, flags.set ?? []));
   const recipe = check(recipeSchema, source);
   const out = flags.out ?? recipe.out ?? `runs/${recipe.name ?? basename(file, extname(file))}`;

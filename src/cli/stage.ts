@@ -43,6 +43,8 @@ export async function command(name: string, file: string, flags: StageFlags): Pr
   const { STAGES } = await import("../stages/registry.js");
   const { schema, run } = STAGES[name];
   const source = overridden(readYaml(file), flags.set ?? []);
+  if (Array.isArray((source.value as { stages?: unknown } | null)?.stages))
+    throw new UserError(`${file} is a recipe of several stages: lyceum run ${file}`, 2);
   const config = check(schema, { ...source, value: locate(source.value, dirname(file)) }) as {
     keepCheckpoints?: number;
     threads?: number;

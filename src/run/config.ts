@@ -127,6 +127,8 @@ function describe(issue: z.core.$ZodIssue, schema: z.ZodType, source: ConfigSour
     return issue.keys.map((key) => {
       const path = [...issue.path, key];
       const near = nearest(key, known);
+      const elsewhere = near === undefined ? placesOf(schema, key)[0] : undefined;
+      if (elsewhere) return `${at(path)}: there is no key "${path.join(".")}". Write ${elsewhere}.`;
       const hint = near ? `Did you mean "${near}"?` : `Known here: ${known.join(", ")}.`;
       return `${at(path)}: there is no key "${path.join(".")}". ${hint}`;
     });
@@ -159,6 +161,17 @@ function keysAt(schema: z.ZodType, path: readonly PropertyKey[]): string[] {
   let options = [schema];
   for (const key of path) options = options.flatMap(unwrap).flatMap((s) => child(s, key));
   return options.flatMap(unwrap).flatMap((s) => (s instanceof z.ZodObject ? Object.keys(s.shape) : []));
+}
+/** Where else in the schema a key stands: learningRate is optimizer.learningRate. */
+function placesOf(schema: z.ZodType, key: string, path = ""): string[] {
+  return unwrap(schema).flatMap((s) =>
+    s instanceof z.ZodObject
+      ? Object.entries(s.shape).flatMap(([name, inner]) => [
+          ...(name === key ? [path + name] : []),
+          ...placesOf(inner as z.ZodType, key, `${path}${name}.`),
+        ])
+      : [],
+  );
 }
 function unwrap(schema: z.ZodType): z.ZodType[] {
   if (schema instanceof z.ZodOptional || schema instanceof z.ZodDefault || schema instanceof z.ZodPrefault)
@@ -201,6 +214,7 @@ const SYNONYMS: Record<string, string> = {
   numHiddenLayers: "numLayers",
   numAttentionHeads: "numHeads",
   numKeyValueHeads: "numKvHeads",
+  lr: "learningRate",
   maxSteps: "steps",
   numTrainEpochs: "epochs",
   perDeviceTrainBatchSize: "batchSize",

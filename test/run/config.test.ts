@@ -103,3 +103,10 @@ test("what the operating system refuses is told of the file, and nothing else is
   const full = Object.assign(new Error("ENOSPC"), { code: "ENOSPC", syscall: "write" });
   expect(systemMessage(full, "runs/a")).toMatch(/^runs\/a could not be written: the disk is full/);
 });
+
+test("a key that belongs elsewhere is told where", () => {
+  expect(complaint(`${GOOD}\nlearning_rate: 1\n`)).toMatch(
+    /there is no key "learningRate"\. Write optimizer\.learningRate\./,
+  );
+  expect(complaint(GOOD, ["optimizer.contextLength=3"])).toMatch(/Write data\.contextLength\./);
+});
