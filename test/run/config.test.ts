@@ -59,7 +59,8 @@ test("--set goes over the file; its mistakes are told the same way", () => {
     optimizer: { learningRate: 3e-4 },
     data: { contextLength: 32 },
   });
-  expect(complaint(GOOD, ["optimizer.lr=1"])).toContain('"optimizer.lr"');
+  expect(read(GOOD, ["optimizer.lr=0.5"]).optimizer.learningRate).toBe(0.5);
+  expect(complaint(GOOD, ["optimizer.speed=1"])).toContain('"optimizer.speed"');
   expect(complaint(GOOD, ["steps"])).toContain("key=value");
 });
 
