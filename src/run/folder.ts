@@ -75,7 +75,15 @@ export class RunFolder {
           : `${dir} is not empty and is not a run. Name another folder with --out.`,
         2,
       );
-    mkdirSync(`${dir}/checkpoints`, { recursive: true });
+    try {
+      mkdirSync(`${dir}/checkpoints`, { recursive: true });
+    } catch (error) {
+      // On a read-only file system Node says that the folder does not exist.
+      const gone = (error as NodeJS.ErrnoException).code === "ENOENT";
+      throw gone
+        ? new UserError(`${dir} cannot be made: nothing can be written there. Name another folder with --out.`)
+        : error;
+    }
     takeLock(dir);
     if (failed && !options.resume) {
       clearPreparation(dir);
