@@ -6,7 +6,9 @@ import type { StageFlags } from "./stage.js";
 const program = new Command("lyceum")
   .description("Raises a language model from raw text to a chat model, on one machine, without Python.")
   .version("0.1.0")
-  .showSuggestionAfterError();
+  .showSuggestionAfterError()
+  // Commands take this over: they must be made after it. 2: what was typed is not understood.
+  .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
 
 /** A training stage: its file in cli/ exports command(config, flags). */
 function stage(
@@ -136,6 +138,17 @@ program
   .option("--json", "print a JSON object")
   .action(async (file, flags) => (await import("./profile.js")).command(file, flags));
 program
+  .command("report")
+  .description("write the page of a training run again: curves, samples, settings (report.html)")
+  .argument("<run>", "folder of a run")
+  .action(async (run) => (await import("./report.js")).command(run));
+program
+  .command("schema")
+  .description("JSON Schema of a configuration file, for editors and programs")
+  .argument("[name]", "recipe, a stage (pretrain, sft, ...), corpus or cluster", "recipe")
+  .option("--out <dir>", "write all of them there")
+  .action(async (name, flags) => (await import("./schema.js")).command(name, flags));
+program
   .command("launch")
   .description("run a command on several processes, with mpirun: lyceum launch -n 4 -- pretrain config.yaml")
   .requiredOption("-n <n>", "processes")
@@ -190,6 +203,7 @@ tokenizer
   .command("encode")
   .argument("<dir>", "folder with tokenizer.json")
   .option("--json", "print a JSON array")
+  .option("--no-special-tokens", "without the tokens that the tokenizer puts around a text (bos, say)")
   .description("ids of the text on standard input")
   .action(async (dir, options) => (await import("./tokenizer.js")).encode(dir, options));
 
@@ -256,9 +270,12 @@ corpus
 try {
   await program.parseAsync();
 } catch (error) {
+  const system = (await import("../run/errors.js")).systemMessage(error);
   const known =
     error instanceof Error &&
-    (["UserError", "NonFiniteError"].includes(error.name) || error.constructor.name === "EngineError");
+    (system !== undefined ||
+      ["UserError", "NonFiniteError"].includes(error.name) ||
+      error.constructor.name === "EngineError");
   const usage = (error as { exitCode?: number }).exitCode === 2;
   // Under mpirun every process meets the same mistake: the first one tells, which ends the others.
   const rank = Number(process.env.OMPI_COMM_WORLD_RANK ?? process.env.PMI_RANK ?? process.env.SLURM_PROCID ?? 0);
@@ -266,9 +283,9 @@ try {
   const who = rank > 0 ? `rank ${rank} on ${(await import("node:os")).hostname()}: ` : "";
   process.stderr.write(
     known
-      ? `error: ${who}${error.message}\n`
+      ? `error: ${who}${system ?? error.message}\n`
       : `error: ${who}${error}\nThis is a bug in Lyceum. LYCEUM_DEBUG=1 prints where.\n`,
   );
-  if (!known && process.env.LYCEUM_DEBUG) process.stderr.write(`${(error as Error).stack}\n`);
+  if ((!known || system !== undefined) && process.env.LYCEUM_DEBUG) process.stderr.write(`${(error as Error).stack}\n`);
   process.exitCode = (error as { exitCode?: number }).exitCode ?? 1;
 }

@@ -2,15 +2,15 @@
 import { existsSync } from "node:fs";
 import { basename, dirname, extname } from "node:path";
 import { z } from "zod";
-import { applyOverrides, type ConfigSource, check, nearest, readYaml } from "../run/config.js";
+import { type ConfigSource, check, nearest, overridden, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { RunFolder } from "../run/folder.js";
 import { duration } from "../run/progress.js";
 import { STAGES } from "../stages/registry.js";
-import { locate, type StageFlags } from "./stage.js";
+import { locate, runStage, type StageFlags } from "./stage.js";
 
 type Json = Record<string, unknown>;
-const recipeSchema = z.strictObject({
+export const recipeSchema = z.strictObject({
   name: z.string().optional(),
   /** Where the stages' folders are made; --out overrides it. */
   out: z.string().optional(),
@@ -24,8 +24,15 @@ const MODELS = new Set(["from", "models", "reward", "critic", "reference", "toke
 const FILES = new Set(["train", "validation", "prompts", "file"]);
 
 export async function command(file: string, flags: StageFlags): Promise<void> {
-  const source = readYaml(file);
-  const recipe = check(recipeSchema, { ...source, value: applyOverrides(source.value, flags.set ?? []) });
+  const raw = readYaml(file);
+  const { stage, stages, data } = raw.value as Json;
+  if (stages === undefined && data !== undefined)
+    throw new UserError(
+      `${file} holds the settings of one stage, and no \`stages\`: lyceum ${typeof stage === "string" && STAGES[stage] ? stage : "pretrain (or sft, ...)"} ${file}`,
+      2,
+    );
+  const source = overridden(raw, stageOverrides(raw.value, flags.set ?? []));
+  const recipe = check(recipeSchema, source);
   const out = flags.out ?? recipe.out ?? `runs/${recipe.name ?? basename(file, extname(file))}`;
 
   // Every stage is checked before the first one runs: an hour of pretraining should not end in a typing error.
@@ -33,7 +40,12 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
   const plan = recipe.stages.map((raw, i) => {
     const { stage, name = stage, ...rest } = raw;
     const entry = STAGES[stage];
-    const at: ConfigSource = { ...source, place: (path) => source.place(["stages", i, ...path]) };
+    const inStage = (path: readonly PropertyKey[]): PropertyKey[] => ["stages", i, ...path];
+    const at: ConfigSource = {
+      ...source,
+      place: (path) => source.place(inStage(path)),
+      set: (path) => source.set?.(inStage(path)),
+    };
     if (!entry) {
       const near = nearest(stage, Object.keys(STAGES));
       throw new UserError(
@@ -48,11 +60,11 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     const value = { ...seeded, ...(locate(resolve(rest, made), dirname(file)) as Json) };
     const config = check(entry.schema, { ...at, value }) as Json;
     made.set(name, `${out}/${name}`);
-    return { name, entry, config };
+    return { stage, name, entry, config };
   });
 
   const began = performance.now();
-  for (const [i, { name, entry, config }] of plan.entries()) {
+  for (const [i, { stage, name, entry, config }] of plan.entries()) {
     const dir = `${out}/${name}`;
     if (flags.resume && existsSync(`${dir}/model`)) {
       console.error(`[${i + 1}/${plan.length}] ${name}: done already`);
@@ -60,17 +72,24 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     }
     console.error(`[${i + 1}/${plan.length}] ${name}`);
     const keepCheckpoints = (config.keepCheckpoints as number | undefined) ?? 1;
-    const folder = RunFolder.open(dir, config, { resume: flags.resume, keepCheckpoints });
-    try {
-      await entry.run(config as never, folder);
-    } finally {
-      folder.close();
-    }
+    const folder = RunFolder.open(dir, { stage, ...config }, { resume: flags.resume, keepCheckpoints });
+    await runStage(dir, folder, () => entry.run(config as never, folder));
   }
   const trained = plan.filter((p) => p.entry !== STAGES.evaluate).at(-1);
   console.log(
     `\n${duration((performance.now() - began) / 1000)} in all. ${trained ? `The model is in ${out}/${trained.name}/model; talk to it:\n  npx lyceum chat ${out}/${trained.name}/model` : ""}`,
   );
+}
+
+/** `--set sft.steps=10` for the stage of that name, as well as `--set stages.1.steps=10`. */
+function stageOverrides(value: unknown, overrides: readonly string[]): string[] {
+  const { stages } = (value ?? {}) as { stages?: { stage?: unknown; name?: unknown }[] };
+  const names = Array.isArray(stages) ? stages.map((s) => s?.name ?? s?.stage) : [];
+  return overrides.map((text) => {
+    const [, name, rest] = /^([^.=]+)\.(.+)$/s.exec(text) ?? [];
+    const index = names.indexOf(name);
+    return name !== undefined && index >= 0 ? `stages.${index}.${rest}` : text;
+  });
 }
 
 /** Names of earlier stages become their model folders, or the preferences that they made. */

@@ -1,7 +1,7 @@
 /** `lyceum sft CONFIG.yaml`, and `--show-mask`: which tokens of the records are trained. */
 import { dirname } from "node:path";
 import { showMask } from "../dialogue/show.js";
-import { applyOverrides, check, readYaml } from "../run/config.js";
+import { check, overridden, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { readSamples, sftSchema, tunedTokenizer } from "../stages/sft.js";
 import { locate, type StageFlags, command as stage } from "./stage.js";
@@ -19,12 +19,12 @@ export async function command(file: string, flags: SftFlags): Promise<void> {
 
 function show(file: string, set: string[], count: string): void {
   if (!/^[1-9]\d*$/.test(count)) throw new UserError(`--show-mask is "${count}"; it must be a number of records.`, 2);
-  const source = readYaml(file);
-  const config = check(sftSchema, { ...source, value: locate(applyOverrides(source.value, set), dirname(file)) });
+  const source = overridden(readYaml(file), set);
+  const config = check(sftSchema, { ...source, value: locate(source.value, dirname(file)) });
   const tokenizer = tunedTokenizer(config);
-  const { train, rejected } = readSamples(config, tokenizer);
+  const { records, rejected } = readSamples(config, tokenizer);
   const colour = process.stdout.isTTY === true && !process.env.NO_COLOR;
-  for (const { conversation, samples } of train.slice(0, Number(count)))
+  for (const { conversation, samples } of records.slice(0, Number(count)))
     for (const sample of samples) {
       const trained = sample.trainable.reduce((n, t) => n + t, 0);
       console.log(

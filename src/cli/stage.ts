@@ -4,7 +4,8 @@ import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { basename, dirname, extname } from "node:path";
 import type { Comm } from "../parallel/comm.js";
-import { applyOverrides, check, readYaml } from "../run/config.js";
+import { check, overridden, readYaml } from "../run/config.js";
+import { systemMessage, UserError } from "../run/errors.js";
 import { RunFolder, VERSION } from "../run/folder.js";
 
 export interface StageFlags {
@@ -41,22 +42,38 @@ export function locate(value: unknown, beside: string, key = ""): unknown {
 export async function command(name: string, file: string, flags: StageFlags): Promise<void> {
   const { STAGES } = await import("../stages/registry.js");
   const { schema, run } = STAGES[name];
-  const source = readYaml(file);
-  const value = locate(applyOverrides(source.value, flags.set ?? []), dirname(file));
-  const config = check(schema, { ...source, value }) as { keepCheckpoints?: number; threads?: number };
+  const source = overridden(readYaml(file), flags.set ?? []);
+  if (Array.isArray((source.value as { stages?: unknown } | null)?.stages))
+    throw new UserError(`${file} is a recipe of several stages: lyceum run ${file}`, 2);
+  const config = check(schema, { ...source, value: locate(source.value, dirname(file)) }) as {
+    keepCheckpoints?: number;
+    threads?: number;
+  };
   const dir = flags.out ?? `runs/${basename(file, extname(file))}`;
   const world = await join(config);
-  const folder = RunFolder.open(dir, config, {
-    resume: flags.resume,
-    keepCheckpoints: config.keepCheckpoints ?? 1,
-    ...(world && { world }),
-  });
+  const folder = RunFolder.open(
+    dir,
+    { stage: name, ...config },
+    {
+      resume: flags.resume,
+      keepCheckpoints: config.keepCheckpoints ?? 1,
+      ...(world && { world }),
+    },
+  );
+  await runStage(dir, folder, () => run(config as never, folder));
+  console.log(name === "prefer" ? `${dir}/preferences.jsonl` : `${dir}/model`);
+}
+
+/** Does the work of a stage in its folder. A full disk is told with the folder that it was met in. */
+export async function runStage(dir: string, folder: RunFolder, work: () => Promise<void>): Promise<void> {
   try {
-    await run(config as never, folder);
+    await work();
+  } catch (error) {
+    const message = systemMessage(error, dir);
+    throw message === undefined ? error : new UserError(message);
   } finally {
     folder.close();
   }
-  console.log(name === "prefer" ? `${dir}/preferences.jsonl` : `${dir}/model`);
 }
 
 /** Under mpirun: all processes of the job, each with its share of the host's cores; the first one speaks for all. */

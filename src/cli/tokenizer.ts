@@ -5,7 +5,7 @@ import { UserError } from "../run/errors.js";
 import type { Pretokenizer } from "../tokenizer/pretokenize.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { trainBpe } from "../tokenizer/train.js";
+import { trainBpeOn } from "../tokenizer/train.js";
 
 interface TrainFlags {
   vocabSize: string;
@@ -20,19 +20,26 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
   if (!/^\d+$/.test(flags.vocabSize))
     throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be a whole number.`, 2);
   const rejected: Rejected[] = [];
-  const texts: string[] = [];
-  for await (const d of readDocuments(files, rejected)) texts.push(d.text);
-  for (const r of rejected) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
-  const tokenizer = trainBpe(texts, {
+  let documents = 0;
+  const texts = async function* () {
+    for await (const { text } of readDocuments(files, rejected, "the files of the command")) {
+      documents++;
+      yield text;
+    }
+    for (const r of rejected) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
+  };
+  const tokenizer = await trainBpeOn(texts(), {
     vocabSize: Number(flags.vocabSize),
     pretokenizer: flags.pretokenizer as Pretokenizer,
     specialTokens: flags.special,
   });
   tokenizer.save(flags.out);
-  console.log(`${flags.out}: ${tokenizer.vocabSize} tokens from ${texts.length} documents`);
+  console.log(`${flags.out}: ${tokenizer.vocabSize} tokens from ${documents} documents`);
 }
 
-export function encode(dir: string, flags: { json?: boolean }): void {
-  const ids = Array.from(Tokenizer.load(dir).encode(readFileSync(0, "utf8")));
+/** Tokens that the tokenizer puts around a text (bos, say) are added, as Hugging Face's `encode` does. */
+export function encode(dir: string, flags: { json?: boolean; specialTokens: boolean }): void {
+  const text = readFileSync(0, "utf8");
+  const ids = Array.from(Tokenizer.load(dir).encode(text, { addSpecialTokens: flags.specialTokens }));
   console.log(flags.json ? JSON.stringify(ids) : ids.join(" "));
 }

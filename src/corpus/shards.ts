@@ -164,15 +164,26 @@ export class Shards {
         const documentEnd = this.starts[document + 1];
         const end = Math.min(rowEnd, documentEnd);
         for (let position = 0; token < end; token++, at++, position++) {
+          if (this.tokens[token] >= this.manifest.vocabSize) throw this.damaged(token);
           ids[at] = this.tokens[token];
           positions[at] = position;
-          if (token + 1 < documentEnd) targets[at] = this.tokens[token + 1];
+          if (token + 1 < documentEnd) {
+            if (this.tokens[token + 1] >= this.manifest.vocabSize) throw this.damaged(token + 1);
+            targets[at] = this.tokens[token + 1];
+          }
         }
         cu.push(at);
         document++;
       }
     }
     return { ids, targets, positions, cuSeqlens: Int32Array.from(cu) };
+  }
+
+  /** Kernels index by ids and check nothing. */
+  private damaged(token: number): UserError {
+    return new UserError(
+      `${this.dir}/tokens.bin: token ${token} is ${this.tokens[token]}, but the vocabulary has ${this.manifest.vocabSize}: the shards are damaged.`,
+    );
   }
 
   private documentOf(token: number): number {

@@ -9,6 +9,17 @@ import { UserError } from "../run/errors.js";
 export type RopeScaling =
   | { type: "linear"; factor: number }
   | { type: "dynamic"; factor: number; original: number }
+  | {
+      type: "yarn";
+      factor: number;
+      original: number;
+      /** Rotations over the original context above which a pair is left as it is, and below which it is interpolated. */
+      betaFast: number;
+      betaSlow: number;
+      /** cos and sin are multiplied by it. */
+      attentionFactor: number;
+      truncate: boolean;
+    }
   | { type: "llama3"; factor: number; lowFreqFactor: number; highFreqFactor: number; original: number };
 
 export interface LlamaConfig {
@@ -32,14 +43,18 @@ export interface LlamaConfig {
 
 type Json = Record<string, unknown>;
 
+const WHY_NOT: Record<string, string> = {
+  ENOENT: "there is no config.json in it",
+  ENOTDIR: "it is a file",
+};
+
 export function readLlamaConfig(dir: string): LlamaConfig {
   const path = `${dir}/config.json`;
   let json: Json;
   try {
     json = JSON.parse(readFileSync(path, "utf8")) as Json;
   } catch (error) {
-    const why =
-      (error as NodeJS.ErrnoException).code === "ENOENT" ? "there is no config.json in it" : (error as Error).message;
+    const why = WHY_NOT[(error as NodeJS.ErrnoException).code ?? ""] ?? `its config.json: ${(error as Error).message}`;
     throw new UserError(
       `${dir} is not a model folder: ${why}. A model folder holds config.json, model.safetensors and tokenizer.json.`,
     );
@@ -48,6 +63,8 @@ export function readLlamaConfig(dir: string): LlamaConfig {
 }
 
 export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
+  if (typeof json !== "object" || json === null || Array.isArray(json))
+    throw new UserError(`${path} holds no JSON object, which a model's config.json is.`);
   const type = json.model_type ?? "llama";
   if (type !== "llama") throw new UserError(`${path}: model_type is "${type}"; Lyceum runs "llama" models.`);
   if (json.hidden_act !== undefined && json.hidden_act !== "silu")
@@ -72,6 +89,8 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
     );
   if (headDim % 2 !== 0) throw new UserError(`${path}: the head size (${headDim}) must be even for rotary embeddings.`);
   const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
+  if (typeof rope !== "object")
+    throw new UserError(`${path}: the rotary settings must be a JSON object, not ${JSON.stringify(rope)}.`);
   const token = (key: string): number | undefined =>
     typeof json[key] === "number" ? (json[key] as number) : undefined;
   return {
@@ -114,7 +133,29 @@ function parseRopeScaling(rope: Json, maxPositions: number, path: string): RopeS
       highFreqFactor: number("high_freq_factor"),
       original,
     };
-  throw new UserError(`${path}: rotary scaling "${type}" is not implemented; known are linear, dynamic and llama3.`);
+  if (type === "yarn") return yarn(rope, factor, original);
+  throw new UserError(
+    `${path}: rotary scaling "${type}" is not implemented; known are linear, dynamic, yarn and llama3.`,
+  );
+}
+
+/** YaRN (Peng et al. 2023) with the defaults of Transformers; `mscale` and `mscale_all_dim` are DeepSeek's. */
+function yarn(rope: Json, factor: number, original: number): RopeScaling {
+  const optional = (key: string): number | undefined => {
+    const value = rope[key];
+    return typeof value === "number" && value !== 0 ? value : undefined;
+  };
+  const scale = (m = 1): number => (factor <= 1 ? 1 : 0.1 * m * Math.log(factor) + 1);
+  const [mscale, all] = [optional("mscale"), optional("mscale_all_dim")];
+  return {
+    type: "yarn",
+    factor,
+    original,
+    betaFast: optional("beta_fast") ?? 32,
+    betaSlow: optional("beta_slow") ?? 1,
+    attentionFactor: optional("attention_factor") ?? (mscale && all ? scale(mscale) / scale(all) : scale()),
+    truncate: rope.truncate !== false,
+  };
 }
 
 export function llamaConfigJson(c: LlamaConfig, dtype: "bfloat16" | "float32"): Json {
@@ -125,6 +166,12 @@ export function llamaConfigJson(c: LlamaConfig, dtype: "bfloat16" | "float32"): 
         rope_type: s.type,
         factor: s.factor,
         ...(s.type === "llama3" && { low_freq_factor: s.lowFreqFactor, high_freq_factor: s.highFreqFactor }),
+        ...(s.type === "yarn" && {
+          beta_fast: s.betaFast,
+          beta_slow: s.betaSlow,
+          attention_factor: s.attentionFactor,
+          truncate: s.truncate,
+        }),
         ...(s.type !== "linear" && { original_max_position_embeddings: s.original }),
       };
   return {

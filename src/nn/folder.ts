@@ -33,6 +33,11 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
   const file = openSafetensors(dir);
   try {
     const names = new Set(file.names());
+    const stray = [...names].find((name) => !belongs(name, config.numLayers));
+    if (stray !== undefined)
+      throw new UserError(
+        `${dir}: a Llama with ${config.numLayers} layers has no tensor ${stray}. config.json belongs to another model, or this is no Llama.`,
+      );
     const model = new Llama(device, config, precision, options);
     const target = dtypeOf(precision);
     for (const t of model.parameters.named(true)) {
@@ -114,6 +119,14 @@ export function saveLlama(model: Llama, dir: string, extra: Record<string, unkno
     file.offer(t.name, () => data);
   }
   file.finish();
+}
+
+/** Tensors of a Llama, and those that some folders hold beside them: another head, rotary tables that are computed here. */
+const TENSOR =
+  /^(?:model\.(?:embed_tokens|norm|layers\.(\d+)\.(?:input_layernorm|post_attention_layernorm|self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj))\.weight|(?:lm_head|score)\.weight|model\.(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq)$/;
+function belongs(name: string, layers: number): boolean {
+  const match = TENSOR.exec(name);
+  return match !== null && Number(match[1] ?? 0) < layers;
 }
 
 const SCORE = "score.weight";

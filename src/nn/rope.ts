@@ -1,6 +1,6 @@
 /**
  * Rotary position tables (RoFormer, Su et al. 2021) with the scalings of Hugging Face `modeling_rope_utils`:
- * linear (Chen et al. 2023), dynamic NTK, and Llama 3.1's by-frequency interpolation.
+ * linear (Chen et al. 2023), dynamic NTK, YaRN (Peng et al. 2023), and Llama 3.1's by-frequency interpolation.
  */
 import type { Device, Ptr } from "../device/device.js";
 import type { LlamaConfig } from "./config.js";
@@ -22,6 +22,18 @@ export function inverseFrequencies(c: LlamaConfig, positions: number): Float64Ar
       const smooth = (s.original / wavelength - s.lowFreqFactor) / (s.highFreqFactor - s.lowFreqFactor);
       return ((1 - smooth) * x) / s.factor + smooth * x;
     });
+  if (s?.type === "yarn") {
+    // The pair that turns so many times within the original context.
+    const pairOf = (turns: number): number =>
+      (c.headDim * Math.log(s.original / (turns * 2 * Math.PI))) / (2 * Math.log(base));
+    const [fast, slow] = [pairOf(s.betaFast), pairOf(s.betaSlow)];
+    const low = Math.max(0, s.truncate ? Math.floor(fast) : fast);
+    const high = Math.min(c.headDim - 1, s.truncate ? Math.ceil(slow) : slow);
+    return f.map((x, i) => {
+      const interpolated = Math.min(1, Math.max(0, (i - low) / (high === low ? 0.001 : high - low)));
+      return (x / s.factor) * interpolated + x * (1 - interpolated);
+    });
+  }
   return f;
 }
 
@@ -33,11 +45,12 @@ export function ropeTables(device: Device, c: LlamaConfig, positions: number): {
   const sin = device.alloc(bytes);
   const cosTable = device.f32(cos, positions * f.length);
   const sinTable = device.f32(sin, positions * f.length);
+  const scale = c.ropeScaling?.type === "yarn" ? c.ropeScaling.attentionFactor : 1;
   for (let p = 0, k = 0; p < positions; p++)
     for (let i = 0; i < f.length; i++, k++) {
       const angle = Math.fround(p * Math.fround(f[i]));
-      cosTable[k] = Math.cos(angle);
-      sinTable[k] = Math.sin(angle);
+      cosTable[k] = scale * Math.cos(angle);
+      sinTable[k] = scale * Math.sin(angle);
     }
   return { cos, sin, bytes };
 }

@@ -3,10 +3,10 @@
  * what is allowed, and for an unknown key the nearest known one. All mistakes are told at once.
  * Keys are camelCase; the snake_case of the same key (as in Hugging Face's files) is read as well.
  */
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import { isCollection, LineCounter, parse, parseDocument, stringify } from "yaml";
 import { z } from "zod";
-import { UserError } from "./errors.js";
+import { systemMessage, UserError } from "./errors.js";
 
 type Json = Record<string, unknown>;
 
@@ -16,13 +16,20 @@ export interface ConfigSource {
   value: unknown;
   /** "line:column" of a key path, when the file has it. */
   place(path: readonly PropertyKey[]): string;
+  /** The `--set` argument that a key path comes from, where it comes from one. */
+  set?: (path: readonly PropertyKey[]) => string | undefined;
 }
 
 /** Reads a YAML file. Throws UserError (exit code 2) when it is missing or is not YAML. */
 export function readYaml(file: string): ConfigSource {
-  if (!existsSync(file)) throw new UserError(`${file} does not exist.`, 2);
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch (error) {
+    throw new UserError(systemMessage(error, file) ?? `${file}: ${(error as Error).message}`, 2);
+  }
   const lines = new LineCounter();
-  const document = parseDocument(readFileSync(file, "utf8"), { lineCounter: lines });
+  const document = parseDocument(text, { lineCounter: lines });
   const broken = document.errors[0];
   if (broken) throw new UserError(`${file}: not YAML: ${broken.message.split("\n")[0]}`, 2);
   return {
@@ -51,15 +58,41 @@ export function applyOverrides(value: unknown, overrides: readonly string[]): un
     const equals = text.indexOf("=");
     if (equals < 1)
       throw new UserError(`--set ${text}: write it as key=value, such as --set optimizer.weightDecay=0.`, 2);
-    const path = text.slice(0, equals).split(".").map(camelCase);
+    const path = overriddenPath(text);
+    if (path.includes("")) throw new UserError(`--set ${text}: a name is missing between the dots of its key.`, 2);
     let at = root;
     for (const key of path.slice(0, -1)) {
       if (typeof at[key] !== "object" || at[key] === null) at[key] = {};
       at = at[key] as Json;
     }
-    at[path[path.length - 1]] = camelKeys(parse(text.slice(equals + 1)));
+    try {
+      at[path[path.length - 1]] = camelKeys(parse(text.slice(equals + 1)));
+    } catch (error) {
+      throw new UserError(`--set ${text}: the value is not YAML: ${(error as Error).message.split("\n")[0]}`, 2);
+    }
   }
   return root;
+}
+
+/** The key path of a `--set` argument. Names that users give (of instruction types, say) are left as they are. */
+function overriddenPath(text: string): string[] {
+  const path: string[] = [];
+  for (const key of text.slice(0, text.indexOf("=")).split("."))
+    path.push(NAMED_BY_USER.has(path.at(-1) ?? "") ? key : camelCase(key));
+  return path;
+}
+
+/** The same source with `--set` arguments laid over it; a mistake in one of them is told as that argument's. */
+export function overridden(source: ConfigSource, overrides: readonly string[]): ConfigSource {
+  const given = overrides.map((text) => ({ text, path: overriddenPath(text) })).reverse();
+  return {
+    ...source,
+    value: applyOverrides(source.value, overrides),
+    set: (path) =>
+      path.length > 0
+        ? given.find((g) => g.path.every((key, i) => i >= path.length || key === String(path[i])))?.text
+        : undefined,
+  };
 }
 
 /** The value as the schema sees it, with defaults filled in. Throws one UserError (exit code 2) that lists every mistake. */
@@ -77,14 +110,15 @@ export function loadConfig<T extends z.ZodType>(
   file: string,
   overrides: readonly string[] = [],
 ): z.output<T> {
-  const source = readYaml(file);
-  return check(schema, { ...source, value: applyOverrides(source.value, overrides) });
+  return check(schema, overridden(readYaml(file), overrides));
 }
 
 export const toYaml = (value: unknown): string => stringify(value, { lineWidth: 120 });
 
 function describe(issue: z.core.$ZodIssue, schema: z.ZodType, source: ConfigSource): string[] {
   const at = (path: readonly PropertyKey[]): string => {
+    const set = source.set?.(path);
+    if (set !== undefined) return `--set ${set}`;
     const place = source.place(path);
     return `${source.file}${place && `:${place}`}`;
   };
@@ -93,6 +127,8 @@ function describe(issue: z.core.$ZodIssue, schema: z.ZodType, source: ConfigSour
     return issue.keys.map((key) => {
       const path = [...issue.path, key];
       const near = nearest(key, known);
+      const elsewhere = near === undefined ? placesOf(schema, key)[0] : undefined;
+      if (elsewhere) return `${at(path)}: there is no key "${path.join(".")}". Write ${elsewhere}.`;
       const hint = near ? `Did you mean "${near}"?` : `Known here: ${known.join(", ")}.`;
       return `${at(path)}: there is no key "${path.join(".")}". ${hint}`;
     });
@@ -117,14 +153,25 @@ function allowed(issue: z.core.$ZodIssue): string {
   }
   return issue.message;
 }
-const article = (noun: string): string =>
-  noun === "object" ? "a group of keys" : `${/^[aeiou]/.test(noun) ? "an" : "a"} ${noun}`;
+const KINDS: Record<string, string> = { object: "a group of keys", array: "a list", string: "a text" };
+const article = (noun: string): string => KINDS[noun] ?? `${/^[aeiou]/.test(noun) ? "an" : "a"} ${noun}`;
 
 /** The keys that the schema knows at a path. */
 function keysAt(schema: z.ZodType, path: readonly PropertyKey[]): string[] {
   let options = [schema];
   for (const key of path) options = options.flatMap(unwrap).flatMap((s) => child(s, key));
   return options.flatMap(unwrap).flatMap((s) => (s instanceof z.ZodObject ? Object.keys(s.shape) : []));
+}
+/** Where else in the schema a key stands: learningRate is optimizer.learningRate. */
+function placesOf(schema: z.ZodType, key: string, path = ""): string[] {
+  return unwrap(schema).flatMap((s) =>
+    s instanceof z.ZodObject
+      ? Object.entries(s.shape).flatMap(([name, inner]) => [
+          ...(name === key ? [path + name] : []),
+          ...placesOf(inner as z.ZodType, key, `${path}${name}.`),
+        ])
+      : [],
+  );
 }
 function unwrap(schema: z.ZodType): z.ZodType[] {
   if (schema instanceof z.ZodOptional || schema instanceof z.ZodDefault || schema instanceof z.ZodPrefault)
@@ -167,6 +214,7 @@ const SYNONYMS: Record<string, string> = {
   numHiddenLayers: "numLayers",
   numAttentionHeads: "numHeads",
   numKeyValueHeads: "numKvHeads",
+  lr: "learningRate",
   maxSteps: "steps",
   numTrainEpochs: "epochs",
   perDeviceTrainBatchSize: "batchSize",

@@ -2,6 +2,7 @@
  * The run folder: everything a run needs to be explained, resumed or repeated.
  *   config.yaml    resolved, with the version        metrics.jsonl, events.*   what happened
  *   checkpoints/000500/   whole or not there at all   samples/, model/          what came out
+ *   report.html    all of it on one page
  * A checkpoint is written under a name that starts with a dot, synced, and renamed when it is whole.
  */
 import {
@@ -23,6 +24,7 @@ import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "./config.js";
 import { UserError } from "./errors.js";
 import { Metrics } from "./metrics.js";
+import { changedSettings, clearPreparation, nothingTrained } from "./resume.js";
 
 export const VERSION = "0.1.0";
 const stepName = (step: number): string => String(step).padStart(6, "0");
@@ -62,19 +64,42 @@ export class RunFolder {
       return new RunFolder(dir, world.gatherNumbers([0])[0][0], options.keepCheckpoints, world);
     }
     const configFile = `${dir}/config.yaml`;
-    if (!options.resume && existsSync(dir) && readdirSync(dir).some((f) => f !== "run.lock"))
+    if (existsSync(dir) && !statSync(dir).isDirectory())
+      throw new UserError(`${dir} is a file; a run needs a folder. Name another one with --out.`, 2);
+    const used = existsSync(dir) && readdirSync(dir).some((f) => f !== "run.lock");
+    const failed = used && nothingTrained(dir);
+    if (used && !failed && !options.resume)
       throw new UserError(
         existsSync(configFile)
           ? `${dir} already holds a run${latestStep(dir) ? ` (checkpoint at step ${latestStep(dir)})` : ""}. Add --resume to go on with it, or name another folder with --out.`
           : `${dir} is not empty and is not a run. Name another folder with --out.`,
         2,
       );
-    mkdirSync(`${dir}/checkpoints`, { recursive: true });
+    try {
+      mkdirSync(`${dir}/checkpoints`, { recursive: true });
+    } catch (error) {
+      // On a read-only file system Node says that the folder does not exist.
+      const gone = (error as NodeJS.ErrnoException).code === "ENOENT";
+      throw gone
+        ? new UserError(`${dir} cannot be made: nothing can be written there. Name another folder with --out.`)
+        : error;
+    }
     takeLock(dir);
+    if (failed && !options.resume) {
+      clearPreparation(dir);
+      mkdirSync(`${dir}/checkpoints`);
+    }
     for (const name of readdirSync(`${dir}/checkpoints`))
       if (name.startsWith(".")) rmSync(`${dir}/checkpoints/${name}`, { recursive: true });
-    writeWhole(configFile, `# lyceum ${VERSION}\n${toYaml(config)}`);
     const start = latestStep(dir);
+    try {
+      const changes = changedSettings(dir, config, start);
+      if (start > 0 && changes.length > 0) console.error(`since the run began: ${changes.join("; ")}`);
+      writeWhole(configFile, `# lyceum ${VERSION}\n${toYaml(config)}`);
+    } catch (error) {
+      rmSync(`${dir}/run.lock`, { force: true });
+      throw error;
+    }
     world?.barrier(true);
     world?.gatherNumbers([start]);
     return new RunFolder(dir, start, options.keepCheckpoints, world);
@@ -114,7 +139,13 @@ export class RunFolder {
       mkdirSync(partial, { recursive: true });
     }
     this.meet();
-    write(partial);
+    try {
+      write(partial);
+    } catch (error) {
+      // On a full disk what is half written stands in the way of everything else.
+      if (this.first) rmSync(partial, { recursive: true, force: true });
+      throw error;
+    }
     this.meet();
     if (this.first) publish(partial);
     this.meet();

@@ -4,8 +4,9 @@
  */
 import { setImmediate } from "node:timers/promises";
 import { NonFiniteError, UserError } from "./errors.js";
-import type { RunFolder } from "./folder.js";
+import { latestStep, type RunFolder } from "./folder.js";
 import { duration, mebibytes, openProgress, type Progress, peakMemory } from "./progress.js";
+import { writeReport } from "./report.js";
 
 export interface StepResult {
   /** Tokens trained on, for the speed. */
@@ -41,6 +42,9 @@ export interface LoopSettings {
   saveEvery: number;
 }
 
+/** Milliseconds between two writings of report.html at least. */
+const REPORT_EVERY = 30_000;
+
 /** Runs the steps after run.startStep. Ends with a checkpoint of the last step. */
 export async function runLoop(run: RunFolder, settings: LoopSettings, stage: LoopStage): Promise<void> {
   const progress = openProgress(process.stderr, run.first);
@@ -56,6 +60,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
   };
   process.on("SIGINT", onSignal);
   process.on("SIGTERM", onSignal);
+  let reported = began;
   let trained = 0;
   let tokens = 0;
   let loss = Number.NaN;
@@ -93,11 +98,20 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const shown = Object.entries({ ...result.metrics, ...evaluated }).filter(
         ([key]) => stage.show?.includes(key) ?? !key.includes("/"),
       );
-      const utilisation = mfu > 0 ? `  MFU ${Math.round(mfu * 100)}%` : "";
-      const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(tokens / trained)} tokens/s${utilisation}  ${duration(left)} left`;
+      const average = tokens / trained;
+      const share = (average * (stage.flopsPerToken ?? 0)) / (stage.peakFlops ?? 1);
+      const utilisation = share > 0 ? `  MFU ${Math.round(share * 100)}%` : "";
+      const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(average)} tokens/s${utilisation}  ${duration(left)} left`;
       progress.status(line, due(settings.logEvery, step) || evaluated !== undefined);
       if (evaluated) showSample(run, stage, step, progress);
-      if (due(settings.saveEvery, step) || stopping) run.checkpoint(step, (dir) => stage.save(dir));
+      if (due(settings.saveEvery, step) || stopping) {
+        run.checkpoint(step, (dir) => stage.save(dir));
+        // Now and then: it grows with the run, and can be written again at any time.
+        if (step === stage.steps || stopping || performance.now() - reported > REPORT_EVERY) {
+          writeReport(run, stage.steps);
+          reported = performance.now();
+        }
+      }
       await setImmediate(); // lets a signal in
       if (stopping && step < stage.steps)
         throw new UserError(
@@ -129,11 +143,15 @@ function showSample(run: RunFolder, stage: LoopStage, step: number, progress: Pr
 
 function explain(error: NonFiniteError, run: RunFolder, stage: LoopStage): UserError {
   const path = run.write("not-finite.json", `${JSON.stringify(stage.batch())}\n`);
-  const saved = run.dir;
+  const step = latestStep(run.dir);
+  const goOn =
+    step > 0
+      ? `The checkpoint of step ${step} is unharmed: --resume goes on from there`
+      : "There is no checkpoint yet: --resume begins again";
   return new UserError(
     `${error.what} is not finite, so training stopped before it could reach the model. The batch of that step is in ${path}. ` +
-      `Usual causes are a learning rate that is too high, or a warm-up that is too short. The checkpoints in ${saved}/checkpoints are unharmed: ` +
-      "--resume goes on from the last one, for example with --set optimizer.learningRate=LOWER.",
+      "Usual causes are a learning rate that is too high, or a warm-up that is too short. " +
+      `${goOn}, for example with --set optimizer.learningRate=LOWER.`,
   );
 }
 

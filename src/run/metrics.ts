@@ -14,7 +14,7 @@ export class Metrics {
   /** On resume, rows after `startStep` are dropped: those steps will be done again. */
   constructor(
     private readonly dir: string,
-    startStep: number,
+    private readonly startStep: number,
     /** False: another process writes. */
     private readonly writes = true,
   ) {
@@ -41,6 +41,9 @@ export class Metrics {
     if (this.events === undefined) {
       this.events = openSync(`${this.dir}/events.out.tfevents.${Math.floor(now)}.lyceum.${process.pid}`, "a");
       writeSync(this.events, tfRecord(Buffer.concat([double(1, now), bytes(3, Buffer.from("brain.Event:2"))])));
+      // SessionLog START: TensorBoard forgets what earlier files of the run say of this step and later ones.
+      const started = bytes(7, varintField(1, 1));
+      writeSync(this.events, tfRecord(Buffer.concat([double(1, now), varintField(2, this.startStep + 1), started])));
     }
     const scalars = Object.entries(values)
       .filter(([, v]) => typeof v === "number")

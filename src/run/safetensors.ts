@@ -121,14 +121,21 @@ export function openSafetensors(path: string): SafetensorsFile {
   const index = `${whole}.index.json`;
   let files = [whole];
   if (!existsSync(whole) && existsSync(index)) {
-    const { weight_map: map } = JSON.parse(readFileSync(index, "utf8")) as { weight_map?: Record<string, string> };
-    const shards = [...new Set(Object.values(map ?? {}))];
-    const bad = shards.find((f) => f.includes("/") || f.includes("\\"));
+    let map: unknown;
+    try {
+      map = (JSON.parse(readFileSync(index, "utf8")) as { weight_map?: unknown } | null)?.weight_map;
+    } catch (error) {
+      throw new UserError(`${index} is not JSON: ${(error as Error).message.replace(/\s+/g, " ")}`);
+    }
+    const shards = [...new Set(Object.values((map ?? {}) as object))] as string[];
+    const bad = shards.find((f) => typeof f !== "string" || f.includes("/") || f.includes("\\"));
     if (bad !== undefined || shards.length === 0) throw new UserError(`${index} does not list shards beside it.`);
     files = shards.map((f) => join(dirname(whole), f));
   }
   const missing = files.find((f) => !existsSync(f));
   if (missing) throw new UserError(`${missing} does not exist. Weights are read from safetensors files.`);
+  const folder = files.find((f) => statSync(f).isDirectory());
+  if (folder) throw new UserError(`${folder} is a folder, where a file of weights is meant.`);
   const fds = files.map((f) => openSync(f, "r"));
   const close = (): void => {
     for (const fd of fds.splice(0)) closeSync(fd);

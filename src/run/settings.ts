@@ -4,6 +4,15 @@ import { z } from "zod";
 const natural = z.int().min(1);
 const count = z.int().min(0);
 
+/** Files or folders: a list, or one alone. */
+export const pathsSchema = z.union([
+  z
+    .string()
+    .min(1)
+    .transform((path) => [path]),
+  z.array(z.string().min(1)).min(1),
+]);
+
 export const optimizerSchema = z.strictObject({
   learningRate: z.number().positive().default(1e-3),
   betas: z.tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)]).default([0.9, 0.95]),

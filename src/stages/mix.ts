@@ -6,10 +6,11 @@ import { z } from "zod";
 import { type Rejected, readDocuments } from "../corpus/read.js";
 import { shuffled } from "../corpus/shards.js";
 import { UserError } from "../run/errors.js";
+import { pathsSchema } from "../run/settings.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 
 export const pretrainMixSchema = z.strictObject({
-  train: z.array(z.string().min(1)).min(1),
+  train: pathsSchema,
   /** Rows of pretraining text beside each micro-batch. */
   batchSize: z.int().min(1).default(4),
   /** Their mean loss is added with this weight. */
@@ -25,7 +26,7 @@ export async function pretrainingRows(
   rejected: Rejected[],
 ): Promise<(index: number) => Uint32Array> {
   const documents: Uint32Array[] = [];
-  for await (const { text } of readDocuments(files, rejected))
+  for await (const { text } of readDocuments(files, rejected, "pretrainMix.train"))
     documents.push(tokenizer.encode(text, { allowSpecial: false }).slice(0, contextLength));
   const usable = documents.filter((d) => d.length > 1);
   if (usable.length === 0) throw new UserError(`${files.join(", ")}: there is no text to mix in.`);

@@ -5,6 +5,7 @@
  * A document does not see its neighbours in a row. Rows are visited in a shuffled order that is a function of
  * (seed, epoch), so a resumed run sees the rows that were left.
  */
+import { existsSync } from "node:fs";
 import { z } from "zod";
 import { type Rejected, readDocuments } from "../corpus/read.js";
 import { isValidation, type PretrainBatch, readManifest, Shards, shuffled, writeShards } from "../corpus/shards.js";
@@ -21,11 +22,11 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { trainingSettings } from "../run/settings.js";
+import { pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { trainBpe } from "../tokenizer/train.js";
+import { trainBpeOn } from "../tokenizer/train.js";
 import { backwardMeanLoss, meanLoss } from "./clm.js";
 
 const natural = z.int().min(1);
@@ -66,8 +67,9 @@ export const pretrainSchema = z.strictObject({
   from: z.string().optional(),
   tokenizer: tokenizerSchema.optional(),
   data: z.strictObject({
-    train: z.array(z.string().min(1)).min(1),
-    validation: z.array(z.string().min(1)).optional(),
+    /** Documents, or token shards: the folder of a corpus build, or of its shards alone. */
+    train: pathsSchema,
+    validation: pathsSchema.optional(),
     /** Share of the documents kept for validation when no files are named for it. */
     validationShare: z.number().min(0).lt(1).default(0.02),
     contextLength: z.int().min(2).default(256),
@@ -105,6 +107,11 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
     : config.from
       ? loadLlama(device, config.from, config.precision, { grid })
       : newModel(device, config, tokenizer, grid);
+  if (tokenizer.vocabSize > model.config.vocabSize)
+    throw new UserError(
+      `The tokenizer has ${tokenizer.vocabSize} tokens, but the model ${config.from} only ${model.config.vocabSize}: it is another model's. Leave out \`tokenizer\` to take the model's own.`,
+      2,
+    );
   model.recompute = config.recompute;
   if (contextLength > model.config.maxPositionEmbeddings)
     throw new UserError(
@@ -172,14 +179,20 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
 }
 
 async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, run: RunFolder): Promise<Tokenizer> {
-  const wanted = config.tokenizer ?? config.from;
   if (resumed) return Tokenizer.load(resumed);
+  const shards = givenShards(config.data);
+  const wanted = config.tokenizer ?? config.from ?? shards?.tokenizer;
   if (wanted === undefined)
     throw new UserError(
-      'tokenizer is missing; name a folder with a tokenizer.json, or give "vocabSize" to train one.',
+      `tokenizer is missing; name a folder with a tokenizer.json${shards ? ", the one that the token shards were made with" : ', or give "vocabSize" to train one'}.`,
       2,
     );
   if (typeof wanted === "string") return Tokenizer.load(wanted);
+  if (shards)
+    throw new UserError(
+      `${shards.train} holds token shards, which a tokenizer has made already: name its folder under \`tokenizer\`.`,
+      2,
+    );
   if (!run.world) return trainTokenizer(config, wanted);
   const dir = `${run.dir}/data/tokenizer`;
   await run.once(async () => (await trainTokenizer(config, wanted)).save(dir));
@@ -190,17 +203,53 @@ async function trainTokenizer(
   config: PretrainConfig,
   wanted: Exclude<z.output<typeof tokenizerSchema>, string>,
 ): Promise<Tokenizer> {
-  const texts: string[] = [];
   const rejected: Rejected[] = [];
-  for await (const { text } of readDocuments(config.data.train, rejected)) texts.push(text);
-  if (texts.length === 0) throw noDocuments(config.data.train, rejected);
-  if (wanted.prompts.length > 0)
-    for (const { messages } of readConversations(wanted.prompts, []))
-      texts.push(...messages.filter((m) => m.role === "user").map((m) => m.content));
-  return trainBpe(texts, wanted);
+  const texts = async function* () {
+    let documents = 0;
+    for await (const { text } of readDocuments(config.data.train, rejected)) {
+      documents++;
+      yield text;
+    }
+    if (documents === 0) throw noDocuments(config.data.train, rejected);
+    if (wanted.prompts.length > 0)
+      for (const { messages } of readConversations(wanted.prompts, []))
+        yield* messages.filter((m) => m.role === "user").map((m) => m.content);
+  };
+  return trainBpeOn(texts(), wanted);
 }
 
-/** Token shards in the run's folder data/, made once. Without a held-out document there is no validation. */
+/**
+ * Token shards that `data.train` names: the folder of a corpus build, which brings its validation and its tokenizer, or a
+ * folder of shards. Undefined where it names documents.
+ */
+function givenShards({
+  train,
+}: PretrainConfig["data"]):
+  | { train: string; validation: string | undefined; tokenizer: string | undefined }
+  | undefined {
+  const folderOf = (path: string): string | undefined =>
+    [`${path}/shards/train`, path].find((dir) => readManifest(dir));
+  const found = train.map(folderOf).filter((dir) => dir !== undefined);
+  if (found.length === 0) return undefined;
+  if (train.length > 1)
+    throw new UserError(
+      `data.train: ${found[0]} holds token shards; they are one corpus, and nothing can be named beside them.`,
+      2,
+    );
+  const build = /^(.*)\/shards\/train\/*$/.exec(found[0])?.[1];
+  const own = (path: string, file: string): string | undefined =>
+    build !== undefined && existsSync(`${build}/${path}/${file}`) ? `${build}/${path}` : undefined;
+  return {
+    train: found[0],
+    validation: own("shards/validation", "manifest.json"),
+    tokenizer: own("tokenizer", "tokenizer.json"),
+  };
+}
+
+/**
+ * The token shards to train on, mapped: those that are given, or documents tokenized into the run's folder data/, once.
+ * Without a held-out document there is no validation.
+ */
 async function tokenize(
   device: Device,
   { data }: PretrainConfig,
@@ -208,18 +257,23 @@ async function tokenize(
   run: RunFolder,
   rejected: Rejected[],
 ): Promise<{ train: Shards; validation: Shards | undefined }> {
-  const [trainDir, heldDir] = [`${run.dir}/data/train`, `${run.dir}/data/validation`];
+  const given = givenShards(data);
+  const held = data.validation ? givenShards({ ...data, train: data.validation })?.train : given?.validation;
+  const trainDir = given?.train ?? `${run.dir}/data/train`;
+  const heldDir = held ?? `${run.dir}/data/validation`;
   await run.once(async () => {
-    if (readManifest(trainDir) && readManifest(heldDir)) return;
+    if (readManifest(trainDir) && (readManifest(heldDir) || (given && !data.validation))) return;
     const share = data.validation ? 0 : data.validationShare;
     const side = async function* (held: boolean, aside: Rejected[]) {
       for await (const d of readDocuments(data.train, aside)) if (isValidation(d.id, share) === held) yield d;
     };
-    await writeShards(side(false, rejected), tokenizer, trainDir);
+    if (!given) await writeShards(side(false, rejected), tokenizer, trainDir);
     // The second pass over the same files meets the same bad records: they are listed already.
     await writeShards(data.validation ? readDocuments(data.validation, rejected) : side(true, []), tokenizer, heldDir);
   });
   if (readManifest(trainDir)?.tokens === 0) throw noDocuments(data.train, rejected);
+  if (!readManifest(heldDir)?.tokens)
+    console.error("no validation: no document is held out (see data.validation and data.validationShare)");
   const open = (dir: string): Shards => new Shards(device, dir, tokenizer);
   return { train: open(trainDir), validation: readManifest(heldDir)?.tokens ? open(heldDir) : undefined };
 }

@@ -16,6 +16,7 @@ import { packRows, sampleBatch } from "../dialogue/pack.js";
 import { type Conversation, readConversations } from "../dialogue/records.js";
 import { installTemplate } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
+import { readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
@@ -24,7 +25,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { loraSchema, trainingSettings } from "../run/settings.js";
+import { loraSchema, pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss, meanLoss, type TargetBatch } from "./clm.js";
@@ -40,8 +41,8 @@ export const sftSchema = z.strictObject({
   /** Default: the template that the base model's tokenizer brings, else `notes`. */
   template: z.enum(["notes", "alpaca", "chatml"]).optional(),
   data: z.strictObject({
-    train: z.array(z.string().min(1)).min(1),
-    validation: z.array(z.string().min(1)).optional(),
+    train: pathsSchema,
+    validation: pathsSchema.optional(),
     validationShare: z.number().min(0).lt(1).default(0.02),
     construction: z.enum(CONSTRUCTIONS).default("all"),
     /** Tokens of a row, and of a sample at most; longer samples are cut at the end. */
@@ -106,7 +107,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     config.pretrainMix &&
     (await pretrainingRows(config.pretrainMix.train, tokenizer, config.data.contextLength, config.seed, rejected));
   console.error(
-    `${(model.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${(model.trainable.count / 1e6).toFixed(2)}M of them trained (LoRA)` : ""}, ` +
+    `${(model.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${model.trainable.count.toLocaleString("en-US")} of them trained (LoRA)` : ""}, ` +
       `${train.length} records, ${steps} steps of ${rowsPerStep} rows of up to ${config.data.contextLength} tokens`,
   );
 
@@ -172,9 +173,14 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   model.close();
 }
 
-/** The base model's tokenizer with the conversation template in it. */
+/** The base model's tokenizer with the conversation template in it. Throws UserError when it is another model's. */
 export function tunedTokenizer(config: SftConfig): Tokenizer {
   const tokenizer = Tokenizer.load(config.from);
+  const { vocabSize } = readLlamaConfig(config.from);
+  if (tokenizer.vocabSize > vocabSize)
+    throw new UserError(
+      `${config.from}: its tokenizer has ${tokenizer.vocabSize} tokens, but the model only ${vocabSize}: they do not belong together.`,
+    );
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
   return tokenizer;
 }
@@ -184,11 +190,11 @@ interface Record {
   samples: Sample[];
 }
 
-/** The records as tokens, split into training and validation, with lines on what was drawn and cut. */
+/** The records as tokens, all in their order and split into training and validation, with lines on what was drawn and cut. */
 export function readSamples(
   config: SftConfig,
   tokenizer: Tokenizer,
-): { train: Record[]; validation: Sample[]; report: string[]; rejected: Rejected[] } {
+): { train: Record[]; validation: Sample[]; records: Record[]; report: string[]; rejected: Rejected[] } {
   const { data } = config;
   const encoder = new DialogueEncoder(tokenizer);
   const rejected: Rejected[] = [];
@@ -204,10 +210,8 @@ export function readSamples(
     !data.validation &&
     isValidation(`${r.conversation.source.file}:${r.conversation.source.line}`, data.validationShare);
   const train = records.filter((r) => !held(r));
-  if (train.length === 0) {
-    const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";
-    throw new UserError(`${data.train.join(", ")}: no token of any record can be trained on.${why}`);
-  }
+  if (train.length === 0)
+    throw new UserError(`${data.train.join(", ")}: no token of any record can be trained on.${reasons(rejected)}`);
   const validation = data.validation ? encode(readConversations(data.validation, rejected)) : records.filter(held);
   const report: string[] = [];
   const cut = [...new Set([...records, ...validation])].flatMap((r) => r.samples).filter((s) => s.cut);
@@ -220,7 +224,18 @@ export function readSamples(
       report.push(
         `mixture: ${row.type} wanted ${(row.wanted * 100).toFixed(1)}%, drawn ${(row.drawn * 100).toFixed(1)}%, ${row.records} records, each ${row.repeats.toFixed(2)} times an epoch`,
       );
-  return { train, validation: validation.flatMap((r) => r.samples), report, rejected };
+  return { train, validation: validation.flatMap((r) => r.samples), records, report, rejected };
+}
+
+/** Why records were set aside, the commonest reason first, each with how often and where first. */
+function reasons(rejected: readonly Rejected[]): string {
+  const byReason = new Map<string, Rejected[]>();
+  for (const r of rejected) byReason.set(r.reason, [...(byReason.get(r.reason) ?? []), r]);
+  const sorted = [...byReason.values()].sort((a, b) => b.length - a.length);
+  return sorted
+    .slice(0, 3)
+    .map((list) => `\n       ${list.length} times, first at ${list[0].file}:${list[0].line}: ${list[0].reason}`)
+    .join("");
 }
 const typesOf = (records: readonly Record[]): string[] => records.map((r) => canonicalType(r.conversation.type));
 const weightsOf = (m: NonNullable<SftConfig["data"]["mixture"]>) => mixtureWeights(m === "instructgpt" ? m : m.weights);

@@ -54,12 +54,14 @@ export function postProcessorOf(post: Json | null | undefined, path: string): Ar
 
 /** Throws where a tokenizer is no byte-level BPE, with the reason. */
 export function requireByteLevel(json: Json, path: string): void {
+  if (!isObject(json)) throw new UserError(`${path} holds no JSON object, which a tokenizer is.`);
   const model = json.model as Json | undefined;
   const type = model?.type ?? (model?.merges ? "BPE" : undefined);
   if (type !== "BPE") {
-    const found = type === undefined ? "there is none in it" : `"${type}"`;
+    const found = type === undefined ? "there is none in it" : `here it is "${type}"`;
     throw new UserError(`${path}: the tokenizer model must be BPE, and ${found}. Lyceum reads byte-level BPE.`);
   }
+  requireParts(json, model as Json, path);
   for (const key of ["byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout"])
     if (model![key])
       throw new UserError(
@@ -74,6 +76,31 @@ export function requireByteLevel(json: Json, path: string): void {
   if (last < steps.length - 1)
     throw new UserError(`${path}: ${steps[last + 1].type} stands after ByteLevel; nothing can be cut after it.`);
 }
+
+const isObject = (value: unknown): value is Json =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** Throws where a part of the file is not of the kind that the format says, as in a file that was edited or damaged. */
+function requireParts(json: Json, model: Json, path: string): void {
+  const damaged = (what: string): UserError => new UserError(`${path}: the file is damaged: ${what}.`);
+  if (!isObject(model.vocab)) throw damaged("model.vocab is not a table of tokens and ids");
+  for (const [token, id] of Object.entries(model.vocab))
+    if (!isId(id)) throw damaged(`the token ${JSON.stringify(token)} has the id ${JSON.stringify(id)}`);
+  if (!Array.isArray(model.merges)) throw damaged("model.merges is not a list");
+  const bad = model.merges.findIndex((m) => typeof m !== "string" && !(Array.isArray(m) && m.every(isText)));
+  if (bad >= 0) throw damaged(`merge ${bad + 1} is ${JSON.stringify(model.merges[bad])}`);
+  for (const key of ["normalizer", "pre_tokenizer", "post_processor"])
+    if (json[key] !== undefined && json[key] !== null && !isObject(json[key]))
+      throw damaged(`${key} is ${JSON.stringify(json[key])}`);
+  const added = json.added_tokens ?? [];
+  if (!Array.isArray(added)) throw damaged("added_tokens is not a list");
+  for (const token of added)
+    if (!isObject(token) || !isText(token.content) || !isId(token.id))
+      throw damaged(`an added token is ${JSON.stringify(token)}`);
+}
+const isText = (value: unknown): value is string => typeof value === "string";
+/** Ids beyond this could not be merged, and belong to no vocabulary that is used. */
+const isId = (id: unknown): id is number => Number.isInteger(id) && (id as number) >= 0 && (id as number) < 2 ** 26;
 
 const flat = (pre: Json | null | undefined): Json[] =>
   !pre ? [] : pre.type === "Sequence" ? (pre.pretokenizers as Json[]).flatMap(flat) : [pre];

@@ -4,7 +4,7 @@
  */
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
-import { UserError } from "../run/errors.js";
+import { systemMessage, UserError } from "../run/errors.js";
 import { type AddedToken, AddedTokens, specialToken } from "./added.js";
 import { BpeModel } from "./bpe.js";
 import { CHAR_TO_BYTE } from "./bytes.js";
@@ -141,12 +141,18 @@ export class Tokenizer {
     const isFolder = existsSync(path) && statSync(path).isDirectory();
     const file = isFolder ? `${path}/tokenizer.json` : path;
     if (!existsSync(file))
-      throw new UserError(isFolder ? `${path} has no tokenizer.json in it.` : `${path} does not exist.`);
+      throw new UserError(
+        isFolder
+          ? `${path} has no tokenizer.json in it.`
+          : `${path} does not exist. Name a folder with a tokenizer.json.`,
+      );
     const read = (f: string): Json => {
       try {
         return JSON.parse(readFileSync(f, "utf8")) as Json;
       } catch (error) {
-        throw new UserError(`${f} is not JSON: ${(error as Error).message}`);
+        throw new UserError(
+          systemMessage(error, f) ?? `${f} is not JSON: ${(error as Error).message.replace(/\s+/g, " ")}`,
+        );
       }
     };
     const configFile = file.replace(/tokenizer\.json$/, "tokenizer_config.json");
@@ -154,6 +160,8 @@ export class Tokenizer {
     // Transformers 5 keeps the chat template in a file of its own, which goes before the one in the config.
     const templateFile = file.replace(/tokenizer\.json$/, "chat_template.jinja");
     if (templateFile !== file && existsSync(templateFile)) config.chat_template = readFileSync(templateFile, "utf8");
+    if (typeof config !== "object" || config === null || Array.isArray(config))
+      throw new UserError(`${configFile} holds no JSON object.`);
     return new Tokenizer(read(file), config, file);
   }
 

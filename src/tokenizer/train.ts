@@ -30,56 +30,96 @@ interface Word {
  * JavaScript, and on any number of threads. Throws a UserError for a vocabulary that is too small and for no text at all.
  */
 export function trainBpe(texts: Iterable<string>, options: TrainOptions): Tokenizer {
-  const { vocabSize, pretokenizer = "llama3", specialTokens = ["<|endoftext|>"], minFrequency = 2 } = options;
-  const vocab = [...new Set([...specialTokens, ...ALPHABET])];
-  if (vocabSize < vocab.length)
-    throw new UserError(
-      `A vocabulary of ${vocabSize} is too small: the 256 bytes and ${specialTokens.length} special tokens alone need ${vocab.length}.`,
-      2,
-    );
-  const native = options.engine === false ? null : NativeTrainer.open(pretokenizer);
-  const merges = native
-    ? trainInEngine(native, texts, vocab, vocabSize, minFrequency)
-    : trainHere(texts, pretokenizer, vocab, vocabSize, minFrequency);
-  const spelled = merges.map(([left, right]): [string, string] => [vocab[left], vocab[right]]);
-  return Tokenizer.fromParts(vocab, spelled, pretokenizer, specialTokens);
-}
-
-const noText = (): UserError => new UserError("There is no text to train a tokenizer on.");
-type Merges = [left: number, right: number][];
-
-/** Both trainers add the merged tokens to `vocab`. */
-function trainInEngine(
-  trainer: NativeTrainer,
-  texts: Iterable<string>,
-  vocab: string[],
-  vocabSize: number,
-  minFrequency: number,
-): Merges {
+  const training = new Training(options);
   try {
-    for (const text of texts) trainer.add(text);
-    if (trainer.words === 0) throw noText();
-    return trainer.merge(vocab, vocabSize, minFrequency).map(([left, right, merged]) => {
-      if (merged === vocab.length) vocab.push(vocab[left] + vocab[right]);
-      return [left, right];
-    });
+    for (const text of texts) training.words.add(text);
+    return training.finish();
   } finally {
-    trainer.close();
+    training.words.close();
   }
 }
 
-function trainHere(
-  texts: Iterable<string>,
-  pretokenizer: Pretokenizer,
+/** The same for texts that come one after the other, and are not kept: only their words are. */
+export async function trainBpeOn(texts: AsyncIterable<string>, options: TrainOptions): Promise<Tokenizer> {
+  const training = new Training(options);
+  try {
+    for await (const text of texts) training.words.add(text);
+    return training.finish();
+  } finally {
+    training.words.close();
+  }
+}
+
+type Merges = [left: number, right: number, merged: number][];
+
+/** Counts words, then merges their bytes; in the engine, or here. */
+interface Words {
+  add(text: string): void;
+  /** Different words so far. */
+  readonly words: number;
+  merge(vocab: readonly string[], wanted: number, minFrequency: number): Merges;
+  close(): void;
+}
+
+class Training {
+  readonly words: Words;
+  private readonly vocab: string[];
+  private readonly pretokenizer: Pretokenizer;
+  private readonly specialTokens: readonly string[];
+
+  constructor(private readonly options: TrainOptions) {
+    const { vocabSize, pretokenizer = "llama3", specialTokens = ["<|endoftext|>"] } = options;
+    this.pretokenizer = pretokenizer;
+    this.specialTokens = specialTokens;
+    this.vocab = [...new Set([...specialTokens, ...ALPHABET])];
+    if (vocabSize < this.vocab.length)
+      throw new UserError(
+        `A vocabulary of ${vocabSize} is too small: the 256 bytes and ${specialTokens.length} special tokens alone need ${this.vocab.length}.`,
+        2,
+      );
+    const native = options.engine === false ? null : NativeTrainer.open(pretokenizer);
+    this.words = native ?? new WordCounts(pretokenizer);
+  }
+
+  finish(): Tokenizer {
+    const { vocab, words, options } = this;
+    if (words.words === 0) throw new UserError("There is no text to train a tokenizer on.");
+    const spelled = words
+      .merge(vocab, options.vocabSize, options.minFrequency ?? 2)
+      .map(([left, right, merged]): [string, string] => {
+        if (merged === vocab.length) vocab.push(vocab[left] + vocab[right]);
+        return [vocab[left], vocab[right]];
+      });
+    return Tokenizer.fromParts(vocab, spelled, this.pretokenizer, this.specialTokens);
+  }
+}
+
+class WordCounts implements Words {
+  private readonly counts = new Map<string, number>();
+  private readonly pattern: RegExp;
+
+  constructor(pretokenizer: Pretokenizer) {
+    this.pattern = toRegExp(PATTERNS[pretokenizer]);
+  }
+  add(text: string): void {
+    for (const [w] of wellFormed(text).matchAll(this.pattern)) this.counts.set(w, (this.counts.get(w) ?? 0) + 1);
+  }
+  get words(): number {
+    return this.counts.size;
+  }
+  merge(vocab: readonly string[], wanted: number, minFrequency: number): Merges {
+    return mergesOf(this.counts, [...vocab], wanted, minFrequency);
+  }
+  close(): void {}
+}
+
+/** Merges of the counted words; the merged tokens are added to `vocab`. */
+function mergesOf(
+  counts: ReadonlyMap<string, number>,
   vocab: string[],
   vocabSize: number,
   minFrequency: number,
 ): Merges {
-  const counts = new Map<string, number>();
-  const pattern = toRegExp(PATTERNS[pretokenizer]);
-  for (const text of texts)
-    for (const [w] of wellFormed(text).matchAll(pattern)) counts.set(w, (counts.get(w) ?? 0) + 1);
-  if (counts.size === 0) throw noText();
   const idOf = new Map(vocab.map((t, i) => [t, i]));
   const words: Word[] = [...counts].map(([w, count]) => ({ ids: [...toByteChars(w)].map((c) => idOf.get(c)!), count }));
 
@@ -118,7 +158,7 @@ function trainHere(
       vocab.push(token);
       idOf.set(token, merged);
     }
-    merges.push([a, b]);
+    merges.push([a, b, merged]);
     const touched = new Set<number>();
     for (const w of where.get(top.pair) ?? []) {
       const { ids, count } = words[w];

@@ -1,6 +1,6 @@
 /** The `lyceum` command as a user meets it: a process, its exit code, what it prints. Runs the built program (dist/). */
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -163,4 +163,71 @@ test("a user's mistakes: what, where, what to do; exit code 2 for configuration,
   expect(complaint(["logprobs", "runs/p/model", "--ids", "1,x"])).toContain("entry 2 is not a token id");
   writeFileSync(join(dir, "r.yaml"), "stages:\n  - stage: pretrian\n");
   expect(complaint(["run", "r.yaml"])).toMatch(/r.yaml:2:5: stages.0.stage is "pretrian"; did you mean "pretrain"/);
+}, 60_000);
+
+test("files of the user's that do not fit are told, not read past their end", () => {
+  const other = join(dir, "other");
+  expect(lyceum(["tokenizer", "train", "text.jsonl", "--vocab-size", "310", "--out", other]).code).toBe(0);
+  const grown = JSON.parse(readFileSync(join(other, "tokenizer.json"), "utf8"));
+  grown.added_tokens.push({ ...grown.added_tokens[0], id: 900, content: "<|extra|>" });
+  for (let id = 0; id < 200; id++) grown.added_tokens.push({ ...grown.added_tokens[0], id, content: `<|${id}|>` });
+  writeFileSync(join(other, "tokenizer.json"), JSON.stringify(grown));
+  writeFileSync(join(dir, "f.yaml"), "from: runs/p/model\ndata: {train: text.jsonl, contextLength: 16}\nsteps: 1\n");
+  expect(complaint(["pretrain", "f.yaml", "--out", "v1", "--set", "tokenizer=other"])).toMatch(
+    /The tokenizer has \d+ tokens, but the model runs\/p\/model only \d+: it is another model's/,
+  );
+  const mixed = join(dir, "mixed");
+  cpSync(join(dir, "runs/p/model"), mixed, { recursive: true });
+  cpSync(join(other, "tokenizer.json"), join(mixed, "tokenizer.json"));
+  expect(complaint(["sft", "s.yaml", "--from-base", "mixed", "--out", "v2"], 1)).toMatch(/do not belong together/);
+  expect(complaint(["generate", "mixed", "--prompt", "<|150|>", "--max-tokens", "2"], 1)).toMatch(/own tokenizer/);
+  writeFileSync(join(dir, "v3"), "a file");
+  expect(complaint(["pretrain", "p.yaml", "--out", "v3"])).toMatch(/v3 is a file; a run needs a folder/);
+  expect(complaint(["tokenizer", "train", "text.jsonl", "--vocab-size", "300", "--out", "v3"], 1)).toMatch(
+    /v3 is there/,
+  );
+  expect(complaint(["pretrain", "."])).toMatch(/is a folder, where a file is meant/);
+}, 60_000);
+
+test("what is not understood on the command line ends with 2", () => {
+  for (const args of [["pretrain"], ["pretrain", "p.yaml", "--nonsense"], ["nonsense"], ["generate", "runs/p/model"]])
+    complaint(args);
+  expect(lyceum(["pretrain", "--help"]).code).toBe(0);
+});
+
+test("encode adds what the tokenizer puts around a text, as Hugging Face does, unless told not to", () => {
+  const file = join(dir, "around/tokenizer.json");
+  cpSync(join(dir, "runs/p/model"), join(dir, "around"), { recursive: true });
+  const json = JSON.parse(readFileSync(file, "utf8"));
+  const post = {
+    type: "TemplateProcessing",
+    single: [{ SpecialToken: { id: "<|endoftext|>", type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
+  };
+  json.post_processor = {
+    ...post,
+    pair: [],
+    special_tokens: { "<|endoftext|>": { id: "<|endoftext|>", ids: [0], tokens: ["<|endoftext|>"] } },
+  };
+  writeFileSync(file, JSON.stringify(json));
+  const encode = (...more: string[]) =>
+    JSON.parse(lyceum(["tokenizer", "encode", "around", "--json", ...more], "Say").out) as number[];
+  expect(encode()).toEqual([0, ...encode("--no-special-tokens")]);
+});
+
+test("a recipe's stages are reached by their names; a finished run has its page", () => {
+  writeFileSync(
+    join(dir, "two.yaml"),
+    `name: two\nstages:\n  - stage: pretrain\n${YAML.replace(/^(?=.)/gm, "    ")}  - stage: sft\n    from: pretrain\n    data: { train: sft.jsonl, contextLength: 64 }\n    steps: 9\n`,
+  );
+  expect(complaint(["run", "two.yaml", "--set", "sft.stpes=2"])).toContain(
+    '--set stages.1.stpes=2: there is no key "stpes"',
+  );
+  expect(lyceum(["run", "two.yaml", "--set", "pretrain.steps=3", "sft.steps=2"]).code).toBe(0);
+  expect(readFileSync(join(dir, "runs/two/sft/config.yaml"), "utf8")).toMatch(/stage: sft[\s\S]*steps: 2/);
+  const page = join(dir, "runs/two/sft/report.html");
+  expect(readFileSync(page, "utf8")).toContain("2 steps, finished");
+  rmSync(page);
+  expect(lyceum(["report", "runs/two/sft"]).out).toBe("runs/two/sft/report.html\n");
+  expect(existsSync(page)).toBe(true);
+  expect(complaint(["report", "."])).toMatch(/not the folder of a training run/);
 }, 60_000);

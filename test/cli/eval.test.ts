@@ -80,5 +80,5 @@ test("a user's mistakes: what, where, what to do", () => {
   expect(fails(2, model, "--tasks", "texts.jsonl", "--temperature", "-1")).toContain("must be a number from 0 up");
   expect(fails(2, model, "--tasks", "texts.jsonl", "--precision", "fp8")).toContain("fp32 or bf16");
   expect(fails(1, "nowhere", "--tasks", "texts.jsonl")).toContain("nowhere is not a model folder");
-  expect(fails(1, model)).toContain("--tasks");
+  expect(fails(2, model)).toContain("--tasks");
 });

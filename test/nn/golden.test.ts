@@ -126,3 +126,28 @@ it("the tolerances notice a wrong rotary base", () => {
     rmSync(dir, { recursive: true });
   }
 });
+
+it("a folder whose files do not belong together is refused, with what does not fit", () => {
+  const dir = mkdtempSync(join(tmpdir(), "lyceum-golden-"));
+  const config = gold.readJson(`${gold.folder("linear-3-layers")}/config.json`) as Record<string, unknown>;
+  const said = (json: unknown): string => {
+    writeFileSync(`${dir}/config.json`, JSON.stringify(json));
+    try {
+      loadLlama(device, dir, "fp32").close();
+      return "loaded";
+    } catch (error) {
+      return (error as Error).message;
+    }
+  };
+  try {
+    cpSync(gold.folder("linear-3-layers"), dir, { recursive: true });
+    expect(said(config)).toBe("loaded");
+    expect(said({ ...config, num_hidden_layers: 2 })).toMatch(/a Llama with 2 layers has no tensor model\.layers\.2\./);
+    expect(said({ ...config, num_hidden_layers: 4 })).toMatch(/tensor model\.layers\.3\.\S+ is missing/);
+    expect(said({ ...config, hidden_size: 4 * (config.hidden_size as number) })).toMatch(/has shape \[.*asks for \[/);
+    expect(said({ ...config, model_type: "qwen3" })).toMatch(/model_type is "qwen3"; Lyceum runs "llama" models/);
+    expect(said(null)).toMatch(/config\.json holds no JSON object/);
+  } finally {
+    rmSync(dir, { recursive: true });
+  }
+});

@@ -222,5 +222,5 @@ test.runIf(hasMpi)("mistakes are told", () => {
   const grid = train(2, ["parallel.data=3"]);
   expect(grid.stderr).toMatch(/data 3 x tensor 1 x pipeline 1 is 3 processes, but 2 were started.*mpirun -np 3/);
   const unknown = train(2, ["parallel.zero=4"]);
-  expect(unknown.stderr.match(/parallel\.zero/g)).toHaveLength(1); // said once, not by every process
+  expect(unknown.stderr.match(/parallel\.zero is 4/g)).toHaveLength(1); // said once, not by every process
 });

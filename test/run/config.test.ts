@@ -1,9 +1,9 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
-import { loadConfig } from "../../src/run/config.js";
-import { UserError } from "../../src/run/errors.js";
+import { loadConfig, overridden } from "../../src/run/config.js";
+import { systemMessage, UserError } from "../../src/run/errors.js";
 import { pretrainSchema } from "../../src/stages/pretrain.js";
 
 const dir = mkdtempSync(join(tmpdir(), "lyceum-config-"));
@@ -59,11 +59,55 @@ test("--set goes over the file; its mistakes are told the same way", () => {
     optimizer: { learningRate: 3e-4 },
     data: { contextLength: 32 },
   });
-  expect(complaint(GOOD, ["optimizer.lr=1"])).toContain('"optimizer.lr"');
+  expect(read(GOOD, ["optimizer.lr=0.5"]).optimizer.learningRate).toBe(0.5);
+  expect(complaint(GOOD, ["optimizer.speed=1"])).toContain('"optimizer.speed"');
   expect(complaint(GOOD, ["steps"])).toContain("key=value");
 });
 
 test("a file that is missing, or is not YAML", () => {
   expect(() => loadConfig(pretrainSchema, join(dir, "none.yaml"))).toThrow(/none.yaml does not exist/);
   expect(complaint("a: [1,\nb: }")).toMatch(/not YAML/);
+});
+
+test("--set is blamed for what it brings; names that users give are left as they are", () => {
+  expect(complaint(GOOD, ["steps=many"])).toBe('--set steps=many: steps is "many"; it must be a number.');
+  expect(complaint(GOOD, ["steps=1", "data.contextLenght=3"])).toMatch(/^--set data.contextLenght=3: there is no key/);
+  expect(complaint(GOOD, ["steps=[1"])).toMatch(/--set steps=\[1: the value is not YAML/);
+  expect(complaint(GOOD, ["optimizer..eps=1"])).toMatch(/a name is missing between the dots/);
+  const source = { file: "x.yaml", value: {}, place: () => "" };
+  expect(overridden(source, ["data.mixture.weights.my_type=2", "data.mixture.weights.文本分类=1"]).value).toEqual({
+    data: { mixture: { weights: { my_type: 2, 文本分类: 1 } } },
+  });
+});
+
+test("one file may stand where a list of files is meant", () => {
+  expect(read(GOOD, ["data.train=a.txt", "data.validation=[b.txt, c.txt]"]).data).toMatchObject({
+    train: ["a.txt"],
+    validation: ["b.txt", "c.txt"],
+  });
+  expect(complaint(GOOD, ["data.train=3"])).toContain("data.train is 3; it must be a text or a list");
+});
+
+test("what the operating system refuses is told of the file, and nothing else is", () => {
+  const told = (work: () => unknown): string | undefined => {
+    try {
+      work();
+    } catch (error) {
+      return systemMessage(error, "the file");
+    }
+    return undefined;
+  };
+  expect(told(() => readFileSync(join(dir, "none")))).toBe(`${join(dir, "none")} does not exist.`);
+  expect(told(() => readFileSync(dir))).toBe("the file is a folder, where a file is meant.");
+  expect(told(() => JSON.parse("{"))).toBeUndefined();
+  expect(() => loadConfig(pretrainSchema, dir)).toThrow(/is a folder, where a file is meant/);
+  const full = Object.assign(new Error("ENOSPC"), { code: "ENOSPC", syscall: "write" });
+  expect(systemMessage(full, "runs/a")).toMatch(/^runs\/a could not be written: the disk is full/);
+});
+
+test("a key that belongs elsewhere is told where", () => {
+  expect(complaint(`${GOOD}\nlearning_rate: 1\n`)).toMatch(
+    /there is no key "learningRate"\. Write optimizer\.learningRate\./,
+  );
+  expect(complaint(GOOD, ["optimizer.contextLength=3"])).toMatch(/Write data\.contextLength\./);
 });

@@ -29,7 +29,9 @@ test("a checkpoint exists when it is whole; the last two are kept", () => {
 
 test("a folder with a run in it is not written over", () => {
   const dir = fresh();
-  open(dir).close();
+  const run = open(dir);
+  run.metrics.write(1, { loss: 1 });
+  run.close();
   expect(() => open(dir)).toThrow(/already holds a run.*--resume/);
   const other = fresh();
   mkdirSync(other);
@@ -94,7 +96,10 @@ test("TensorBoard's event files: records with right checksums, the scalars insid
     at += 16 + length;
   }
   expect(records[0].includes("brain.Event:2")).toBe(true);
-  const event = records[1];
+  const start = records[1];
+  // Step 1 (field 2), and a SessionLog (field 7) that says START: what older files have from here on is void.
+  expect([...start.subarray(9)]).toEqual([0x10, 1, 0x3a, 2, 0x08, 1]);
+  const event = records[2];
   expect([event[9], event[10], event[11]]).toEqual([0x10, 0xac, 0x02]); // field 2, varint 300
   const tag = event.indexOf("loss");
   expect(event[tag + 4]).toBe(0x15); // field 2, fixed32

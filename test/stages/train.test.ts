@@ -96,6 +96,7 @@ test("pretraining learns, and its folder holds what is needed to explain, resume
     "data",
     "metrics.jsonl",
     "model",
+    "report.html",
     "samples",
   ]);
   expect(readdirSync(`${dir}/checkpoints`)).toEqual(["000010", "000020", "000030"]);

@@ -123,7 +123,7 @@ describe("refused", () => {
     ],
   });
   test.each<[string, unknown, RegExp]>([
-    ["model", { type: "Unigram", vocab: [] }, /model must be BPE, and "Unigram"/],
+    ["model", { type: "Unigram", vocab: [] }, /model must be BPE, and here it is "Unigram"/],
     ["model", { type: "WordPiece", vocab: {} }, /"WordPiece"/],
     ["model", undefined, /there is none/],
     ["model.byte_fallback", true, /byte_fallback is true/],
@@ -154,6 +154,13 @@ describe("refused", () => {
       /normalizer "Replace" is not implemented/,
     ],
     ["post_processor", { type: "Strange" }, /post-processor "Strange"/],
+    ["model.vocab", undefined, /damaged: model.vocab is not a table/],
+    ["model.vocab.!", "x", /damaged: the token "!" has the id "x"/],
+    ["model.vocab.!", 4e8, /damaged: the token "!" has the id 400000000/],
+    ["model.merges", 3, /damaged: model.merges is not a list/],
+    ["model.merges", [["a", "b"], 5], /damaged: merge 2 is 5/],
+    ["added_tokens", [{ id: 3, content: 5 }], /damaged: an added token is/],
+    ["normalizer", "NFC", /damaged: normalizer is "NFC"/],
   ])("%s %j", (path, value, message) => {
     const said = refused(changed("llama3", [[path, value]]));
     expect(said).toMatch(message);

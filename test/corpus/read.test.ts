@@ -1,0 +1,69 @@
+/** Documents and token shards as training takes them. */
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { gzipSync } from "node:zlib";
+import { afterAll, expect, test } from "vitest";
+import { type Rejected, readDocuments } from "../../src/corpus/read.js";
+import { Shards, writeShards } from "../../src/corpus/shards.js";
+import { openCpu } from "../../src/device/cpu.js";
+import { trainBpe } from "../../src/tokenizer/train.js";
+
+const dir = mkdtempSync(join(tmpdir(), "lyceum-read-"));
+afterAll(() => rmSync(dir, { recursive: true, force: true }));
+const put = (name: string, data: string | Buffer): string => {
+  writeFileSync(join(dir, name), data);
+  return join(dir, name);
+};
+async function read(...paths: string[]): Promise<{ texts: string[]; rejected: Rejected[] }> {
+  const rejected: Rejected[] = [];
+  const texts: string[] = [];
+  for await (const { text } of readDocuments(paths, rejected)) texts.push(text);
+  return { texts, rejected };
+}
+
+test("JSONL, text and packed files; a folder stands for the files in it, in the order of their names", async () => {
+  mkdirSync(join(dir, "in/deep"), { recursive: true });
+  put("in/b.txt", "\uFEFFzwei\n");
+  put("in/a.jsonl", '{"text":"one"}\r\n{"text":"two","id":7}\n');
+  put("in/deep/c.jsonl.gz", gzipSync('{"text":"three"}'));
+  put("in/z.bin", "not read");
+  expect(await read(join(dir, "in"))).toEqual({ texts: ["one", "two", "zwei\n", "three"], rejected: [] });
+  await expect(read(join(dir, "none"))).rejects.toThrow(/does not exist.*data.train/);
+  await expect(read(join(dir, "in/z.bin"))).rejects.toThrow(/cannot tell its format/);
+});
+
+test("what is no document is set aside with its line; text in another encoding is read", async () => {
+  const bad = put(
+    "bad.jsonl",
+    Buffer.from('{"text":"ok"}\nnot json\n{"a":1}\n{"text":" "}\n{"text":"\xff"}\n', "latin1"),
+  );
+  const { texts, rejected } = await read(
+    bad,
+    put("empty.txt", ""),
+    put("latin.txt", Buffer.from("d\xe9j\xe0 vu ".repeat(40), "latin1")),
+  );
+  expect(texts).toEqual(["ok", "déjà vu ".repeat(40)]);
+  expect(rejected.map((r) => [r.line, r.reason.slice(0, 30)])).toEqual([
+    [2, expect.stringContaining("not JSON")],
+    [3, expect.stringContaining('no field "text"')],
+    [4, "the text is empty"],
+    [5, expect.stringContaining("UTF-8")],
+    [0, "the file is empty"],
+  ]);
+});
+
+test("an id in tokens.bin that the vocabulary does not have is found before a kernel meets it", async () => {
+  const tokenizer = trainBpe(["a b c a b c"], { vocabSize: 260 });
+  const folder = join(dir, "shards");
+  const documents = [{ id: "1", text: "a b c a b c", source: { file: "x", line: 1 }, dataset: "", metadata: {} }];
+  const { tokens } = await writeShards(documents, tokenizer, folder);
+  const ids = new Uint16Array(tokens).fill(5);
+  ids[tokens - 2] = 9999;
+  writeFileSync(`${folder}/tokens.bin`, ids);
+  const shards = new Shards(openCpu(), folder, tokenizer);
+  expect(() => shards.batch([0], tokens)).toThrow(
+    /token \d+ is 9999, but the vocabulary has 25\d: the shards are damaged/,
+  );
+  shards.close();
+});
