@@ -131,6 +131,7 @@ function declaredLanguage(page: Page): string | undefined {
 function articleBody(blocks: readonly string[]): string {
   let best = "";
   for (const block of blocks) {
+    if (!block.includes('"articleBody"')) continue;
     let data: unknown;
     try {
       data = JSON.parse(block);

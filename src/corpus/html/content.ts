@@ -125,7 +125,7 @@ function kindOfPage(page: Page, of: (e: Element) => Facts): PageKind {
     f.inComments = inComments;
     if (inComments) comments += f.own;
     else outside += f.own;
-    if ((element.tag === "article" || /\barticleBody\b/.test(element.names)) && !inComments && f.prose > 8) articles++;
+    if ((element.tag === "article" || f.names.articleBody) && !inComments && f.prose > 8) articles++;
   }
   const forum = posts > 0 || has(FORUM_TYPES) || FORUM.test(names);
   const article = !forum && (page.meta.get("og:type") === "article" || has(ARTICLE_TYPES) || articles === 1);
@@ -180,7 +180,7 @@ function isAround(element: Element, f: Facts, all: Facts, strict: boolean, kind:
 /** How much an element's kind and name speak for it. */
 function prior(element: Element, f: Facts): number {
   let weight = 1;
-  if (element.tag === "article" || /\barticleBody\b/.test(element.names)) weight *= 1.3;
+  if (element.tag === "article" || f.names.articleBody) weight *= 1.3;
   else if (element.tag === "main" || element.role === "main") weight *= 1.2;
   else if (LISTS.has(element.tag)) weight *= 0.8;
   if (f.names.inside) weight *= 1.25;
@@ -283,7 +283,7 @@ const isMain = (element: Element, of: (e: Element) => Facts): boolean =>
   element.tag === "article" ||
   element.tag === "main" ||
   element.role === "main" ||
-  /\barticleBody\b/.test(element.names) ||
+  of(element).names.articleBody ||
   (of(element).names.inside && element.tag !== "body");
 
 /** Whether an article ends between the two: what is beside it is another one, or none. */

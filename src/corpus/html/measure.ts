@@ -38,6 +38,8 @@ export interface Names {
   folded: boolean;
   note: boolean;
   post: boolean;
+  /** schema.org's property for the text of an article. */
+  articleBody: boolean;
 }
 const NAMELESS: Names = {
   around: false,
@@ -47,6 +49,7 @@ const NAMELESS: Names = {
   folded: false,
   note: false,
   post: false,
+  articleBody: false,
 };
 /** A site repeats its class names on every page; the table is emptied when a crawl has filled it. */
 const nameTable = new Map<string, Names>();
@@ -71,6 +74,7 @@ function namesOf({ names: raw }: Element): Names {
       folded: FOLDED.test(text),
       note: NOTE.test(text),
       post: POST.test(text),
+      articleBody: /\barticleBody\b/.test(raw),
     };
     nameTable.set(raw, names);
   }
