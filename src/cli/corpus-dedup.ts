@@ -2,7 +2,7 @@
 
 import type { Rejected } from "../corpus/document.js";
 import { documentsOf } from "../corpus/input/documents.js";
-import { MinHasher, nearPairs } from "../corpus/minhash.js";
+import { bandsFor, MinHasher, nearPairs } from "../corpus/minhash.js";
 import { UserError } from "../run/errors.js";
 
 export interface DedupFlags {
@@ -11,19 +11,6 @@ export interface DedupFlags {
   bands?: string;
   rows?: string;
   json?: boolean;
-}
-
-/** Chance to overlook a pair that is just as similar as the threshold, which the choice of bands keeps to. */
-const MISS = 1e-4;
-const HASHES = 128;
-
-/** The most rows (fewest candidates) with which a pair at the threshold is overlooked with at most MISS: (1 - t^rows)^bands. */
-export function bandsFor(threshold: number): { bands: number; rows: number } {
-  for (let rows = 16; rows > 1; rows--) {
-    const bands = Math.floor(HASHES / rows);
-    if ((1 - threshold ** rows) ** bands <= MISS) return { bands, rows };
-  }
-  return { bands: HASHES, rows: 1 };
 }
 
 export async function command(files: string[], flags: DedupFlags): Promise<void> {

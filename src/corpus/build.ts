@@ -24,12 +24,13 @@ import {
   nextStage,
 } from "./funnel.js";
 import { sha256 } from "./hash.js";
-import { AGAINST, CODE_VERSION, type Plan, planBuild, type SourcePlan } from "./plan.js";
+import { AGAINST, type Plan, planBuild, type SourcePlan } from "./plan.js";
 import { openPool, type Pool } from "./pool.js";
 import type { Recipe } from "./recipe.js";
 import type { Counts, JudgedMarker, ReadMarker } from "./unit.js";
 import { cutUnits, type UnitInput } from "./units.js";
 import { loadBlockLists } from "./url.js";
+import { codeVersion } from "./version.js";
 
 export interface BuildSummary {
   stages: FunnelStage[];
@@ -269,7 +270,7 @@ async function finish(
   const weights = recipe.sources.map((s) => [s.name, s.priority, s.weight]);
   const key = sha256(
     JSON.stringify([
-      CODE_VERSION,
+      codeVersion(),
       units.map((u) => [u.unit, u.judged.key]),
       deduplicate,
       minCharacters,

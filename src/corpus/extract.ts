@@ -1,6 +1,6 @@
 /** A page to its title and main text, in one of two modes: our own block scoring (fast), or Mozilla's Readability. */
 import { decode } from "./html/charset.js";
-import { findContent } from "./html/content.js";
+import { findContent, findMain } from "./html/content.js";
 import { readabilityText } from "./html/readability.js";
 import { renderText } from "./html/render.js";
 import { type Element, type Page, parsePage, rawText, walk } from "./html/tree.js";
@@ -53,14 +53,20 @@ function mainText(page: Page, title: string): string {
   const strict = findContent(page);
   dropTitle(strict.parts, strict.without, title);
   const text = renderText(strict.parts, strict.without);
+  const fromData = articleBody(page.jsonLd);
+  // A page that gives most of its article to scripts and search engines only.
+  if (fromData.length > Math.max(SHORT, text.length * 2)) return fromData;
   if (text.length >= SHORT) return text;
+  const main = findMain(page);
+  dropTitle(main.parts, main.without, title);
+  const whole = renderText(main.parts, main.without);
+  if (whole.length >= SHORT && whole.length > text.length * 1.5) return whole;
   // Little was found: names may have misled, or the page is not an article.
   const lax = findContent(page, false);
   dropTitle(lax.parts, lax.without, title);
   const again = renderText(lax.parts, lax.without);
   const best = again.length > text.length * 1.5 ? again : text;
   if (best.length >= SHORT) return best;
-  const fromData = articleBody(page.jsonLd);
   if (fromData.length > Math.max(SHORT, best.length)) return fromData;
   return best === "" ? renderText([bodyOf(page.root)], lax.without) : best;
 }
@@ -89,6 +95,9 @@ function titleOf(page: Page): string {
   });
   // "Title | Site", "Title - Site", "Site » Title": the longest part is the title.
   const parts = full.split(/\s+(?:[|–—»:·-]|--)\s+/).filter((p) => p !== "");
+  const named = headings.filter((h) => h.length > 2 && parts.includes(h));
+  // The site's name may be a heading as well; it is the shorter one, or the same on every page.
+  if (named.length > 0 && parts.length > 1) return named.reduce((x, y) => (y.length > x.length ? y : x));
   const longest = parts.reduce((x, y) => (y.length > x.length ? y : x), "");
   const heading = headings.find((h) => h.length > 4 && h.length > longest.length * 0.6 && full.includes(h));
   if (heading) return heading;
@@ -122,6 +131,7 @@ function declaredLanguage(page: Page): string | undefined {
 function articleBody(blocks: readonly string[]): string {
   let best = "";
   for (const block of blocks) {
+    if (!block.includes('"articleBody"')) continue;
     let data: unknown;
     try {
       data = JSON.parse(block);

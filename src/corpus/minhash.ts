@@ -21,8 +21,25 @@ export interface MinHashOptions {
 }
 export const MINHASH_DEFAULTS: MinHashOptions = { shingle: 5, bands: 14, rows: 8, threshold: 0.8, seed: 1 };
 
+/** Chance to overlook a pair that is just as similar as the threshold, which `bandsFor` keeps to. */
+const MISS = 1e-4;
+const HASHES = 128;
+
+/** The most rows (fewest candidates) with which a pair at the threshold is overlooked with at most MISS: (1 - t^rows)^bands. */
+export function bandsFor(threshold: number): { bands: number; rows: number } {
+  for (let rows = 16; rows > 1; rows--) {
+    const bands = Math.floor(HASHES / rows);
+    if ((1 - threshold ** rows) ** bands <= MISS) return { bands, rows };
+  }
+  return { bands: HASHES, rows: 1 };
+}
+
+/** Fills in what is left out: 14 bands of 8 rows, and below the usual threshold, where these would miss most, as many as it needs. */
 export function checkMinHash(options: Partial<MinHashOptions> = {}): MinHashOptions {
-  const all = { ...MINHASH_DEFAULTS, ...options };
+  const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
+  const { threshold = MINHASH_DEFAULTS.threshold } = options;
+  const banding = threshold < MINHASH_DEFAULTS.threshold ? bandsFor(threshold) : {};
+  const all = { ...MINHASH_DEFAULTS, ...banding, ...given };
   const whole = (name: "shingle" | "bands" | "rows", most: number): void => {
     if (!Number.isInteger(all[name]) || all[name] < 1 || all[name] > most)
       throw new UserError(`dedup.${name} is ${all[name]}; it must be a whole number from 1 to ${most}.`, 2);

@@ -94,7 +94,7 @@ function fromJson(record: RawRecord, context: ParseContext, rejected: Reject): P
     return rejected(`not JSON: ${(error as Error).message.slice(0, 200)}`);
   }
   if (fields === null || typeof fields !== "object" || typeof fields.text !== "string")
-    return rejected('there is no field "text" with a string in it');
+    return rejected(withoutText(fields));
   const { text, id, url, metadata, ...more } = fields;
   const kept = { ...more, ...(metadata !== null && typeof metadata === "object" ? metadata : {}) };
   return document(record, context, {
@@ -105,10 +105,23 @@ function fromJson(record: RawRecord, context: ParseContext, rejected: Reject): P
   });
 }
 
+const startsLikeHttp = (bytes: Uint8Array): boolean =>
+  /^HTTP\/\d(?:\.\d)? \d{3}\b/.test(
+    Buffer.from(bytes.buffer, bytes.byteOffset, Math.min(bytes.length, 16)).toString("latin1"),
+  );
+
+/** Says which fields there are: one of them may hold the text under another name. */
+export function withoutText(fields: unknown): string {
+  const names = fields !== null && typeof fields === "object" && !Array.isArray(fields) ? Object.keys(fields) : [];
+  const list = names.length > 0 ? ` (its fields: ${names.slice(0, 12).join(", ")})` : "";
+  return `there is no field "text" with a string in it${list}`;
+}
+
 async function fromPage(record: RawRecord, context: ParseContext, rejected: Reject): Promise<Parsed | Rejected> {
   const { parseHttp } = await import("./input/http.js");
   let { bytes, contentType } = record;
-  if (contentType !== undefined && /application\/http/i.test(contentType)) {
+  // Some crawlers leave out the type of a response record.
+  if (contentType === undefined ? startsLikeHttp(bytes) : /application\/http/i.test(contentType)) {
     const http = parseHttp(bytes, context.maxRecordBytes);
     if (http.reason !== undefined) return rejected(http.reason);
     if (http.status !== 200) return rejected(`HTTP status ${http.status}`);

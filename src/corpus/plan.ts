@@ -1,12 +1,13 @@
 /** What a build has to do: the sources with their files, and the keys by which finished work is recognised. */
-import { closeSync, existsSync, openSync, readSync, statSync } from "node:fs";
+import { closeSync, existsSync, openSync, readdirSync, readSync, statSync } from "node:fs";
+import { join } from "node:path";
 import { UserError } from "../run/errors.js";
 import { sha256 } from "./hash.js";
 import { listFiles } from "./input/source.js";
+import { checkMinHash } from "./minhash.js";
 import type { Recipe } from "./recipe.js";
+import { codeVersion } from "./version.js";
 
-/** To be raised with every change of the code that changes what a build writes. */
-export const CODE_VERSION = 1;
 /** The data sets of deduplicate.against: read like a source, and nothing of them is written out. */
 export const AGAINST = "against";
 
@@ -39,9 +40,10 @@ export function planBuild(recipe: Recipe): Plan {
       return fingerprint(file);
     });
     const readKey = sha256(
-      JSON.stringify([CODE_VERSION, name, prints, recipe.limits, recipe.url, blocklists, recipe.extract, recipe.unit]),
+      JSON.stringify([codeVersion(), name, prints, recipe.limits, recipe.url, blocklists, recipe.extract, recipe.unit]),
     );
-    const near = recipe.deduplicate?.near;
+    // Of the deduplication a unit has the signatures only: they know no threshold, except that it may choose the bands.
+    const near = recipe.deduplicate?.near && checkMinHash(recipe.deduplicate.near);
     const { garbled, ads, harmful, pii, classifier, decontaminate } = recipe;
     const blocks = [
       garbled,
@@ -89,7 +91,12 @@ function existing(file: string, where: string): unknown[] {
   return fingerprint(file);
 }
 
+/** Of every file of a folder of block lists; the folder's own times do not tell when one of them is edited. */
 function fingerprints(dir: string): unknown[] {
-  const { size, mtimeMs } = statSync(dir);
-  return [dir, size, mtimeMs];
+  return readdirSync(dir, { recursive: true, encoding: "utf8" })
+    .sort()
+    .map((file) => {
+      const { size, mtimeMs } = statSync(join(dir, file));
+      return [file, size, mtimeMs];
+    });
 }

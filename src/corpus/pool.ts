@@ -1,5 +1,7 @@
 /** Where units are worked on: in this thread (one worker), or in a pool of threads. */
+import { UserError } from "../run/errors.js";
 import { type JudgedMarker, type ReadMarker, type Task, Worker, type WorkerSetup } from "./unit.js";
+import type { Answer } from "./worker.js";
 
 export interface Pool {
   size: number;
@@ -19,5 +21,10 @@ export async function openPool(setup: WorkerSetup, workers: number): Promise<Poo
     maxThreads: workers,
     workerData: setup,
   });
-  return { size: workers, run: (task) => pool.run(task), close: () => pool.destroy() };
+  const run: Pool["run"] = async (task) => {
+    const answer: Answer = await pool.run(task);
+    if ("failed" in answer) throw new UserError(answer.failed.message, answer.failed.exitCode);
+    return answer.done;
+  };
+  return { size: workers, run, close: () => pool.destroy() };
 }

@@ -38,8 +38,9 @@ const heuristicsSchema = z.strictObject({
 const nearSchema = z.strictObject({
   threshold: z.number().gt(0).max(1).default(0.8),
   shingle: natural.default(5),
-  bands: natural.default(14),
-  rows: natural.default(8),
+  /** Left out: 14 and 8 from a threshold of 0.8 on, more bands of fewer rows below it. */
+  bands: natural.optional(),
+  rows: natural.optional(),
 });
 
 const thresholdsSchema = z.record(z.string(), z.number().nullable());

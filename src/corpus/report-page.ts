@@ -46,9 +46,10 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; } h3 { fon
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; } .bar { height: .9rem; background: var(--kept); } .bar.gone { background: var(--gone); } .track { display: flex; min-width: 12rem; background: var(--line); }
 .soft { color: var(--soft); } .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figcaption { font-size: .85rem; } svg { width: 100%; height: 6rem; display: block; } rect { fill: var(--kept); } line { stroke: var(--gone); stroke-width: 1.5; } 
+figure { margin: 0; } figcaption { font-size: .85rem; } .scroll { overflow-x: auto; } td.ids { min-width: 20rem; } td.rule { padding-left: 1.2rem; } svg { width: 100%; height: 6rem; display: block; } rect { fill: var(--kept); } line { stroke: var(--gone); stroke-width: 1.5; } 
 blockquote { margin: .3rem 0; padding: .3rem .6rem; border-left: 3px solid var(--line); overflow-wrap: anywhere; white-space: pre-wrap; font-size: .88rem; } blockquote.gone { border-color: var(--gone); } blockquote.kept { border-color: var(--kept); }
-code { font-size: .88em; overflow-wrap: anywhere; }`;
+code { font-size: .88em; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { margin: 1rem auto; } th, td { padding-right: .4rem; font-size: .88rem; } .track { min-width: 3.5rem; } td.rule { padding-left: .6rem; } td code { overflow-wrap: anywhere; } }`;
 
 export function renderReport(data: ReportData): string {
   return `<!doctype html>
@@ -83,18 +84,20 @@ function totals({ stages, tokens }: ReportData): string {
 function funnel(stages: readonly FunnelStage[]): string {
   const all = Math.max(1, stages[0]?.in ?? 0);
   const rows = stages.map((s) => {
-    const rules = s.rules
-      .filter((r) => r.any > 0)
-      .sort((a, b) => b.first - a.first || b.any - a.any)
-      .map(
-        (r) =>
-          `<tr><td class="soft">&emsp;<code>${escaped(r.rule)}</code></td><td class="soft">would drop ${count(r.any)}</td><td class="n soft"></td><td class="n soft">${count(r.first)}</td><td></td></tr>`,
-      )
-      .join("");
+    const dropping = s.rules.filter((r) => r.first > 0).sort((a, b) => b.first - a.first || b.any - a.any);
+    const others = s.rules.filter((r) => r.first === 0 && r.any > 0).sort((a, b) => b.any - a.any);
+    const rules = dropping.map(
+      (r) =>
+        `<tr><td class="soft rule" colspan="2"><code>${escaped(r.rule)}</code>${r.any > r.first ? ` and ${count(r.any - r.first)} that an earlier rule dropped` : ""}</td><td></td><td class="n soft">${count(r.first)}</td><td></td></tr>`,
+    );
+    if (others.length > 0)
+      rules.push(
+        `<tr><td class="soft rule" colspan="5">would also drop some of these: ${others.map((r) => `<code>${escaped(r.rule)}</code> ${count(r.any)}`).join(", ")}</td></tr>`,
+      );
     const width = (n: number): string => `style="width:${((100 * n) / all).toFixed(2)}%"`;
-    return `<tr><th scope="row">${escaped(s.stage)}</th><td><div class="track"><div class="bar" ${width(s.kept)}></div><div class="bar gone" ${width(s.dropped + s.failed)}></div></div></td><td class="n">${count(s.kept)}</td><td class="n">${count(s.dropped)}</td><td class="n">${count(s.failed)}</td></tr>${rules}`;
+    return `<tr><th scope="row">${escaped(s.stage)}</th><td><div class="track"><div class="bar" ${width(s.kept)}></div><div class="bar gone" ${width(s.dropped + s.failed)}></div></div></td><td class="n">${count(s.kept)}</td><td class="n">${count(s.dropped)}</td><td class="n">${count(s.failed)}</td></tr>${rules.join("")}`;
   });
-  return `<table><thead><tr><th>stage</th><th></th><th class="n">kept</th><th class="n">dropped</th><th class="n">failed</th></tr></thead><tbody>${rows.join("\n")}</tbody></table>`;
+  return `<div class="scroll"><table><thead><tr><th>stage</th><th></th><th class="n">kept</th><th class="n">dropped</th><th class="n">failed</th></tr></thead><tbody>${rows.join("\n")}</tbody></table></div>`;
 }
 
 function mix(sources: readonly SourceShare[]): string {
@@ -104,16 +107,16 @@ function mix(sources: readonly SourceShare[]): string {
     (s) =>
       `<tr><td>${escaped(s.source)}</td><td class="n">${count(s.documents)}</td><td class="n">${count(s.bytes)}</td><td class="n">${count(s.tokens)}</td><td class="n">${percent(s.share)}</td><td class="n">${percent(s.wanted)}</td><td class="n">${s.epochs.toFixed(2)}</td></tr>`,
   );
-  return `<h2>Sources</h2><table><thead><tr><th>source</th><th class="n">documents</th><th class="n">bytes</th><th class="n">tokens taken</th><th class="n">share</th><th class="n">wanted</th><th class="n">epochs</th></tr></thead><tbody>${rows.join("")}</tbody></table>`;
+  return `<h2>Sources</h2><div class="scroll"><table><thead><tr><th>source</th><th class="n">documents</th><th class="n">bytes</th><th class="n">tokens taken</th><th class="n">share</th><th class="n">wanted</th><th class="n">epochs</th></tr></thead><tbody>${rows.join("")}</tbody></table></div>`;
 }
 
 function overlaps(rows: readonly Overlap[]): string {
   if (rows.length === 0) return "";
   const cells = rows.map(
     (o) =>
-      `<tr><td>${escaped(o.from)}</td><td>${escaped(o.against)}</td><td class="n">${count(o.documents)}</td><td class="n">${o.meanSimilarity.toFixed(3)}</td><td><code>${o.examples.map((e) => `${escaped(e.id)} = ${escaped(e.kept)}`).join("<br>")}</code></td></tr>`,
+      `<tr><td>${escaped(o.from)}</td><td>${escaped(o.against)}</td><td class="n">${count(o.documents)}</td><td class="n">${o.meanSimilarity.toFixed(3)}</td><td class="ids"><code>${o.examples.map((e) => `${escaped(e.id)} = ${escaped(e.kept)}`).join("<br>")}</code></td></tr>`,
   );
-  return `<h2>Duplicates</h2><table><thead><tr><th>dropped from</th><th>kept in</th><th class="n">documents</th><th class="n">mean similarity</th><th>such as</th></tr></thead><tbody>${cells.join("")}</tbody></table>`;
+  return `<h2>Duplicates</h2><div class="scroll"><table><thead><tr><th>dropped from</th><th>kept in</th><th class="n">documents</th><th class="n">mean similarity</th><th>such as</th></tr></thead><tbody>${cells.join("")}</tbody></table></div>`;
 }
 
 function bars(rows: readonly { name: string; kept: number; all: number }[]): string {

@@ -10,7 +10,14 @@ import { applySpans } from "./document.js";
 import type { Duplicate } from "./duplicates.js";
 import type { Outcome } from "./finish.js";
 import { type BuildFolder, readRows } from "./folder.js";
-import { checkRules, evaluateHeuristics, judgeSignals, needsText, thresholdNames } from "./heuristics/index.js";
+import {
+  checkRules,
+  evaluateHeuristics,
+  judgeSignals,
+  needsText,
+  publishedThreshold,
+  thresholdNames,
+} from "./heuristics/index.js";
 import { judge as judgeRules } from "./heuristics/rules.js";
 import { judgeLanguage, rulesFor } from "./judge.js";
 import { type Recipe, recipeSchema, SIMPLE_RULES } from "./recipe.js";
@@ -31,6 +38,9 @@ export interface WhatIf {
   seconds: number;
   note: string;
 }
+
+/** May only be raised: what is less similar than the build's threshold was not recorded. */
+const NEAR = "deduplicate.near.threshold";
 
 const NOTE =
   "Duplicates are not looked for again: a document that a filter had dropped is counted as kept, and a twin stays out as long as the document kept for it stays in.";
@@ -100,6 +110,17 @@ function apply(change: string, recipe: Recipe, changed: Recipe, rules: WhatIf["r
     changed.classifier.threshold = value;
     return false;
   }
+  if (name === NEAR && recipe.deduplicate?.near && changed.deduplicate?.near && value !== null) {
+    const { threshold } = recipe.deduplicate.near;
+    if (value < threshold || value > 1)
+      throw new UserError(
+        `--rule ${change}: similarities below the build's threshold (${threshold}) were not recorded; give one from ${threshold} to 1, or build again.`,
+        2,
+      );
+    rules[name] = { before: threshold, after: value };
+    changed.deduplicate.near.threshold = value;
+    return false;
+  }
   const block = (Object.keys(SIMPLE_RULES) as (keyof typeof SIMPLE_RULES)[]).find((b) => name.startsWith(`${b}.`));
   const rule = block && SIMPLE_RULES[block].find((r) => r.name === name);
   if (block && rule && recipe[block] && changed[block]) {
@@ -108,8 +129,19 @@ function apply(change: string, recipe: Recipe, changed: Recipe, rules: WhatIf["r
     changed[block][name] = value;
     return false;
   }
-  if (!recipe.heuristics || !changed.heuristics || !thresholdNames().includes(name)) {
-    const names = [...(recipe.heuristics ? thresholdNames() : []), "language.threshold", "minCharacters"];
+  const used =
+    recipe.heuristics && new Set([recipe.heuristics.presets, ...Object.values(recipe.heuristics.byLanguage)].flat());
+  const known = thresholdNames().filter((n) => used?.has(n.split(".")[0]));
+  if (!recipe.heuristics || !changed.heuristics || !known.includes(name)) {
+    const simple = (Object.keys(SIMPLE_RULES) as (keyof typeof SIMPLE_RULES)[]).filter((b) => recipe[b]);
+    const names = [
+      ...known,
+      ...simple.flatMap((b) => SIMPLE_RULES[b].map((r) => r.name)),
+      ...(recipe.language ? ["language.threshold"] : []),
+      ...(recipe.classifier?.mode === "threshold" ? ["classifier.minScore"] : []),
+      ...(recipe.deduplicate?.near ? [NEAR] : []),
+      "minCharacters",
+    ];
     const near = nearest(name, names);
     throw new UserError(
       `There is no rule "${name}" to change. ${near ? `Did you mean "${near}"?` : `There are: ${names.join(", ")}.`}`,
@@ -118,7 +150,8 @@ function apply(change: string, recipe: Recipe, changed: Recipe, rules: WhatIf["r
   }
   checkRules(recipe.heuristics.presets, { [name]: value });
   changed.heuristics.thresholds[name] = value;
-  rules[name] = { before: recipe.heuristics.thresholds[name] ?? "as published", after: value };
+  const published = publishedThreshold(name);
+  rules[name] = { before: recipe.heuristics.thresholds[name] ?? published ?? "as published", after: value };
   return needsText(name);
 }
 
@@ -137,6 +170,7 @@ function judgeUnit(
   const duplicates = readRows<Duplicate | null>(folder.rows("duplicates", unit));
   const documents = texts ? readRows<Row>(folder.rows("documents", unit)) : [];
   const spans = texts ? [] : readRows<Span[]>(folder.rows("spans", unit));
+  const repeats = readRows<Span[]>(folder.path(`repeats/${unit}.jsonl`));
   const trusted = recipe.sources.find(
     (s) => unit.startsWith(`${s.name}-`) && /^\d+$/.test(unit.slice(s.name.length + 1)),
   )?.trusted;
@@ -155,12 +189,15 @@ function judgeUnit(
         result.dropped[finding.rule][key]++;
       }
     const { characters: kept } = outcomes[i];
-    const cut = judged.spans ?? spans[i] ?? [];
+    // Repeated runs stay cut: they are not looked for again either.
+    const cut = [...(judged.spans ?? spans[i] ?? []), ...repeats[i]];
     const characters = !texts && kept !== undefined ? kept : lengthAfter(signals[i], documents[i], cut);
     const passes = !judged.findings.some((f) => f.verdict === "drop") && characters >= recipe.minCharacters;
     const finish = (after: boolean): void =>
       count(result, id, { before, after }, { before: kept ?? 0, after: characters }, lost);
-    const twin = duplicates[i];
+    const near = recipe.deduplicate?.near || undefined;
+    const twin =
+      duplicates[i]?.kind === "near" && duplicates[i].similarity < (near?.threshold ?? 0) ? null : duplicates[i];
     if (passes && twin) later.push(() => finish(lost.has(twin.kept)));
     else finish(passes);
   }
@@ -197,6 +234,9 @@ function rejudge(
     ),
   );
   const findings = old.filter((f) => !off.has(f.rule)).map((f) => fresh.get(f.rule) ?? f);
+  // A rule that the build had switched off was measured all the same.
+  const judged = new Set(findings.map((f) => f.rule));
+  if (old.length > 0) findings.push(...[...fresh.values()].filter((f) => !judged.has(f.rule)));
   return { findings, spans: evaluation?.spans };
 }
 

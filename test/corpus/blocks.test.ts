@@ -3,12 +3,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
-import { bandsFor } from "../../src/cli/corpus-dedup.js";
 import { diffLines } from "../../src/corpus/diff.js";
 import { applySpans, type Span, spanMap } from "../../src/corpus/document.js";
 import { checkConservation, nextStage } from "../../src/corpus/funnel.js";
 import { hash53, uniform } from "../../src/corpus/hash.js";
 import { loadIdentifier } from "../../src/corpus/language.js";
+import { bandsFor } from "../../src/corpus/minhash.js";
 import { loadBlockLists, UrlFilter, type UrlSettings } from "../../src/corpus/url.js";
 
 describe("UrlFilter", () => {

@@ -4,8 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type BuildSummary, build } from "../../src/corpus/build.js";
-import { loadRecipe } from "../../src/corpus/recipe.js";
+import type { BuildSummary } from "../../src/corpus/build.js";
 import { whatIf } from "../../src/corpus/whatif.js";
 import { why } from "../../src/corpus/why.js";
 import { buildProgram } from "./cli-path.js";
@@ -13,7 +12,6 @@ import { buildProgram } from "./cli-path.js";
 const dir = mkdtempSync(join(tmpdir(), "lyceum-corpus-"));
 let program = "";
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
-const quiet = { note() {}, status() {}, end() {} };
 
 /** Words with a source of its own randomness, so that documents differ. */
 function prose(seed: number, words: number): string {
@@ -85,7 +83,7 @@ beforeAll(() => {
   writeFileSync(join(dir, "in/eval.jsonl"), JSON.stringify({ question: prose(800, 30) }));
   writeFileSync(join(dir, "recipe.yaml"), RECIPE);
   program = buildProgram();
-});
+}, 120_000);
 
 const run = (out: string, ...more: string[]): { code: number | null; err: string } => {
   const r = spawnSync(process.execPath, [program, "corpus", "build", "recipe.yaml", "--out", out, ...more], {
@@ -113,14 +111,18 @@ function expectSame(a: string, b: string): void {
 
 describe("build", () => {
   let summary: BuildSummary;
-  beforeAll(async () => {
-    const before = process.cwd();
-    process.chdir(dir);
-    try {
-      summary = await build(loadRecipe("recipe.yaml"), "one", 1, quiet);
-    } finally {
-      process.chdir(before);
-    }
+  beforeAll(() => {
+    // By the built program, as the others are: the version of the code stands in every build's keys.
+    const r = spawnSync(
+      process.execPath,
+      [program, "corpus", "build", "recipe.yaml", "--out", "one", "--workers", "1", "--json"],
+      {
+        cwd: dir,
+        encoding: "utf8",
+      },
+    );
+    expect(r.stderr).not.toMatch(/error/i);
+    summary = JSON.parse(r.stdout);
   }, 60_000);
 
   it("accounts for every record, stage by stage", () => {

@@ -135,7 +135,7 @@ describe("the command", () => {
   let program = "";
   beforeAll(() => {
     program = buildProgram();
-  });
+  }, 120_000);
   const lyceum = (...args: string[]): { code: number | null; out: string; err: string } => {
     const r = spawnSync(process.execPath, [program, "corpus", ...args], { cwd: dir, encoding: "utf8" });
     expect(r.stderr).not.toMatch(/\n\s+at .*:\d+:\d+/);

@@ -111,6 +111,11 @@ describe("WARC", () => {
     expect(told(await read(put("f.warc", plain[0] + shorter + plain[2])))[1]).toMatch(
       /length of the WARC record is wrong/,
     );
+    // A number far beyond the file costs its own record, and none behind it.
+    const huge = plain[1].replace(/Content-Length: \d+/, "Content-Length: 99999999");
+    const far = await read(put("far.warc", plain[0] + huge + plain[2]));
+    expect(told(far)[1]).toMatch(/a record begins after \d+ of its 99999999 bytes/);
+    expect(told(far)[2]).toContain("<p>three</p>");
     const cut = put("g.warc", (plain[0] + plain[1]).slice(0, -200));
     expect(told(await read(cut))[1]).toMatch(/^truncated: \d+ of \d+ bytes/);
   });

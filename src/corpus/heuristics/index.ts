@@ -45,6 +45,12 @@ export function checkRules(presets: readonly string[], thresholds: Record<string
 /** All names by which a threshold can be changed. */
 export const thresholdNames = (): string[] => [...KNOWN];
 
+/** The threshold of a rule as its preset has it; undefined when there is no such rule. */
+export const publishedThreshold = (name: string): number | undefined =>
+  Object.values(PRESETS)
+    .flatMap((rules) => rules as Rule[])
+    .find((r) => r.name === name)?.threshold;
+
 /** Whether a change of this threshold can be judged from the signals alone, without the text. */
 export function needsText(name: string): boolean {
   if (SETTINGS.includes(name)) return true;

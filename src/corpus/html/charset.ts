@@ -1,4 +1,5 @@
 /** Bytes of a page or a text to a string: byte order mark, HTTP header, <meta>, then detection by chardet. */
+import { isUtf8 } from "node:buffer";
 import { analyse } from "chardet";
 
 export interface Decoded {
@@ -38,13 +39,11 @@ function byteOrderMark(b: Uint8Array): string | undefined {
   return undefined;
 }
 
-const strict = new TextDecoder("utf-8", { fatal: true });
+/** `isUtf8` and `toString` are several times faster than a TextDecoder that is to throw. */
 function asUtf8(bytes: Uint8Array): Decoded | undefined {
-  try {
-    return { text: strict.decode(bytes), charset: "utf-8", from: "utf-8", replaced: 0 };
-  } catch {
-    return undefined;
-  }
+  if (!isUtf8(bytes)) return undefined;
+  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("utf8");
+  return { text, charset: "utf-8", from: "utf-8", replaced: 0 };
 }
 
 function ascii(bytes: Uint8Array): boolean {

