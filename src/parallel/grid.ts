@@ -37,6 +37,8 @@ export class Grid {
     /** The first and the last stage of the pipeline. */
     readonly ends: Comm,
     readonly schedule: ScheduleKind,
+    /** Whether tensor-parallel processes share out the hidden states by tokens (see sequence.ts). */
+    readonly sequence: boolean,
     private readonly zero: ZeroStage,
     /** Where this process's offloaded state goes; undefined: it stays in memory. */
     private readonly stateDir: string | undefined,
@@ -45,7 +47,7 @@ export class Grid {
   /** One process alone, with everything in memory. */
   static alone(device: Device): Grid {
     const one = single(device);
-    return new Grid(device, one, one, one, one, one, "1f1b", 0, undefined);
+    return new Grid(device, one, one, one, one, one, "1f1b", false, 0, undefined);
   }
 
   /** Throws a UserError when the ranks do not make such a grid. `dir`: a folder of the run, for offloaded state. */
@@ -58,6 +60,11 @@ export class Grid {
           `Start it with mpirun -np ${D * T * P}, or change the numbers.`,
         2,
       );
+    if (settings.sequence && T === 1)
+      throw new UserError(
+        "parallel.sequence shares out norms among tensor-parallel processes, but parallel.tensor is 1. Give it 2 or more, or leave parallel.sequence out.",
+        2,
+      );
     const { rank } = world;
     const [t, d, p] = [rank % T, Math.floor(rank / T) % D, Math.floor(rank / (T * D))];
     const group = (size: number, color: number, key: number): Comm =>
@@ -68,7 +75,7 @@ export class Grid {
     const pipeline = group(P, t + T * d, p);
     const isEnd = p === 0 || p === P - 1;
     const ends = P === 1 ? single(device) : world.split(isEnd ? t + T * d : T * D, p);
-    return new Grid(device, world, data, tensor, pipeline, ends, settings.schedule, zero, stateDir);
+    return new Grid(device, world, data, tensor, pipeline, ends, settings.schedule, settings.sequence, zero, stateDir);
   }
 
   /** Which of the processes that write a checkpoint together this one is. */

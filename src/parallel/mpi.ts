@@ -14,8 +14,21 @@ import type { Comm, Pending } from "./comm.js";
 const DEFAULT_TIMEOUT = 300;
 /** For counts above what an int holds, bytes travel in blocks of this size; sizes are multiples of it then. */
 const BLOCK = 64;
+/** Milliseconds that a wait polls without a pause. */
+const SPIN = 1;
+/** Nobody ever wakes who waits for this: a pause. */
+const never = new Int32Array(new SharedArrayBuffer(4));
 /** Tag of the messages in which a waiting rank says where it waits. */
 const WAITING = 32000;
+
+function timeLimit(): number {
+  const text = process.env.LYCEUM_MPI_TIMEOUT;
+  if (text === undefined || text === "") return DEFAULT_TIMEOUT;
+  const seconds = Number(text);
+  if (!(seconds > 0))
+    throw new UserError(`LYCEUM_MPI_TIMEOUT is "${text}"; it must be a number of seconds above 0.`, 2);
+  return seconds;
+}
 
 const LIBRARIES = {
   openmpi: ["libmpi.so.40", "libmpi.so.80", "libmpi.so.20", "libmpi.so", "libmpi.dylib"],
@@ -68,6 +81,7 @@ let opened: Mpi | undefined;
 /** Loads the library and starts MPI. Throws a UserError when there is none, saying what to install. */
 function open(device: Device): Mpi {
   if (opened) return opened;
+  timeLimit(); // a mistake in it is told before anything starts
   const { library, flavour } = load();
   const openmpi = flavour === "openmpi";
   const H = openmpi ? "uintptr_t" : "int"; // handles are addresses in Open MPI, and numbers in MPICH
@@ -237,13 +251,15 @@ class MpiComm implements Comm {
       return true;
     };
     const wait = (): void => {
-      const limit = Number(process.env.LYCEUM_MPI_TIMEOUT ?? DEFAULT_TIMEOUT) * 1000;
-      let began = 0;
+      if (test()) return;
+      const limit = timeLimit() * 1000;
+      const began = performance.now();
       let told = false;
       for (let polls = 1; !test(); polls++) {
-        if (polls % 256 !== 0) continue;
-        if (began === 0) began = performance.now();
+        if (polls % 16 !== 0) continue;
         const waited = performance.now() - began;
+        // Whoever waits for long leaves its core to others: where processes share cores, to the one that it waits for.
+        if (waited > SPIN) Atomics.wait(never, 0, 0, waited > 50 * SPIN ? 0.5 : 0.05);
         if (waited > limit / 2 && !told) {
           told = true;
           this.tellThatIWait();
@@ -276,9 +292,10 @@ class MpiComm implements Comm {
     }
     const missing = others.filter((r) => !waiting.has(r)).map((r) => `rank ${r} on ${this.hosts[r]}`);
     const whom = missing.length > 0 ? missing.join(", ") : "nobody: all ranks wait, each in another call";
-    console.error(
+    // Not console.error: that is silent in all processes but the first, and the first may be the one that is missing.
+    process.stderr.write(
       `error: rank ${this.rank} on ${this.hosts[this.rank]} has waited ${seconds} s in ${what} (call ${at} among ${this.name}) for: ${whom}. ` +
-        "The job ends. A limit for slow machines: LYCEUM_MPI_TIMEOUT=SECONDS.",
+        "The job ends. A limit for slow machines: LYCEUM_MPI_TIMEOUT=SECONDS.\n",
     );
     return this.abort(1);
   }
@@ -318,8 +335,14 @@ class MpiComm implements Comm {
   startAllGather(x: Ptr, bytes: number, out: Ptr): Pending {
     const [count, type] = this.counted(bytes);
     this.sent += bytes * (this.size - 1);
-    // MPI forbids that a rank's piece is read where it is written; a copy of a piece is cheap beside its journey.
-    const own = x >= out && x < out + bytes * this.size ? this.take(bytes) : 0;
+    // MPI forbids that a rank's piece is read where it is written, unless it is told so: MPI_IN_PLACE, which is 1 in
+    // Open MPI and -1 in MPICH. Where it is not in its place, or its address cannot be given, the piece is copied.
+    const inside = x >= out && x < out + bytes * this.size;
+    if (inside && x === out + bytes * this.rank && this.mpi.flavour === "openmpi")
+      return this.start("an all-gather", (request) =>
+        this.mpi.call.allgather(1, count, type, out, count, type, this.comm, request),
+      );
+    const own = inside ? this.take(bytes) : 0;
     if (own) this.device.bytes(own, bytes).set(this.device.bytes(x, bytes));
     return this.start(
       "an all-gather",
@@ -357,6 +380,12 @@ class MpiComm implements Comm {
 
   allReduce(x: Ptr, n: number, dtype: DType): void {
     const width = dtypeBytes(dtype);
+    if (n % (this.size * BLOCK) === 0) {
+      const own = x + ((this.rank * n) / this.size) * width;
+      this.reduceScatter(x, n / this.size, dtype, own);
+      this.allGather(own, (n / this.size) * width, x);
+      return;
+    }
     const piece = Math.ceil(n / this.size / BLOCK) * BLOCK;
     const bytes = piece * this.size * width;
     const padded = this.take(bytes);
@@ -380,7 +409,6 @@ class MpiComm implements Comm {
       pending.wait();
       return;
     }
-    const never = new Int32Array(new SharedArrayBuffer(4));
     while (!pending.test()) Atomics.wait(never, 0, 0, 2);
   }
 
