@@ -3,6 +3,7 @@ import { spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
+import { expect } from "vitest";
 import { openSafetensors } from "../../src/run/safetensors.js";
 
 export const hasMpi = spawnSync("mpirun", ["--version"]).status === 0;
@@ -70,4 +71,35 @@ export function tensors(dir: string): Map<string, Float32Array> {
   }
   file.close();
   return all;
+}
+
+/**
+ * Norm of the difference of two models over the norm of one. Of all tensors together: Adam divides a gradient by its own
+ * size, so a single element whose gradient is all rounding may move by a learning rate.
+ */
+function distance(a: Map<string, Float32Array>, b: Map<string, Float32Array>): number {
+  expect([...a.keys()].sort()).toEqual([...b.keys()].sort());
+  let [difference, norm] = [0, 0];
+  for (const [name, x] of a) {
+    const y = b.get(name)!;
+    expect(x.length, name).toBe(y.length);
+    x.forEach((v, i) => {
+      difference += (v - y[i]) ** 2;
+      norm += v * v;
+    });
+  }
+  return Math.sqrt(difference / norm);
+}
+
+/** Losses and parameters of all steps equal those of another run to 1e-5. */
+export function expectSame(run: Job, reference: Job, steps = 10): void {
+  expect(run.stderr).not.toMatch(/error|did not run/);
+  const [found, expected] = [metrics(run.out), metrics(reference.out)].map((rows) => rows.map((r) => r.loss as number));
+  expect(found).toHaveLength(steps);
+  // A loss that passes through 0, as PPO's does, is compared with 1.
+  for (const [i, loss] of found.entries())
+    expect(Math.abs(loss - expected[i]), `step ${i + 1}: ${loss}, alone ${expected[i]}`).toBeLessThan(
+      1e-5 * (Math.abs(expected[i]) < 0.5 ? 1 : Math.abs(expected[i])),
+    );
+  expect(distance(tensors(`${run.out}/model`), tensors(`${reference.out}/model`))).toBeLessThan(1e-5);
 }

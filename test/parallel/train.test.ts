@@ -5,7 +5,7 @@
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { beforeAll, describe, expect, test } from "vitest";
-import { hasMpi, type Job, metrics, program, runJobs, runRanks, tensors } from "./ranks.js";
+import { expectSame, hasMpi, type Job, metrics, program, runJobs, runRanks, tensors } from "./ranks.js";
 
 const root = mkdtempSync(`${tmpdir()}/lyceum-parallel-`);
 const file = `${root}/pretrain.yaml`;
@@ -21,7 +21,8 @@ writeFileSync(
   `seed: 3
 model: { hiddenSize: 32, intermediateSize: 64, numLayers: 4, numHeads: 4, numKvHeads: 2 }
 tokenizer: { vocabSize: 300 }
-data: { train: [text.jsonl], contextLength: 32 }
+data: { train: [text.jsonl], validation: [text.jsonl], contextLength: 32 }
+evalBatches: 2
 batchSize: 8
 steps: 10
 precision: fp32
@@ -45,32 +46,6 @@ function train(ranks: number, set: string[], resume?: string): Job {
 const untied = "model.tieWordEmbeddings=false";
 const odd = ["data.contextLength=33", "batchSize=1"];
 const [alone, aloneUntied, aloneOdd] = [train(1, []), train(1, [untied]), train(1, odd)];
-
-/** Largest relative distance of a tensor (norm of the difference over the norm). */
-function distance(a: Map<string, Float32Array>, b: Map<string, Float32Array>): number {
-  expect([...a.keys()].sort()).toEqual([...b.keys()].sort());
-  let worst = 0;
-  for (const [name, x] of a) {
-    const y = b.get(name)!;
-    expect(x.length, name).toBe(y.length);
-    let [difference, norm] = [0, 0];
-    x.forEach((v, i) => {
-      difference += (v - y[i]) ** 2;
-      norm += v * v;
-    });
-    worst = Math.max(worst, Math.sqrt(difference / norm));
-  }
-  return worst;
-}
-
-/** Losses and parameters equal those of one process to 1e-5. */
-function expectSame(run: Job, reference: Job): void {
-  expect(run.stderr).not.toMatch(/error|did not run/);
-  const [found, expected] = [metrics(run.out), metrics(reference.out)].map((rows) => rows.map((r) => r.loss as number));
-  expect(found).toHaveLength(10);
-  for (const [i, loss] of found.entries()) expect(Math.abs(loss / expected[i] - 1), `step ${i + 1}`).toBeLessThan(1e-5);
-  expect(distance(tensors(`${run.out}/model`), tensors(`${reference.out}/model`))).toBeLessThan(1e-5);
-}
 
 const micro = ["batchSize=2", "gradientAccumulation=4"];
 const half = ["batchSize=4", "gradientAccumulation=2"];
