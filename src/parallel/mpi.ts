@@ -177,6 +177,13 @@ export function mpiWorld(device: Device): Comm {
   return new MpiComm(device, mpi, mpi.world, "all ranks");
 }
 
+/** MPICH names a process that died by its number on its host, and not by its rank: here one finds which it was. */
+export function whoIsWho(world: Comm): void {
+  if (process.env.PMI_RANK === undefined || world.size === 1) return;
+  const all = world.gatherText(`process ${process.pid} on ${hostname()}`);
+  console.error(all.map((who, rank) => `rank ${rank} is ${who}`).join(", "));
+}
+
 /** Ranks of the job that share this machine's memory and cores. */
 export function ranksOnThisHost(device: Device): number {
   const mpi = open(device);
