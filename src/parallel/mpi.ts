@@ -196,6 +196,11 @@ export function ranksOnThisHost(device: Device): number {
 const handleAt = (device: Device, mpi: Mpi, at: Ptr): number =>
   mpi.flavour === "openmpi" ? Number(new BigUint64Array(device.bytes(at, 8).slice().buffer)[0]) : device.i32(at, 1)[0];
 
+interface Wait extends Pending {
+  /** `patient`: beyond the limit it tells once who is missing, and waits on. */
+  wait(patient?: boolean): void;
+}
+
 class MpiComm implements Comm {
   readonly rank: number;
   readonly size: number;
@@ -241,7 +246,7 @@ class MpiComm implements Comm {
   }
 
   /** Begins `call(request)` and watches it; `then` runs once, when it is done. */
-  private start(what: string, call: (request: Ptr) => number, then?: () => void): Pending {
+  private start(what: string, call: (request: Ptr) => number, then?: () => void): Wait {
     const { device, mpi } = this;
     const slot = this.slots.pop() ?? device.alloc(64); // the request, and at byte 32 the flag of MPI_Test
     const flag = device.i32(slot + 32, 1);
@@ -257,21 +262,26 @@ class MpiComm implements Comm {
       then?.();
       return true;
     };
-    const wait = (): void => {
+    const wait = (patient = false): void => {
       if (test()) return;
       const limit = timeLimit() * 1000;
       const began = performance.now();
       let told = false;
+      let asked = false;
       for (let polls = 1; !test(); polls++) {
         if (polls % 16 !== 0) continue;
         const waited = performance.now() - began;
         // Whoever waits for long leaves its core to others: where processes share cores, to the one that it waits for.
-        if (waited > SPIN) Atomics.wait(never, 0, 0, waited > 50 * SPIN ? 0.5 : 0.05);
+        if (waited > SPIN) Atomics.wait(never, 0, 0, waited > 50 * SPIN ? (patient ? 2 : 0.5) : 0.05);
         if (waited > limit / 2 && !told) {
           told = true;
           this.tellThatIWait();
         }
-        if (waited > limit) this.giveUp(what, at, limit / 1000);
+        if (waited > limit && !patient) this.giveUp(what, at, limit / 1000);
+        if (waited > limit && !asked) {
+          asked = true;
+          this.say(`${this.whoIsMissing(what, at, limit / 1000)}, which may do work for all. It goes on waiting.`);
+        }
       }
     };
     return { test, wait };
@@ -284,8 +294,20 @@ class MpiComm implements Comm {
       if (r !== this.rank) this.mpi.call.isend(request, 0, this.mpi.byte, r, WAITING, this.comm, request);
   }
 
-  /** Hears which others wait as well, names those that do not, and ends the job. */
   private giveUp(what: string, at: number, seconds: number): never {
+    this.say(
+      `error: ${this.whoIsMissing(what, at, seconds)}. The job ends. A limit for slow machines: LYCEUM_MPI_TIMEOUT=SECONDS.`,
+    );
+    return this.abort(1);
+  }
+
+  /** Not console.error: that is silent in all processes but the first, and the first may be the one that is missing. */
+  private say(text: string): void {
+    process.stderr.write(`${text}\n`);
+  }
+
+  /** Hears which others wait as well, and names those that do not. */
+  private whoIsMissing(what: string, at: number, seconds: number): string {
     const { device, mpi } = this;
     const memory = device.alloc(64);
     const flag = device.i32(memory + 32, 1);
@@ -299,12 +321,7 @@ class MpiComm implements Comm {
     }
     const missing = others.filter((r) => !waiting.has(r)).map((r) => `rank ${r} on ${this.hosts[r]}`);
     const whom = missing.length > 0 ? missing.join(", ") : "nobody: all ranks wait, each in another call";
-    // Not console.error: that is silent in all processes but the first, and the first may be the one that is missing.
-    process.stderr.write(
-      `error: rank ${this.rank} on ${this.hosts[this.rank]} has waited ${seconds} s in ${what} (call ${at} among ${this.name}) for: ${whom}. ` +
-        "The job ends. A limit for slow machines: LYCEUM_MPI_TIMEOUT=SECONDS.\n",
-    );
-    return this.abort(1);
+    return `rank ${this.rank} on ${this.hosts[this.rank]} has waited ${seconds} s in ${what} (call ${at} among ${this.name}) for: ${whom}`;
   }
 
   /** What a count and a type have to be for `bytes`. */
@@ -412,11 +429,7 @@ class MpiComm implements Comm {
 
   barrier(patient = false): void {
     const pending = this.start("a barrier", (request) => this.mpi.call.barrier(this.comm, request));
-    if (!patient) {
-      pending.wait();
-      return;
-    }
-    while (!pending.test()) Atomics.wait(never, 0, 0, 2);
+    pending.wait(patient);
   }
 
   gatherNumbers(values: readonly number[]): number[][] {
