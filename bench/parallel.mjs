@@ -262,10 +262,10 @@ function limit(dir, { steps }, say) {
   } catch {
     return say({ name: "limit", skipped: true }, "\nlimit: no memory cgroup can be made here (run as root)");
   }
-  const bytes = 900 * 2 ** 20;
+  const bytes = 560 * 2 ** 20;
   writeFileSync(`${group}/${file}`, String(bytes));
   const run = (settings) => {
-    const { out, command } = prepare(dir, "d768", 1, ["batchSize=1", "recompute=true", ...settings], steps);
+    const { out, command } = prepare(dir, "d768", 1, ["model.numLayers=6", "batchSize=1", ...settings], steps);
     const [, , , , , , node, ...args] = command; // without mpirun: one process
     const inside = ["-c", `echo $$ > ${group}/cgroup.procs; exec "$0" "$@"`, node, ...args];
     const r = spawnSync("sh", inside, { encoding: "utf8", env });
