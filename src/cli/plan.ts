@@ -1,5 +1,6 @@
 /** `lyceum plan`: memory, time and cost of a training run on a described cluster, before it starts. */
-import { writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { dirname } from "node:path";
 import { type ClusterSettings, makeCluster, readCluster } from "../plan/cluster.js";
 import { simulateGrid } from "../plan/grid.js";
 import { plan } from "../plan/layouts.js";
@@ -48,7 +49,14 @@ export async function command(flags: PlanFlags): Promise<void> {
   const { chosen } = planned;
   const simulated = jitter !== undefined && chosen ? simulateGrid(w, chosen.layout, cluster, jitter) : undefined;
   const report = { workload: w, cluster, plan: planned, tokens, simulated };
-  if (flags.svg) writeFileSync(flags.svg, reportSvg(report));
+  if (flags.svg) {
+    try {
+      mkdirSync(dirname(flags.svg), { recursive: true });
+      writeFileSync(flags.svg, reportSvg(report));
+    } catch (error) {
+      throw new UserError(`--svg ${flags.svg} cannot be written: ${(error as Error).message}.`);
+    }
+  }
   console.log(flags.json ? JSON.stringify(reportJson(report), null, 2) : reportTable(report));
   if (flags.svg) console.error(`picture: ${flags.svg}`);
 }

@@ -50,7 +50,7 @@ export async function command(name: string, file: string, flags: StageFlags): Pr
     threads?: number;
   };
   const dir = flags.out ?? `runs/${basename(file, extname(file))}`;
-  const world = await join(config);
+  const world = await join(config, dir);
   const folder = RunFolder.open(
     dir,
     { stage: name, ...config },
@@ -77,8 +77,8 @@ export async function runStage(dir: string, folder: RunFolder, work: () => Promi
 }
 
 /** Under mpirun: all processes of the job, each with its share of the host's cores; the first one speaks for all. */
-async function join(config: { threads?: number }): Promise<Comm | undefined> {
-  const { launched } = await import("../parallel/mpi.js");
+async function join(config: { threads?: number }, dir: string): Promise<Comm | undefined> {
+  const { launched, whoIsWho } = await import("../parallel/mpi.js");
   if (!launched()) return undefined;
   const { openCpu } = await import("../device/cpu.js");
   const { Grid, openWorld, threadsPerRank } = await import("../parallel/grid.js");
@@ -87,6 +87,10 @@ async function join(config: { threads?: number }): Promise<Comm | undefined> {
   config.threads ||= threadsPerRank(device, availableParallelism());
   if (world.rank > 0) console.error = console.log = () => {};
   Grid.agree(world, "version", VERSION);
-  Grid.agree(world, "configuration", JSON.stringify(config));
+  // Sums come out otherwise with other instructions, and replicas would drift apart.
+  Grid.agree(world, "instruction set (LYCEUM_ISA makes it one)", device.isa);
+  const { threads: _, ...rest } = config; // hosts may have more cores, or fewer processes
+  Grid.agree(world, "configuration", { ...rest, out: dir });
+  whoIsWho(world);
   return world;
 }

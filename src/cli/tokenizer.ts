@@ -1,6 +1,7 @@
 /** `lyceum tokenizer train | encode`. */
 import { readFileSync } from "node:fs";
 import { type Rejected, readDocuments } from "../corpus/read.js";
+import { launched } from "../parallel/mpi.js";
 import { UserError } from "../run/errors.js";
 import type { Pretokenizer } from "../tokenizer/pretokenize.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
@@ -19,6 +20,10 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
     throw new UserError(`--pretokenizer is "${flags.pretokenizer}"; it must be one of ${PRETOKENIZERS.join(", ")}.`, 2);
   if (!/^\d+$/.test(flags.vocabSize))
     throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be a whole number.`, 2);
+  // Counting words and merging pairs is one process's work, on all its cores: of several, the first does it.
+  const job = launched();
+  if (job && job.rank > 0) return;
+  if (job && job.size > 1) console.error(`one of the ${job.size} processes trains, on all its cores`);
   const rejected: Rejected[] = [];
   let documents = 0;
   const texts = async function* () {

@@ -12,7 +12,8 @@ import { type Device, F32, type Ptr } from "../device/device.js";
 import { sumNumbers } from "../parallel/comm.js";
 import { Grid } from "../parallel/grid.js";
 import { Pipe } from "../parallel/pipeline.js";
-import { gatherColumns, part, sharedEmbedding, sharedLogProb, sumBackward, sumForward } from "../parallel/tensor.js";
+import { gatheredLinear, gatherRows, rowsEach, scatteredLinear, scatterRows } from "../parallel/sequence.js";
+import { gatherColumns, part, partialEmbedding, sharedLogProb, sumBackward, sumForward } from "../parallel/tensor.js";
 import { UserError } from "../run/errors.js";
 import {
   attention,
@@ -246,6 +247,12 @@ export class Llama {
       whole: (t, ptr, width) => grid.whole(t, ptr, width),
     };
     parameters.beforeSettle = () => {
+      // With sequence parallelism each process has the gradient of a norm's weights from its own tokens.
+      if (grid.sequence) {
+        const vectors = parameters.unit("vectors");
+        zeroMissing(vectors);
+        grid.tensor.allReduce(vectors.grads, vectors.length, parameters.dtype);
+      }
       for (const unit of parameters.units.filter(twice)) {
         zeroMissing(unit);
         grid.ends.allReduce(unit.grads, unit.length, parameters.dtype);
@@ -281,19 +288,23 @@ export class Llama {
   }
 
   /** One layer, with `mix` in the place of attention, so that training and decoding share everything else. */
-  private layer(tape: Tape, h: Tensor, index: number, mix: (qkv: Tensor) => Tensor): Tensor {
+  private layer(tape: Tape, h: Tensor, index: number, tokens: number, mix: (qkv: Tensor) => Tensor): Tensor {
     const { inputNorm, qkv, output, mlpNorm, gateUp, down } = this.layers[index];
     const eps = this.config.rmsNormEps;
-    const { tensor } = this.grid;
+    const { tensor, sequence } = this.grid;
     const project = (x: Tensor, W: Parameter, residual?: Tensor): Tensor => {
       const y = loraLinear(tape, x, W, this.lora, residual);
       tape.drop(x);
       return y;
     };
     // Where processes share the layer, each has some rows of the first matrix and the columns of the second that meet them.
-    const enter = (x: Tensor, W: Parameter): Tensor => project(sumBackward(tape, x, tensor), W);
-    const leave = (x: Tensor, W: Parameter, residual: Tensor): Tensor =>
-      tensor.size === 1 ? project(x, W, residual) : sumForward(tape, project(x, W), residual, tensor);
+    const enter = (x: Tensor, W: Parameter): Tensor =>
+      sequence ? gatheredLinear(tape, x, W, tokens, tensor) : project(sumBackward(tape, x, tensor), W);
+    const leave = (x: Tensor, W: Parameter, residual: Tensor): Tensor => {
+      if (tensor.size === 1) return project(x, W, residual);
+      if (sequence) return scatteredLinear(tape, x, W, residual, tensor);
+      return sumForward(tape, project(x, W), residual, tensor);
+    };
     const a = tape.scope(() => leave(mix(enter(rmsNorm(tape, h, inputNorm, eps), qkv)), output, h));
     tape.whenBack(() => this.parameters.keeper.poke());
     const y = tape.scope(() => leave(swiglu(tape, enter(rmsNorm(tape, a, mlpNorm, eps), gateUp)), down, a));
@@ -387,20 +398,28 @@ export class Llama {
       const unit = this.layerUnits[i];
       keeper.before(unit, "forward");
       tape.whenBack(() => keeper.after(unit, "backward"));
-      const layer = (x: Tensor): Tensor => this.layer(tape, x, i, (qkv) => mix(i, qkv));
+      const layer = (x: Tensor): Tensor => this.layer(tape, x, i, batch.ids.length, (qkv) => mix(i, qkv));
       h = this.recompute ? tape.recompute(before, layer) : layer(before);
       tape.whenBack(() => keeper.before(unit, "backward"));
       keeper.after(unit, "forward");
       if (!tape.recording) before.storage.release();
     }
-    return this.finalNorm ? rmsNorm(tape, h, this.finalNorm, this.config.rmsNormEps) : this.pipe.handOn(tape, h);
+    if (!this.finalNorm) return this.pipe.handOn(tape, h);
+    const hidden = rmsNorm(tape, h, this.finalNorm, this.config.rmsNormEps);
+    const { tensor, sequence } = this.grid;
+    return sequence ? gatherRows(tape, hidden, batch.ids.length, tensor, this.head === "scalar") : hidden;
   }
 
   private embed(tape: Tape, ids: Int32Array): Tensor {
     const { embeddings: table, config, grid } = this;
-    if (!table) return this.pipe.receive(tape, this.parameters.dtype, ids.length, config.hiddenSize);
-    if (grid.tensor.size === 1) return embedding(tape, table, tape.upload(ids), ids.length);
-    return sharedEmbedding(tape, table, ids, this.vocabulary.from, grid.tensor);
+    const { tensor, sequence } = grid;
+    const rows = sequence ? rowsEach(ids.length, tensor) : ids.length;
+    if (!table) return this.pipe.receive(tape, this.parameters.dtype, rows, config.hiddenSize);
+    if (tensor.size === 1) return embedding(tape, table, tape.upload(ids), ids.length);
+    const part = partialEmbedding(tape, table, ids, this.vocabulary.from);
+    if (sequence) return scatterRows(tape, part, tensor);
+    tensor.allReduce(part.ptr, part.size, part.dtype);
+    return part;
   }
 
   /** Rows of the embedding and of the output matrix that this process has. */
@@ -425,9 +444,9 @@ export class Llama {
   }
 
   private logProbOf(tape: Tape, hidden: Tensor, targets: Int32Array, invTemperature: number): Tensor {
-    const { tensor } = this.grid;
+    const { tensor, sequence } = this.grid;
     if (tensor.size === 1) return tokenLogProb(tape, hidden, this.outputMatrix!, tape.upload(targets), invTemperature);
-    const h = sumBackward(tape, hidden, tensor);
+    const h = sequence ? hidden : sumBackward(tape, hidden, tensor);
     return sharedLogProb(tape, h, this.outputMatrix!, targets, this.vocabulary.from, invTemperature, tensor);
   }
 

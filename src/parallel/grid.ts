@@ -37,6 +37,8 @@ export class Grid {
     /** The first and the last stage of the pipeline. */
     readonly ends: Comm,
     readonly schedule: ScheduleKind,
+    /** Whether tensor-parallel processes share out the hidden states by tokens (see sequence.ts). */
+    readonly sequence: boolean,
     private readonly zero: ZeroStage,
     /** Where this process's offloaded state goes; undefined: it stays in memory. */
     private readonly stateDir: string | undefined,
@@ -45,7 +47,7 @@ export class Grid {
   /** One process alone, with everything in memory. */
   static alone(device: Device): Grid {
     const one = single(device);
-    return new Grid(device, one, one, one, one, one, "1f1b", 0, undefined);
+    return new Grid(device, one, one, one, one, one, "1f1b", false, 0, undefined);
   }
 
   /** Throws a UserError when the ranks do not make such a grid. `dir`: a folder of the run, for offloaded state. */
@@ -58,6 +60,11 @@ export class Grid {
           `Start it with mpirun -np ${D * T * P}, or change the numbers.`,
         2,
       );
+    if (settings.sequence && T === 1)
+      throw new UserError(
+        "parallel.sequence shares out norms among tensor-parallel processes, but parallel.tensor is 1. Give it 2 or more, or leave parallel.sequence out.",
+        2,
+      );
     const { rank } = world;
     const [t, d, p] = [rank % T, Math.floor(rank / T) % D, Math.floor(rank / (T * D))];
     const group = (size: number, color: number, key: number): Comm =>
@@ -68,7 +75,7 @@ export class Grid {
     const pipeline = group(P, t + T * d, p);
     const isEnd = p === 0 || p === P - 1;
     const ends = P === 1 ? single(device) : world.split(isEnd ? t + T * d : T * D, p);
-    return new Grid(device, world, data, tensor, pipeline, ends, settings.schedule, zero, stateDir);
+    return new Grid(device, world, data, tensor, pipeline, ends, settings.schedule, settings.sequence, zero, stateDir);
   }
 
   /** Which of the processes that write a checkpoint together this one is. */
@@ -132,15 +139,35 @@ export class Grid {
     return this.data.gatherText(JSON.stringify(own)).flatMap((text) => JSON.parse(text) as T[]);
   }
 
-  /** Throws when the processes do not say the same: versions, configurations, data. */
-  static agree(world: Comm, what: string, text: string): void {
+  /**
+   * Throws when the processes do not say the same: versions, configurations, data. Of an object it names the keys that
+   * differ.
+   */
+  static agree(world: Comm, what: string, value: string | Record<string, unknown>): void {
+    const text = typeof value === "string" ? value : JSON.stringify(value);
     const hash = createHash("sha256").update(text).digest("hex").slice(0, 12);
     const all = world.gatherText(`${hash} ${hostname()}`).map((line) => line.split(" "));
     const odd = all.findIndex(([h]) => h !== all[0][0]);
-    if (odd >= 0)
-      throw new UserError(
-        `The processes do not have the same ${what}: rank 0 on ${all[0][1]} has ${all[0][0]}, rank ${odd} on ${all[odd][1]} has ${all[odd][0]} (hashes). Start them with the same files and the same version.`,
-        2,
-      );
+    if (odd < 0) return;
+    const texts = world.gatherText(text.length < 100_000 ? text : `${hash} (hash)`);
+    const [first, other] = typeof value === "string" ? [texts[0], texts[odd]] : differences(texts[0], texts[odd]);
+    throw new UserError(
+      `The processes do not have the same ${what}: rank 0 on ${all[0][1]} has ${brief(first)}, rank ${odd} on ${all[odd][1]} has ${brief(other)}. Start them with the same files and the same version.`,
+      2,
+    );
   }
+}
+
+const brief = (text: string): string => (text.length > 200 ? `${text.slice(0, 200)}...` : text);
+
+/** What differs of two JSON objects, in each: "batchSize 4, parallel.zero 1". */
+function differences(a: string, b: string): [string, string] {
+  const flat = (value: unknown, at = ""): [string, string][] =>
+    value !== null && typeof value === "object" && !Array.isArray(value)
+      ? Object.entries(value).flatMap(([k, v]) => flat(v, at ? `${at}.${k}` : k))
+      : [[at, JSON.stringify(value)]];
+  const [x, y] = [a, b].map((text) => new Map(flat(JSON.parse(text))));
+  const keys = [...new Set([...x.keys(), ...y.keys()])].filter((key) => x.get(key) !== y.get(key));
+  const list = (of: Map<string, string>): string => keys.map((key) => `${key} ${of.get(key) ?? "missing"}`).join(", ");
+  return [list(x), list(y)];
 }

@@ -14,8 +14,21 @@ import type { Comm, Pending } from "./comm.js";
 const DEFAULT_TIMEOUT = 300;
 /** For counts above what an int holds, bytes travel in blocks of this size; sizes are multiples of it then. */
 const BLOCK = 64;
+/** Milliseconds that a wait polls without a pause. */
+const SPIN = 1;
+/** Nobody ever wakes who waits for this: a pause. */
+const never = new Int32Array(new SharedArrayBuffer(4));
 /** Tag of the messages in which a waiting rank says where it waits. */
 const WAITING = 32000;
+
+function timeLimit(): number {
+  const text = process.env.LYCEUM_MPI_TIMEOUT;
+  if (text === undefined || text === "") return DEFAULT_TIMEOUT;
+  const seconds = Number(text);
+  if (!(seconds > 0))
+    throw new UserError(`LYCEUM_MPI_TIMEOUT is "${text}"; it must be a number of seconds above 0.`, 2);
+  return seconds;
+}
 
 const LIBRARIES = {
   openmpi: ["libmpi.so.40", "libmpi.so.80", "libmpi.so.20", "libmpi.so", "libmpi.dylib"],
@@ -68,6 +81,7 @@ let opened: Mpi | undefined;
 /** Loads the library and starts MPI. Throws a UserError when there is none, saying what to install. */
 function open(device: Device): Mpi {
   if (opened) return opened;
+  timeLimit(); // a mistake in it is told before anything starts
   const { library, flavour } = load();
   const openmpi = flavour === "openmpi";
   const H = openmpi ? "uintptr_t" : "int"; // handles are addresses in Open MPI, and numbers in MPICH
@@ -163,6 +177,13 @@ export function mpiWorld(device: Device): Comm {
   return new MpiComm(device, mpi, mpi.world, "all ranks");
 }
 
+/** MPICH names a process that died by its number on its host, and not by its rank: here one finds which it was. */
+export function whoIsWho(world: Comm): void {
+  if (process.env.PMI_RANK === undefined || world.size === 1) return;
+  const all = world.gatherText(`process ${process.pid} on ${hostname()}`);
+  console.error(all.map((who, rank) => `rank ${rank} is ${who}`).join(", "));
+}
+
 /** Ranks of the job that share this machine's memory and cores. */
 export function ranksOnThisHost(device: Device): number {
   const mpi = open(device);
@@ -174,6 +195,11 @@ export function ranksOnThisHost(device: Device): number {
 
 const handleAt = (device: Device, mpi: Mpi, at: Ptr): number =>
   mpi.flavour === "openmpi" ? Number(new BigUint64Array(device.bytes(at, 8).slice().buffer)[0]) : device.i32(at, 1)[0];
+
+interface Wait extends Pending {
+  /** `patient`: beyond the limit it tells once who is missing, and waits on. */
+  wait(patient?: boolean): void;
+}
 
 class MpiComm implements Comm {
   readonly rank: number;
@@ -220,7 +246,7 @@ class MpiComm implements Comm {
   }
 
   /** Begins `call(request)` and watches it; `then` runs once, when it is done. */
-  private start(what: string, call: (request: Ptr) => number, then?: () => void): Pending {
+  private start(what: string, call: (request: Ptr) => number, then?: () => void): Wait {
     const { device, mpi } = this;
     const slot = this.slots.pop() ?? device.alloc(64); // the request, and at byte 32 the flag of MPI_Test
     const flag = device.i32(slot + 32, 1);
@@ -236,19 +262,26 @@ class MpiComm implements Comm {
       then?.();
       return true;
     };
-    const wait = (): void => {
-      const limit = Number(process.env.LYCEUM_MPI_TIMEOUT ?? DEFAULT_TIMEOUT) * 1000;
-      let began = 0;
+    const wait = (patient = false): void => {
+      if (test()) return;
+      const limit = timeLimit() * 1000;
+      const began = performance.now();
       let told = false;
+      let asked = false;
       for (let polls = 1; !test(); polls++) {
-        if (polls % 256 !== 0) continue;
-        if (began === 0) began = performance.now();
+        if (polls % 16 !== 0) continue;
         const waited = performance.now() - began;
+        // Whoever waits for long leaves its core to others: where processes share cores, to the one that it waits for.
+        if (waited > SPIN) Atomics.wait(never, 0, 0, waited > 50 * SPIN ? (patient ? 2 : 0.5) : 0.05);
         if (waited > limit / 2 && !told) {
           told = true;
           this.tellThatIWait();
         }
-        if (waited > limit) this.giveUp(what, at, limit / 1000);
+        if (waited > limit && !patient) this.giveUp(what, at, limit / 1000);
+        if (waited > limit && !asked) {
+          asked = true;
+          this.say(`${this.whoIsMissing(what, at, limit / 1000)}, which may do work for all. It goes on waiting.`);
+        }
       }
     };
     return { test, wait };
@@ -261,8 +294,20 @@ class MpiComm implements Comm {
       if (r !== this.rank) this.mpi.call.isend(request, 0, this.mpi.byte, r, WAITING, this.comm, request);
   }
 
-  /** Hears which others wait as well, names those that do not, and ends the job. */
   private giveUp(what: string, at: number, seconds: number): never {
+    this.say(
+      `error: ${this.whoIsMissing(what, at, seconds)}. The job ends. A limit for slow machines: LYCEUM_MPI_TIMEOUT=SECONDS.`,
+    );
+    return this.abort(1);
+  }
+
+  /** Not console.error: that is silent in all processes but the first, and the first may be the one that is missing. */
+  private say(text: string): void {
+    process.stderr.write(`${text}\n`);
+  }
+
+  /** Hears which others wait as well, and names those that do not. */
+  private whoIsMissing(what: string, at: number, seconds: number): string {
     const { device, mpi } = this;
     const memory = device.alloc(64);
     const flag = device.i32(memory + 32, 1);
@@ -276,11 +321,7 @@ class MpiComm implements Comm {
     }
     const missing = others.filter((r) => !waiting.has(r)).map((r) => `rank ${r} on ${this.hosts[r]}`);
     const whom = missing.length > 0 ? missing.join(", ") : "nobody: all ranks wait, each in another call";
-    console.error(
-      `error: rank ${this.rank} on ${this.hosts[this.rank]} has waited ${seconds} s in ${what} (call ${at} among ${this.name}) for: ${whom}. ` +
-        "The job ends. A limit for slow machines: LYCEUM_MPI_TIMEOUT=SECONDS.",
-    );
-    return this.abort(1);
+    return `rank ${this.rank} on ${this.hosts[this.rank]} has waited ${seconds} s in ${what} (call ${at} among ${this.name}) for: ${whom}`;
   }
 
   /** What a count and a type have to be for `bytes`. */
@@ -318,8 +359,14 @@ class MpiComm implements Comm {
   startAllGather(x: Ptr, bytes: number, out: Ptr): Pending {
     const [count, type] = this.counted(bytes);
     this.sent += bytes * (this.size - 1);
-    // MPI forbids that a rank's piece is read where it is written; a copy of a piece is cheap beside its journey.
-    const own = x >= out && x < out + bytes * this.size ? this.take(bytes) : 0;
+    // MPI forbids that a rank's piece is read where it is written, unless it is told so: MPI_IN_PLACE, which is 1 in
+    // Open MPI and -1 in MPICH. Where it is not in its place, or its address cannot be given, the piece is copied.
+    const inside = x >= out && x < out + bytes * this.size;
+    if (inside && x === out + bytes * this.rank && this.mpi.flavour === "openmpi")
+      return this.start("an all-gather", (request) =>
+        this.mpi.call.allgather(1, count, type, out, count, type, this.comm, request),
+      );
+    const own = inside ? this.take(bytes) : 0;
     if (own) this.device.bytes(own, bytes).set(this.device.bytes(x, bytes));
     return this.start(
       "an all-gather",
@@ -357,6 +404,12 @@ class MpiComm implements Comm {
 
   allReduce(x: Ptr, n: number, dtype: DType): void {
     const width = dtypeBytes(dtype);
+    if (n % (this.size * BLOCK) === 0) {
+      const own = x + ((this.rank * n) / this.size) * width;
+      this.reduceScatter(x, n / this.size, dtype, own);
+      this.allGather(own, (n / this.size) * width, x);
+      return;
+    }
     const piece = Math.ceil(n / this.size / BLOCK) * BLOCK;
     const bytes = piece * this.size * width;
     const padded = this.take(bytes);
@@ -376,12 +429,7 @@ class MpiComm implements Comm {
 
   barrier(patient = false): void {
     const pending = this.start("a barrier", (request) => this.mpi.call.barrier(this.comm, request));
-    if (!patient) {
-      pending.wait();
-      return;
-    }
-    const never = new Int32Array(new SharedArrayBuffer(4));
-    while (!pending.test()) Atomics.wait(never, 0, 0, 2);
+    pending.wait(patient);
   }
 
   gatherNumbers(values: readonly number[]): number[][] {

@@ -3,7 +3,8 @@
  * through it (as ZeRO-Infinity does with NVMe; Rajbhandari et al. 2021). On a CPU engine main memory is the device's
  * memory, so what is offloaded goes to disk.
  */
-import { closeSync, ftruncateSync, mkdirSync, openSync, rmSync } from "node:fs";
+import { closeSync, ftruncateSync, mkdirSync, openSync, rmdirSync, rmSync } from "node:fs";
+import { dirname } from "node:path";
 import type { Device, Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 
@@ -26,13 +27,17 @@ export function inMemory(device: Device): StateMemory {
   };
 }
 
-/** Files in `dir`, which are this process's own; they go when they are freed. */
+/** Files that are mapped now, in this process: two models of one name must not lie in one file. */
+const inUse = new Set<string>();
+
+/** Files in `dir`, which are this process's own; they go when they are freed, and the folders that they leave empty. */
 export function onDisk(device: Device, dir: string): StateMemory {
-  mkdirSync(dir, { recursive: true });
   const files = new Map<Ptr, string>();
   return {
     alloc(name, bytes) {
-      const path = `${dir}/${name}`;
+      let path = `${dir}/${name}`;
+      for (let i = 2; inUse.has(path); i++) path = `${dir}/${name}-${i}`;
+      mkdirSync(dir, { recursive: true });
       const fd = openSync(path, "w");
       ftruncateSync(fd, bytes);
       closeSync(fd);
@@ -40,14 +45,28 @@ export function onDisk(device: Device, dir: string): StateMemory {
       if (ptr === 0)
         throw new UserError(`${path} (${Math.ceil(bytes / 2 ** 20)} MiB) cannot be mapped: is the disk full?`);
       files.set(ptr, path);
+      inUse.add(path);
       return ptr;
     },
     free(ptr, bytes) {
       device.unmapFile(ptr, bytes);
-      rmSync(files.get(ptr)!, { force: true });
+      const path = files.get(ptr)!;
       files.delete(ptr);
+      inUse.delete(path);
+      rmSync(path, { force: true });
+      removeEmpty(dirname(path));
     },
     ahead: (ptr, bytes) => device.adviseState(ptr, bytes, 1),
     behind: (ptr, bytes) => device.adviseState(ptr, bytes, 0),
   };
+}
+
+/** Removes a folder when nothing is left in it, and those above it up to the run's. */
+function removeEmpty(dir: string): void {
+  try {
+    rmdirSync(dir);
+  } catch {
+    return; // something else lies there
+  }
+  if (dirname(dir).includes("/offload")) removeEmpty(dirname(dir));
 }

@@ -27,19 +27,24 @@ export function sumBackward(tape: Tape, x: Tensor, comm: Comm): Tensor {
   });
 }
 
-/** residual + the sum of x over all processes; gradients pass as they are (the paper's g). x is overwritten. */
+/** residual + the sum of x over all processes, in x's memory; gradients pass as they are (the paper's g). */
 export function sumForward(tape: Tape, x: Tensor, residual: Tensor, comm: Comm): Tensor {
   comm.allReduce(x.ptr, x.size, x.dtype);
-  const y = tape.tensor(x.dtype, x.shape, x.requiresGrad || residual.requiresGrad);
-  tape.device.add(x.ptr, residual.ptr, y.ptr, x.size, x.dtype);
+  tape.device.add(x.ptr, residual.ptr, x.ptr, x.size, x.dtype);
+  if (!tape.recording) return x;
+  const y = tape.share(x);
+  y.requiresGrad = x.requiresGrad || residual.requiresGrad;
   return tape.record(y, (dy) => {
     tape.accumulate(x, tape.share(dy));
     tape.accumulate(residual, tape.share(dy));
   });
 }
 
-/** Rows for ids[N] of a table of which this process has rows `from` and on: [N, D], the same in all processes. */
-export function sharedEmbedding(tape: Tape, table: Parameter, ids: Int32Array, from: number, comm: Comm): Tensor {
+/**
+ * Rows for ids[N] of a table of which this process has rows `from` and on: [N, D]; their sum over the processes is what
+ * an embedding gives.
+ */
+export function partialEmbedding(tape: Tape, table: Parameter, ids: Int32Array, from: number): Tensor {
   const { device } = tape;
   const [rows, D] = table.shape;
   const dt = table.dtype;
@@ -51,7 +56,6 @@ export function sharedEmbedding(tape: Tape, table: Parameter, ids: Int32Array, f
   const picked = tape.tensor(dt, [here.length, D]);
   device.embeddingForward(local, table.ptr, picked.ptr, here.length, D, dt);
   device.addRows(picked.ptr, at, y.ptr, here.length, D, dt);
-  comm.allReduce(y.ptr, y.size, dt);
   return tape.record(
     y,
     (dy) => {

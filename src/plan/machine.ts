@@ -1,8 +1,10 @@
 /**
  * This machine: how fast its kernels are at the shapes that a run calls them with, and from that the run's memory and time.
  */
+import { totalmem } from "node:os";
 import { type Device, F32 } from "../device/device.js";
 import { peakFlops } from "../device/peak.js";
+import { UserError } from "../run/errors.js";
 import { type Calls, type RehearsedRun, rehearse } from "./rehearsal.js";
 
 export interface MachinePrediction {
@@ -77,6 +79,15 @@ export function predict(device: Device, run: RehearsedRun): MachinePrediction {
   const bandwidth = memoryBandwidth(device);
   const before = process.memoryUsage.rss();
   const rehearsal = rehearse(device, run);
+  const { states } = rehearsal;
+  const needed = states.parameters + states.gradients + states.optimizer + rehearsal.arena;
+  if (needed > totalmem()) {
+    rehearsal.close();
+    const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;
+    throw new UserError(
+      `--calibrate: this run needs ${gigabytes(needed)} (${gigabytes(rehearsal.arena)} of it activations), and this machine has ${gigabytes(totalmem())}: nothing was measured. Make the batch (--batch), the context or the model smaller; a plan for other machines needs no --calibrate.`,
+    );
+  }
   const byKernel = new Map<string, { kernel: string; calls: number; seconds: number }>();
   const times = timeCalls(device, rehearsal.calls);
   for (const [i, call] of rehearsal.calls.entries()) {

@@ -48,8 +48,9 @@ export class RunFolder {
   get first(): boolean {
     return (this.world?.rank ?? 0) === 0;
   }
-  private meet(): void {
-    this.world?.barrier(true);
+  /** All processes. `patient`: for as long as it takes. */
+  private meet(patient = false): void {
+    this.world?.barrier(patient);
   }
 
   /** Opens `dir` for one run. Throws when it holds a run already and `resume` is not asked for, or when another process writes it. */
@@ -154,7 +155,7 @@ export class RunFolder {
   /** Work that the first process does for all, such as writing token shards; the others wait. */
   async once(work: () => Promise<void>): Promise<void> {
     if (this.first) await work();
-    this.meet();
+    this.meet(true);
   }
 
   /** Writes a text file of the run whole or not at all; `name` may hold folders. */

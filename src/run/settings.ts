@@ -48,6 +48,8 @@ export const parallelSchema = z.strictObject({
   data: natural.optional(),
   /** Processes that share each layer. */
   tensor: natural.default(1),
+  /** Sequence parallelism: these share out norms and residuals too, token by token. */
+  sequence: z.boolean().default(false),
   /** Processes that have different layers. */
   pipeline: natural.default(1),
   /** When micro-batches (gradientAccumulation) go through a pipeline: as soon as they can, or all forward first. */

@@ -25,16 +25,25 @@ export function linear(tape: Tape, x: Tensor, W: Parameter, residual?: Tensor, a
   const y = tape.tensor(dt, [N, M], x.requiresGrad || W.requiresGrad || (residual?.requiresGrad ?? false));
   device.matmul(0, 1, N, M, K, alpha, x.ptr, dt, K, W.ptr, dt, K, 0, y.ptr, dt, M, residual?.ptr ?? 0, 1, 0, 0, 0);
   return tape.record(y, (dy) => {
-    if (W.requiresGrad)
-      // biome-ignore format: one product
-      device.matmul(1, 0, M, K, N, alpha, dy.ptr, dt, M, x.ptr, dt, K, W.gradBeta(), W.gradPtr, dt, K, 0, 1, 0, 0, 0);
-    if (x.requiresGrad) {
-      const dx = tape.tensor(dt, [N, K]);
-      device.matmul(0, 0, N, K, M, alpha, dy.ptr, dt, M, W.ptr, dt, K, 0, dx.ptr, dt, K, 0, 1, 0, 0, 0);
-      tape.accumulate(x, dx);
-    }
+    const dx = linearBackward(tape, x, W, dy, alpha);
+    if (dx) tape.accumulate(x, dx);
     if (residual?.requiresGrad) tape.accumulate(residual, tape.share(dy));
   });
+}
+
+/** For y = alpha * x W^T: adds to W's gradient, and returns x's when it is asked for. */
+export function linearBackward(tape: Tape, x: Tensor, W: Parameter, dy: Tensor, alpha = 1): Tensor | undefined {
+  const { device } = tape;
+  const [N, K] = x.shape;
+  const [M] = W.shape;
+  const dt = x.dtype;
+  if (W.requiresGrad)
+    // biome-ignore format: one product
+    device.matmul(1, 0, M, K, N, alpha, dy.ptr, dt, M, x.ptr, dt, K, W.gradBeta(), W.gradPtr, dt, K, 0, 1, 0, 0, 0);
+  if (!x.requiresGrad) return undefined;
+  const dx = tape.tensor(dt, [N, K]);
+  device.matmul(0, 0, N, K, M, alpha, dy.ptr, dt, M, W.ptr, dt, K, 0, dx.ptr, dt, K, 0, 1, 0, 0, 0);
+  return dx;
 }
 
 /** RMSNorm (Zhang & Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight, per row of x[N, D]. */

@@ -60,6 +60,9 @@ export class Tensor {
   get size(): number {
     return this.shape.reduce((a, b) => a * b, 1);
   }
+  get bytes(): number {
+    return this.size * dtypeBytes(this.dtype);
+  }
 
   /** A copy of the values as fp32, whatever the storage type. */
   toArray(): Float32Array {

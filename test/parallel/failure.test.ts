@@ -1,14 +1,15 @@
-/** A process that dies: the job ends, says who, and leaves checkpoints that fewer processes can go on from. */
+/** A process that dies, or stops: the job ends, says who, and leaves checkpoints that other processes can go on from. */
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { setTimeout } from "node:timers/promises";
-import { beforeAll, expect, test } from "vitest";
-import { hasMpi, program, runRanks } from "./ranks.js";
+import { pathToFileURL } from "node:url";
+import { beforeAll, describe, expect, test } from "vitest";
+import { asRoot, hasMpi, metrics, program, runRanks } from "./ranks.js";
 
 const root = mkdtempSync(`${tmpdir()}/lyceum-failure-`);
 const lyceum = program("../../dist/cli/main.js");
-const settings = ["--set", "parallel.zero=3"];
+const hook = pathToFileURL(program("kill.hook.mjs")).href;
 
 beforeAll(() => {
   const words = ["sun", "moon", "star", "sea", "hill", "tree", "bird", "fish"];
@@ -19,93 +20,100 @@ beforeAll(() => {
     `seed: 3
 model: { hiddenSize: 32, intermediateSize: 64, numLayers: 2, numHeads: 4 }
 tokenizer: { vocabSize: 300 }
-data: { train: [text.jsonl], contextLength: 32 }
+data: { train: [text.jsonl], contextLength: 32, validationShare: 0 }
 batchSize: 4
 steps: 100000
 threads: 1
 evalEvery: 0
-saveEvery: 1
+saveEvery: 2
 keepCheckpoints: 2
 `,
   );
 });
 
-/** The processes of the job: mpirun's children (and theirs), which run node. */
-function ranksOf(pid: number): number[] {
-  const children = spawnSync("pgrep", ["-P", String(pid)], { encoding: "utf8" })
-    .stdout.split("\n")
-    .filter(Boolean)
-    .map(Number);
-  return children.flatMap((child) => {
-    const name = readFileSync(`/proc/${child}/comm`, "utf8").trim();
-    return name === "node" || name === "MainThread" ? [child] : ranksOf(child);
+function start(dir: string, set: string[], env: Record<string, string> = {}, node: string[] = []) {
+  const args = [...node, lyceum, "pretrain", `${root}/p.yaml`, "--out", dir];
+  const child = spawn("mpirun", ["--oversubscribe", "-np", "2", process.execPath, ...args, "--set", ...set], {
+    env: { ...process.env, ...env, ...asRoot },
   });
+  const said = { stderr: "" };
+  child.stderr.on("data", (data) => {
+    said.stderr += data;
+  });
+  const ended = new Promise<number | null>((resolve) => child.on("exit", resolve));
+  return { child, said, ended };
 }
 
-// A checkpoint at every step: the kill meets forward, backward, a sum or a checkpoint, as it comes.
-test.runIf(hasMpi && existsSync("/proc/self/comm")).each([0, 1, 2, 3])(
-  "a rank killed at some moment (%i)",
-  async (round) => {
-    const dir = `${root}/run${round}`;
-    const child = spawn(
-      "mpirun",
-      [
-        "--oversubscribe",
-        "-np",
-        "2",
-        process.execPath,
-        lyceum,
-        "pretrain",
-        `${root}/p.yaml`,
-        "--out",
-        dir,
-        ...settings,
-      ],
-      {
-        env: { ...process.env, OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" },
-      },
-    );
-    let stderr = "";
-    child.stderr.on("data", (data) => {
-      stderr += data;
-    });
-    const ended = new Promise<number | null>((resolve) => child.on("exit", resolve));
-    for (
-      let waited = 0;
-      !readdirSync(root).includes(`run${round}`) || !existsSync(`${dir}/checkpoints/000002`);
-      waited++
-    ) {
-      if (waited > 400 || child.exitCode !== null) throw new Error(`no checkpoint: ${stderr}`);
-      await setTimeout(50);
-      if (existsSync(`${dir}/checkpoints`) && readdirSync(`${dir}/checkpoints`).some((name) => Number(name) > 2)) break;
+/** Goes on from the checkpoint that is there, and does `more` steps. */
+async function resume(dir: string, ranks: number, set: string[], more: number): Promise<void> {
+  // mpirun may be gone a moment before the last of its processes.
+  const lock = `${dir}/run.lock`;
+  const owner = existsSync(lock) ? (JSON.parse(readFileSync(lock, "utf8")) as { pid: number }).pid : 0;
+  for (let i = 0; i < 200 && owner > 0 && existsSync(`/proc/${owner}`); i++) await setTimeout(50);
+  const steps = readdirSync(`${dir}/checkpoints`).filter((name) => /^\d+$/.test(name));
+  const whole = Math.max(...steps.map(Number));
+  const args = ["pretrain", `${root}/p.yaml`, "--out", dir, "--resume", "--set", ...set, `steps=${whole + more}`];
+  const { stderr, status } = runRanks(ranks === 1 ? 0 : ranks, lyceum, args);
+  expect(stderr).toContain(`going on after step ${whole} of ${whole + more}`);
+  expect(status).toBe(0);
+  expect(metrics(dir).map((row) => row.step)).toEqual(Array.from({ length: whole + more }, (_, i) => i + 1));
+}
+
+describe.runIf(hasMpi)("failure", () => {
+  test.each([
+    ["forward", 1, ["parallel.zero=3"], 1],
+    ["backward", 0, ["parallel.zero=2"], 1],
+    ["all-reduce", 1, ["parallel.zero=0"], 2],
+    ["checkpoint", 1, ["parallel.zero=3"], 1],
+  ] as [string, number, string[], number][])("rank killed in %s (rank %i)", async (place, rank, set, thenRanks) => {
+    const dir = `${root}/${place}`;
+    // In step 3, after the checkpoint of step 2; or while that of step 4 is written.
+    const env = { KILL_AT: place, KILL_RANK: String(rank), KILL_STEP: place === "checkpoint" ? "4" : "3" };
+    const { said, ended } = start(dir, set, env, ["--import", hook]);
+    let killed = 0;
+    while (killed === 0) {
+      await setTimeout(20);
+      if (said.stderr.includes(`killed in ${place}`)) killed = performance.now();
+      else if (await Promise.race([ended.then(() => true), setTimeout(1, false)])) break;
     }
-    await setTimeout(37 * round);
-    const ranks = ranksOf(child.pid!);
-    process.kill(ranks[round % 2], "SIGKILL");
-    const killed = performance.now();
     expect(await ended).not.toBe(0);
+    expect(said.stderr).toContain(`killed in ${place}`);
     expect(performance.now() - killed).toBeLessThan(30_000);
-    expect(stderr).toMatch(new RegExp(`process rank ${round % 2} with PID \\d+ on node \\S+ exited on signal 9`));
+    expect(said.stderr).toMatch(new RegExp(`process rank ${rank} with PID \\d+ on node \\S+ exited on signal 9`));
+    const whole = readdirSync(`${dir}/checkpoints`).filter((name) => /^\d+$/.test(name));
+    expect(whole).toEqual(["000002"]);
+    await resume(dir, thenRanks, set, 3);
+  });
 
-    // mpirun may be gone a moment before the last of its processes.
-    while (ranks.some((pid) => existsSync(`/proc/${pid}`))) await setTimeout(50);
+  /** The processes of the job: mpirun's children (and theirs), which run node. */
+  function ranksOf(pid: number): number[] {
+    const children = spawnSync("pgrep", ["-P", String(pid)], { encoding: "utf8" })
+      .stdout.split("\n")
+      .filter(Boolean)
+      .map(Number);
+    return children.flatMap((child) => {
+      const name = readFileSync(`/proc/${child}/comm`, "utf8").trim();
+      return name === "node" || name === "MainThread" ? [child] : ranksOf(child);
+    });
+  }
 
-    // One process goes on from what is whole.
-    const whole = readdirSync(`${dir}/checkpoints`)
-      .filter((name) => /^\d+$/.test(name))
-      .map(Number)
-      .sort((a, b) => a - b)
-      .at(-1)!;
-    const more = runRanks(1, lyceum, [
-      "pretrain",
-      `${root}/p.yaml`,
-      "--out",
-      dir,
-      "--resume",
-      ...settings,
-      `steps=${whole + 2}`,
-    ]);
-    expect(more.stderr).toContain(`going on after step ${whole} of ${whole + 2}`);
-    expect(more.status).toBe(0);
-  },
-);
+  // The first rank, which speaks for all otherwise, is the one that is missing: the other must say it.
+  test.runIf(existsSync("/proc/self/comm"))("a rank that stands still is named by the others", async () => {
+    const dir = `${root}/still`;
+    const { child, said, ended } = start(dir, ["parallel.zero=1"], { LYCEUM_MPI_TIMEOUT: "4" });
+    while (!existsSync(`${dir}/checkpoints/000002`) && child.exitCode === null) await setTimeout(50);
+    expect(child.exitCode, said.stderr).toBeNull();
+    const ranks = ranksOf(child.pid!);
+    const rankOf = (pid: number): string =>
+      /OMPI_COMM_WORLD_RANK=(\d+)/.exec(readFileSync(`/proc/${pid}/environ`, "utf8"))![1];
+    const first = ranks.find((pid) => rankOf(pid) === "0")!;
+    process.kill(first, "SIGSTOP");
+    const stopped = performance.now();
+    // A stopped process does not end by itself when mpirun asks it to.
+    const watch = setInterval(() => said.stderr.includes("has waited") && process.kill(first, "SIGKILL"), 200);
+    expect(await ended).not.toBe(0);
+    clearInterval(watch);
+    expect(performance.now() - stopped).toBeLessThan(30_000);
+    expect(said.stderr).toMatch(/rank 1 on \S+ has waited 4 s in .* for: rank 0 on \S+\. The job ends\./);
+  });
+});
