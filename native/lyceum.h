@@ -78,6 +78,9 @@ void ly_attention_forward(const void *qkv, void *out, float *lse, const int32_t 
                           int H, int KV, int D, float scale, int dt);
 void ly_attention_backward(const void *dout, const void *qkv, const void *out, const float *lse, void *dqkv,
                            const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt);
+
+/* ---- cache.c: attention with a KV cache --------------------------------------------------------------------------- */
+
 /* With a KV cache. For sequence b the T new rows of q (q[B*T, ldq], first H*D of a row) sit at positions
  * past[b] .. past[b]+T-1 and see cache rows 0 .. own position. kcache/vcache[B, maxT, KV, D] hold the new rows already. */
 void ly_attention_cached(const void *q, int64_t ldq, const void *kcache, const void *vcache, void *out /*[B*T, H D]*/,
