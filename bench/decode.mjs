@@ -14,16 +14,16 @@ import { parseArgs } from "node:util";
 /** Random weights: how fast a model decodes does not depend on what it has learned. */
 const MODEL = { hidden: 768, intermediate: 2048, layers: 12, vocab: 8192, context: 1024 };
 const CASES = [
-  { name: "b1", batch: 1, tokens: 64, int8: false },
-  { name: "b32", batch: 32, tokens: 64, int8: false },
-  { name: "b1-int8", batch: 1, tokens: 64, int8: true },
+  { name: "b1", batch: 1, tokens: 128, int8: false },
+  { name: "b32", batch: 32, tokens: 128, int8: false },
+  { name: "b1-int8", batch: 1, tokens: 128, int8: true },
 ];
 const HELP = `npm run bench -- decode [options]
   --python PYTHON   a Python with torch and transformers to compare with; without it only Lyceum is measured
   --json            one JSON object a line instead of the table
   --only NAME       one case: ${CASES.map((c) => c.name).join(", ")}
-  --tokens N        new tokens of each row (64)
-  --prompt N        tokens of each prompt (32)
+  --tokens N        new tokens of each row (128)
+  --prompt N        tokens of each prompt (8)
   --rounds N        turns of each contestant (5)
   --threads N       threads of each contestant (all cores)`;
 
@@ -37,7 +37,7 @@ export default async function main(args) {
       json: { type: "boolean", default: false },
       only: { type: "string" },
       tokens: { type: "string" },
-      prompt: { type: "string", default: "32" },
+      prompt: { type: "string", default: "8" },
       rounds: { type: "string", default: "5" },
       threads: { type: "string", default: String(availableParallelism()) },
       help: { type: "boolean", default: false },
@@ -190,14 +190,16 @@ async function work(dir, int8, threads) {
   const { openCpu } = await import("../dist/device/cpu.js");
   const { loadLlama } = await import("../dist/nn/folder.js");
   const { generate } = await import("../dist/generate/generate.js");
+  const { Int8Weights } = await import("../dist/generate/int8.js");
   const model = loadLlama(openCpu({ threads }), dir, "bf16", { trainable: false });
+  const weights = int8 ? { int8: new Int8Weights(model) } : {};
   const V = model.config.vocabSize;
   for await (const line of createInterface({ input: process.stdin })) {
     const { batch, prompt, tokens } = JSON.parse(line);
     const row = () => Int32Array.from({ length: prompt }, () => Math.floor(Math.random() * V));
     const prompts = Array.from({ length: batch }, row);
     const start = process.hrtime.bigint();
-    const replies = generate(model, prompts, { maxTokens: tokens, temperature: 0 });
+    const replies = generate(model, prompts, { maxTokens: tokens, temperature: 0, ...weights });
     const seconds = Number(process.hrtime.bigint() - start) / 1e9;
     if (replies.some((r) => r.ids.length !== tokens)) throw new Error("a reply ended early");
     console.log(JSON.stringify({ seconds }));

@@ -10,7 +10,7 @@
 
 typedef int32_t lanes __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
-enum { MOST_X = LANES / 4 };
+enum { MOST_X = LANES / 4, AHEAD = 8192 };
 #define ALWAYS static inline __attribute__((always_inline))
 
 ALWAYS int64_t step_of(Form f) { return f == HALF || f == BYTES ? 64 : f == WIDE ? LANES : 4 * LANES; }
@@ -83,28 +83,27 @@ ALWAYS void few_step(Form f, int R, int C, const char *const w[4], int64_t at, c
   (void)scale;
 }
 
-/* The whole of K. What lies `ahead` bytes further (all R rows), or in the row at `next`, is wanted soon; 0: nothing. */
-ALWAYS void few_dots(Form f, int R, int C, const char *const w[4], int64_t K, const char *x, int64_t ldx, int64_t ahead, const char *next, vec *out, int stride) {
+/* The whole of K. With MOST_X rows of x the row at `next` is wanted soon, else what follows in memory. The steps stand in one loop, which goes over what is left of the rows, in a copy
+ * filled up with zeros, in a second round: with two loops compilers move all sums about between their registers. */
+ALWAYS void few_dots(Form f, int R, int C, const char *w[4], int64_t K, const char *x, int64_t ldx, const char *next, vec *out, int stride) {
   vec a[16];
 #pragma GCC unroll 16
   for (int i = 0; i < R * C; i++) a[i] = (vec){0};
-  int64_t step = step_of(f), xstep = xstep_of(f), n = f == BYTES || f == WIDE ? grouped(K) : K * width_of(f), whole = n / step * step;
+  int64_t step = step_of(f), xstep = xstep_of(f), n = f == BYTES || f == WIDE ? grouped(K) : K * width_of(f), whole = n / step * step, left = n - whole;
+  _Alignas(64) char rest[4][64];
   const char *scale = x + n;
-  for (int64_t k = 0; k < whole; k += step) {
-    if (ahead) {
-#pragma GCC unroll 4
-      for (int r = 0; r < R; r++) __builtin_prefetch(w[r] + k + ahead);
+  for (int64_t end = whole;;) {
+    for (int64_t k = 0; k < end; k += step) {
+      __builtin_prefetch(C == MOST_X ? next + k : w[0] + k + AHEAD);
+      few_step(f, R, C, w, k, x, ldx, scale, a);
+      x += xstep;
+      if (f == BYTES) scale += 4;
     }
-    if (next) __builtin_prefetch(next + k);
-    few_step(f, R, C, w, k, x, ldx, scale, a);
-    x += xstep;
-    if (f == BYTES) scale += 4;
-  }
-  if (f != BYTES && f != WIDE && whole < n) {
-    _Alignas(64) char rest[4][64] = {0};
-    const char *const last[4] = {rest[0], rest[1], rest[2], rest[3]};
-    for (int r = 0; r < R; r++) memcpy(rest[r], w[r] + whole, (size_t)(n - whole));
-    few_step(f, R, C, last, 0, x, ldx, scale, a);
+    if (f == BYTES || f == WIDE || left == 0) break;
+    memset(rest, 0, sizeof rest);
+    for (int r = 0; r < R; r++) { memcpy(rest[r], w[r] + whole, (size_t)left); w[r] = rest[r]; }
+    end = step;
+    left = 0;
   }
 #pragma GCC unroll 4
   for (int c = 0; c < C; c++) {
@@ -153,7 +152,7 @@ ALWAYS vec sum_each(vec *v) {
 /* With few rows of x, memory sets the pace, and it is read fastest one row of W after the other; with MOST_X of them arithmetic
  * does, and four rows of W share what is loaded of x.
  * LANES sums: LANES / C rows of W (from `row` on; those past `rows` are the last one again) by C rows of x -> out[c * ld + r]. */
-ALWAYS void few_block(Form f, int C, const char *W, int64_t ldw, int64_t row, int64_t rows, int64_t K, const char *x, int64_t ldx, int64_t ahead, const char *next, float *out, int64_t ld) {
+ALWAYS void few_block(Form f, int C, const char *W, int64_t ldw, int64_t row, int64_t rows, int64_t K, const char *x, int64_t ldx, const char *next, float *out, int64_t ld) {
   vec v[LANES];
   int R = LANES / C, together = C == MOST_X ? 4 : 1;
 #pragma GCC unroll 16
@@ -161,7 +160,7 @@ ALWAYS void few_block(Form f, int C, const char *W, int64_t ldw, int64_t row, in
     const char *w[4];
 #pragma GCC unroll 4
     for (int r = 0; r < together; r++) w[r] = W + smaller(row + s + r, rows - 1) * ldw;
-    few_dots(f, together, C, w, K, x, ldx, ahead, next, v + s, R);
+    few_dots(f, together, C, w, K, x, ldx, next, v + s, R);
   }
   vec sums = sum_each(v);
 #pragma GCC unroll 4
@@ -178,17 +177,17 @@ ALWAYS void few_all(Form f, const char *W, int64_t ldw, int64_t rows, int64_t K,
     for (int64_t r0 = 0; r0 < rows; r0 += part)
       for (int64_t g = 0; g < groups; g++)
         for (int64_t r = r0; r < smaller(r0 + part, rows); r += R) {
-          const char *next = groups >= R && g < R ? W + (r + part + g) * ldw : NULL;
-          few_block(f, MOST_X, W, ldw, r, rows, K, x + g * MOST_X * ldx, ldx, groups < R && g == 0 ? R * ldw : 0, next, out + g * MOST_X * ld, ld);
+          const char *next = W + (g < R ? r + part + g : r) * ldw;
+          few_block(f, MOST_X, W, ldw, r, rows, K, x + g * MOST_X * ldx, ldx, next, out + g * MOST_X * ld, ld);
         }
 #if LANES > 4
   int64_t b = groups * MOST_X;
 #if LANES == 16
   for (; b + 2 <= B; b += 2)
-    for (int64_t r = 0; r < rows; r += LANES / 2) few_block(f, 2, W, ldw, r, rows, K, x + b * ldx, ldx, 0, NULL, out + b * ld, ld);
+    for (int64_t r = 0; r < rows; r += LANES / 2) few_block(f, 2, W, ldw, r, rows, K, x + b * ldx, ldx, NULL, out + b * ld, ld);
 #endif
   for (; b < B; b++)
-    for (int64_t r = 0; r < rows; r += LANES) few_block(f, 1, W, ldw, r, rows, K, x + b * ldx, ldx, 0, NULL, out + b * ld, ld);
+    for (int64_t r = 0; r < rows; r += LANES) few_block(f, 1, W, ldw, r, rows, K, x + b * ldx, ldx, NULL, out + b * ld, ld);
 #endif
 }
 
