@@ -57,7 +57,7 @@ void ly_decode_linear(const void *x, const void *W, const float *wscale, int wt,
 
 /* ---- queries, keys and values: rotated, and the keys and values put where the cache wants them ---- */
 
-typedef struct { Few few; const void *R; const int32_t *past; const float *cos, *sin; void *q, *k, *v; int64_t maxT; int H, KV, D, dt; } Qkv;
+typedef struct { Few few; const void *R; const int32_t *past, *rows; const float *cos, *sin; void *q, *k, *v; int64_t maxT; int H, KV, D, dt; } Qkv;
 
 static void qkv_body(void *ctx, int64_t head, int thread) {
   const Qkv *t = ctx; int D = t->D, half = D / 2;
@@ -72,13 +72,13 @@ static void qkv_body(void *ctx, int64_t head, int thread) {
       for (int i = 0; i < half; i++) { float p = x[i], q = y[i]; x[i] = p * c[i] - q * s[i]; y[i] = q * c[i] + p * s[i]; }
     }
     if (head < t->H) { store_row(t->q, (b * t->H + head) * D, x, D, t->dt); continue; }
-    int64_t kv = (head - t->H) % t->KV;
-    store_row(head < t->H + t->KV ? t->k : t->v, ((b * t->KV + kv) * t->maxT + t->past[b]) * D, x, D, t->dt);
+    int64_t kv = (head - t->H) % t->KV, row = t->rows ? t->rows[b] : b;
+    store_row(head < t->H + t->KV ? t->k : t->v, ((row * t->KV + kv) * t->maxT + t->past[b]) * D, x, D, t->dt);
   }
 }
-void ly_decode_qkv(const void *x, const void *W, const float *wscale, int wt, const void *R, const int32_t *past, const float *cos, const float *sin,
+void ly_decode_qkv(const void *x, const void *W, const float *wscale, int wt, const void *R, const int32_t *past, const int32_t *rows, const float *cos, const float *sin,
                    void *q, void *kcache, void *vcache, int64_t B, int64_t maxT, int64_t K, int H, int KV, int D, int dt) {
-  Qkv t = {prepare(x, dt, W, wscale, wt, B, K), R, past, cos, sin, q, kcache, vcache, maxT, H, KV, D, dt};
+  Qkv t = {prepare(x, dt, W, wscale, wt, B, K), R, past, rows, cos, sin, q, kcache, vcache, maxT, H, KV, D, dt};
   ly_parallel(H + 2 * KV, qkv_body, &t);
 }
 

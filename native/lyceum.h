@@ -99,8 +99,8 @@ void ly_cache_append(const void *qkv, void *kcache, void *vcache, const int32_t 
 void ly_decode_linear(const void *x, const void *W, const float *wscale, int wt, const void *R, float alpha, void *y, int dty,
                       int64_t B, int64_t N, int64_t K, int dt);
 /* The product is [B, (H + 2 KV) D]. Queries and keys are rotated to position past[b] (tables as for ly_rope); queries go to q[B, H D], keys
- * and values to row past[b] of the cache. */
-void ly_decode_qkv(const void *x, const void *W, const float *wscale, int wt, const void *R, const int32_t *past, const float *cos, const float *sin,
+ * and values to place past[b] of row rows[b] of the cache (NULL: of row b). */
+void ly_decode_qkv(const void *x, const void *W, const float *wscale, int wt, const void *R, const int32_t *past, const int32_t *rows, const float *cos, const float *sin,
                    void *q, void *kcache, void *vcache, int64_t B, int64_t maxT, int64_t K, int H, int KV, int D, int dt);
 /* The product is gate and up side by side, [B, 2F]; y[B,F] = silu(gate) * up. */
 void ly_decode_swiglu(const void *x, const void *W, const float *wscale, int wt, const void *R, void *y, int64_t B, int64_t F, int64_t K, int dt);

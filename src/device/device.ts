@@ -57,7 +57,7 @@ export interface Device {
   // biome-ignore format: one line a kernel
   decodeLinear(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, alpha: number, y: Ptr, dty: DType, B: number, N: number, K: number, dt: DType): void;
   // biome-ignore format: one line a kernel
-  decodeQkv(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, past: Ptr, cos: Ptr, sin: Ptr, q: Ptr, kcache: Ptr, vcache: Ptr, B: number, maxT: number, K: number, H: number, KV: number, D: number, dt: DType): void;
+  decodeQkv(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, past: Ptr, rows: Ptr, cos: Ptr, sin: Ptr, q: Ptr, kcache: Ptr, vcache: Ptr, B: number, maxT: number, K: number, H: number, KV: number, D: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   decodeSwiglu(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, y: Ptr, B: number, F: number, K: number, dt: DType): void;
   quantizeRows(W: Ptr, q: Ptr, scale: Ptr, N: number, K: number, dt: DType): void;

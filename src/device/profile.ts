@@ -75,7 +75,7 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   decodeLinear([, , , wt, R, , , dty, B, N, K, dt]) {
     return few(B, N, K, wt, dt, B * N * w(dty) * (R === 0 ? 1 : 2));
   },
-  decodeQkv([, , , wt, , , , , , , , B, , K, H, KV, D, dt]) {
+  decodeQkv([, , , wt, , , , , , , , , B, , K, H, KV, D, dt]) {
     return few(B, (H + 2 * KV) * D, K, wt, dt, B * (H + 2 * KV) * D * w(dt));
   },
   decodeSwiglu: ([, , , wt, , , B, F, K, dt]) => few(B, 2 * F, K, wt, dt, B * F * w(dt)),

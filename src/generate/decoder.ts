@@ -5,10 +5,15 @@
  *   per layer:  q = rotate(Wqkv norm(h)), keys and values to the cache;   h = h + Wo attention(q);   h = h + Wdown swiglu(Wgate-up norm(h))
  *   logits = Wout norm(h)
  */
-import { type Device, type DType, dtypeBytes, F32, INT8, type Ptr } from "../device/device.js";
+import { type Device, type DType, dtypeBytes, F32, INT8, type Ptr, type WeightType } from "../device/device.js";
 import type { KvCache, Llama } from "../nn/llama.js";
 import { dtypeOf, type Parameter } from "../tensor/tensor.js";
 import type { Int8Weights } from "./int8.js";
+
+/** Prompts up to this length go through these kernels too; of a long one the training kernels make better use. */
+export const SHORT = 64;
+/** Rows of prompts that are worked on at a time. */
+const CHUNK = 256;
 
 /** Whether the model can be decoded here: all of it is this process's. */
 export const isWhole = ({ grid, head }: Llama): boolean => grid.tensor.size * grid.pipeline.size === 1 && head === "lm";
@@ -17,12 +22,14 @@ export class Decoder {
   /** [rows, V] fp32: of the last step. */
   readonly logits: Ptr;
   private readonly device: Device;
+  private readonly capacity: number;
   private readonly dt: DType;
   private readonly memory: { ptr: Ptr; bytes: number };
   private readonly ids: Ptr;
   private readonly past: Ptr;
-  private readonly idsView: Int32Array;
-  private readonly pastView: Int32Array;
+  /** For prompts: the cache row of each token, and which tokens are the last of theirs. */
+  private readonly places: Ptr;
+  private readonly zero: Ptr;
   /** [rows, width] each, of the model's type; rstd fp32. */
   private readonly h: Ptr;
   private readonly normed: Ptr;
@@ -38,22 +45,25 @@ export class Decoder {
     private readonly model: Llama,
     private readonly cache: KvCache,
     private readonly int8?: Int8Weights,
+    /** Tokens of short prompts that are to come: buffers are made for them, within reason. */
+    promptTokens = 0,
   ) {
     const { device, config } = model;
     const { hiddenSize: d, intermediateSize: F, vocabSize: V, numHeads, headDim } = config;
     this.device = device;
     this.dt = dtypeOf(model.precision);
-    const { rows } = cache;
+    const rows = Math.max(cache.rows, Math.min(promptTokens, CHUNK));
+    this.capacity = rows;
     const size = dtypeBytes(this.dt);
     const factors = [...(model.lora?.factors.values() ?? [])];
     const rank = Math.max(0, ...factors.map(({ A }) => A.shape[0]));
     const widest = Math.max(0, ...factors.map(({ B }) => B.shape[0]));
     // biome-ignore format: one line a kind
     const sizes = [
-      4 * rows, 4 * rows,
+      4 * rows, 4 * rows, 4 * rows, 4,
       size * rows * d, size * rows * d, size * rows * numHeads * headDim, size * rows * numHeads * headDim, size * rows * F,
       4 * rows, size * rows * rank, size * rows * widest,
-      4 * rows * V,
+      4 * cache.rows * V,
     ].map((n) => Math.ceil(n / 64) * 64);
     const bytes = sizes.reduce((a, b) => a + b, 0);
     this.memory = { ptr: device.alloc(bytes), bytes };
@@ -62,22 +72,88 @@ export class Decoder {
       at += n;
       return at - n;
     });
-    [this.ids, this.past, this.h, this.normed, this.q, this.mixed, this.inner] = places;
-    [this.rstd, this.low, this.added, this.logits] = places.slice(7);
-    this.idsView = device.i32(this.ids, rows);
-    this.pastView = device.i32(this.past, rows);
+    [this.ids, this.past, this.places, this.zero, this.h, this.normed, this.q, this.mixed, this.inner] = places;
+    [this.rstd, this.low, this.added, this.logits] = places.slice(9);
+  }
+
+  /** The tokens ids[b], b < rows, after past[b] tokens that cache row b holds. Fills `logits`, and place past[b] of the cache. */
+  step(ids: Int32Array, past: Int32Array, rows: number): void {
+    const { device, model, cache, dt } = this;
+    const { numHeads: H, numKvHeads: KV, headDim: D } = model.config;
+    this.put(this.ids, ids.subarray(0, rows));
+    this.put(this.past, past.subarray(0, rows));
+    this.layers(rows, 0, this.int8, (q, keys, values) => {
+      // biome-ignore format: one call
+      device.attentionCached(q, H * D, keys, values, this.mixed, this.past, rows, 1, cache.maxLength, H, KV, D, this.scale, dt);
+    });
+    this.project(this.normed, rows);
   }
 
   /**
-   * The tokens ids[b], b < rows, after past[b] tokens that cache row b holds. Fills `logits`, and row past[b] of the cache.
+   * Prompts of `SHORT` tokens at most, with the weights as the model has them. Prompt i fills row rows[i] of the cache from its
+   * beginning; `take(i, hidden)` gets the normed hidden state [d] of its last token.
    */
-  step(ids: Int32Array, past: Int32Array, rows: number): void {
+  prefill(
+    prompts: readonly ArrayLike<number>[],
+    rows: readonly number[],
+    take: (i: number, hidden: Ptr) => void,
+  ): void {
+    const { device, model, cache, dt } = this;
+    const { hiddenSize, numHeads: H, numKvHeads: KV, headDim: D } = model.config;
+    const size = dtypeBytes(dt);
+    for (let first = 0, end = 0; first < prompts.length; first = end) {
+      const starts = [0];
+      for (; end < prompts.length; end++) {
+        const next = starts[starts.length - 1] + prompts[end].length;
+        if (end > first && next > this.capacity) break;
+        starts.push(next);
+      }
+      const N = starts[starts.length - 1];
+      const chunk = prompts.slice(first, end);
+      const each = (f: (i: number, t: number) => number): Int32Array =>
+        Int32Array.from(chunk.flatMap((p, i) => Array.from(p, (_, t) => f(i, t))));
+      this.put(
+        this.ids,
+        each((i, t) => chunk[i][t]),
+      );
+      this.put(
+        this.past,
+        each((_, t) => t),
+      );
+      this.put(
+        this.places,
+        each((i) => rows[first + i]),
+      );
+      this.layers(N, this.places, undefined, (q, keys, values) => {
+        chunk.forEach((p, i) => {
+          const at = starts[i] * H * D * size;
+          const row = rows[first + i] * cache.rowSize * size;
+          // biome-ignore format: one call
+          device.attentionCached(q + at, H * D, keys + row, values + row, this.mixed + at, this.zero, 1, p.length, cache.maxLength, H, KV, D, this.scale, dt);
+        });
+      });
+      for (const i of chunk.keys()) take(first + i, this.normed + (starts[i + 1] - 1) * hiddenSize * size);
+    }
+  }
+
+  private put(to: Ptr, values: Int32Array): void {
+    this.device.i32(to, values.length).set(values);
+  }
+
+  private get scale(): number {
+    return 1 / Math.sqrt(this.model.config.headDim);
+  }
+
+  /** The tokens `ids` at places `past` of cache rows `places` (0: row b for token b), up to the last norm: `normed`. */
+  private layers(
+    rows: number,
+    places: Ptr,
+    int8: Int8Weights | undefined,
+    attend: (q: Ptr, keys: Ptr, values: Ptr) => void,
+  ): void {
     const { device, model, cache, dt } = this;
     const { hiddenSize: d, intermediateSize: F, numHeads: H, numKvHeads: KV, headDim: D } = model.config;
     const { cos, sin } = model.tables;
-    const scale = 1 / Math.sqrt(D);
-    this.idsView.set(ids.subarray(0, rows));
-    this.pastView.set(past.subarray(0, rows));
     const { h, normed, q, mixed, inner } = this;
     model.eachLayer((layer, i) => {
       const { inputNorm, qkv, output, mlpNorm, gateUp, down } = layer;
@@ -86,29 +162,28 @@ export class Decoder {
       this.norm(h, inputNorm, rows);
       const byQkv = this.adapted(qkv, normed, rows);
       // biome-ignore format: one call
-      device.decodeQkv(normed, ...this.weights(qkv), byQkv, this.past, cos, sin, q, keys, values, rows, cache.maxLength, d, H, KV, D, dt);
-      // biome-ignore format: one call
-      device.attentionCached(q, H * D, keys, values, mixed, this.past, rows, 1, cache.maxLength, H, KV, D, scale, dt);
-      this.linear(mixed, output, rows);
+      device.decodeQkv(normed, ...this.weights(qkv, int8), byQkv, this.past, places, cos, sin, q, keys, values, rows, cache.maxLength, d, H, KV, D, dt);
+      attend(q, keys, values);
+      this.linear(mixed, output, rows, int8);
       this.norm(h, mlpNorm, rows);
       const byGateUp = this.adapted(gateUp, normed, rows);
-      device.decodeSwiglu(normed, ...this.weights(gateUp), byGateUp, inner, rows, F, d, dt);
-      this.linear(inner, down, rows);
+      device.decodeSwiglu(normed, ...this.weights(gateUp, int8), byGateUp, inner, rows, F, d, dt);
+      this.linear(inner, down, rows, int8);
     });
     this.norm(h, model.finalNorm!, rows);
-    this.project(normed, rows);
   }
 
-  /** Logits of hidden states [rows, d], which are normed already. */
-  project(hidden: Ptr, rows: number): void {
+  /** Logits of normed hidden states [rows, d]: in `logits`, which is returned. */
+  project(hidden: Ptr, rows: number, rounded = true): Ptr {
     const { hiddenSize: d, vocabSize: V } = this.model.config;
-    const [W, wscale, wt] = this.weights(this.model.outputMatrix!);
+    const [W, wscale, wt] = this.weights(this.model.outputMatrix!, rounded ? this.int8 : undefined);
     this.device.decodeLinear(hidden, W, wscale, wt, 0, 1, this.logits, F32, rows, V, d, this.dt);
+    return this.logits;
   }
 
-  private weights(W: Parameter): [Ptr, Ptr, DType | typeof INT8] {
-    if (!this.int8) return [W.ptr, 0, this.dt];
-    const { values, scale } = this.int8.of(W);
+  private weights(W: Parameter, int8: Int8Weights | undefined): [Ptr, Ptr, WeightType] {
+    if (!int8) return [W.ptr, 0, this.dt];
+    const { values, scale } = int8.of(W);
     return [values, scale, INT8];
   }
 
@@ -118,10 +193,10 @@ export class Decoder {
   }
 
   /** h = h + W x, and what W's adapter adds. */
-  private linear(x: Ptr, W: Parameter, rows: number): void {
+  private linear(x: Ptr, W: Parameter, rows: number, int8: Int8Weights | undefined): void {
     const { device, h, low, dt } = this;
     const [N, K] = W.shape;
-    device.decodeLinear(x, ...this.weights(W), h, 1, h, dt, rows, N, K, dt);
+    device.decodeLinear(x, ...this.weights(W, int8), h, 1, h, dt, rows, N, K, dt);
     const { lora } = this.model;
     const factors = lora?.factors.get(W);
     if (!factors) return;

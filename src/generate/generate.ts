@@ -6,7 +6,7 @@ import { dtypeBytes, type Ptr } from "../device/device.js";
 import { type KvCache, type Llama, packSequences } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
 import { dtypeOf, Tape } from "../tensor/tensor.js";
-import { Decoder, isWhole } from "./decoder.js";
+import { Decoder, isWhole, SHORT } from "./decoder.js";
 import type { Int8Weights } from "./int8.js";
 import { Sampler, type SamplingOptions } from "./sampling.js";
 
@@ -42,7 +42,8 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
 
   const tape = new Tape(device, false);
   const cache = model.newCache(prompts.length, length);
-  const decoder = isWhole(model) ? new Decoder(model, cache, options.int8) : undefined;
+  const short = prompts.reduce((n, p) => n + (p.length <= SHORT ? p.length : 0), 0);
+  const decoder = isWhole(model) ? new Decoder(model, cache, options.int8, short) : undefined;
   const sampler = new Sampler(device, prompts.length, length + 1, options);
   const V = config.vocabSize;
   /** Cache row -> prompt. Rows of finished replies are dropped from the end by moving the last row's work up. */
@@ -67,10 +68,7 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
     prompts.forEach((p, b) => {
       sampler.remember(b, p);
     });
-    const batch = packSequences(prompts);
-    const hidden = model.prefill(tape, batch, cache, active);
-    const last = Int32Array.from(prompts, (_, i) => batch.cuSeqlens[i + 1] - 1);
-    sample(model.logits(tape, hidden, last).ptr);
+    sample(prefill(model, tape, prompts, cache, decoder));
     // What the prompts needed is not needed again.
     tape.close();
     for (;;) {
@@ -121,6 +119,47 @@ function checkPrompts(prompts: readonly ArrayLike<number>[], context: number, vo
           `Prompt ${i + 1} holds token ${p[t]}, but the model's vocabulary has ${vocabSize}: is this the model's own tokenizer?`,
         );
   });
+}
+
+/**
+ * Fills the cache; logits [prompts, V] of their last tokens. Short prompts go through the decoder, each as it would alone: how a
+ * prompt is worked on depends on its own length only.
+ */
+function prefill(
+  model: Llama,
+  tape: Tape,
+  prompts: readonly ArrayLike<number>[],
+  cache: KvCache,
+  decoder: Decoder | undefined,
+): Ptr {
+  const { device, precision, config } = model;
+  const bytes = config.hiddenSize * dtypeBytes(dtypeOf(precision));
+  const [short, long]: number[][] = [[], []];
+  prompts.forEach((p, i) => {
+    (decoder && p.length <= SHORT ? short : long).push(i);
+  });
+  const pick = (rows: readonly number[]): ArrayLike<number>[] => rows.map((i) => prompts[i]);
+  if (short.length === 0) {
+    const batch = packSequences(prompts);
+    const hidden = model.prefill(tape, batch, cache, long);
+    return model.logits(
+      tape,
+      hidden,
+      batch.cuSeqlens.slice(1).map((end) => end - 1),
+    ).ptr;
+  }
+  const states = tape.tensor(dtypeOf(precision), [prompts.length, config.hiddenSize]);
+  const copy = (i: number, from: Ptr): void =>
+    device.bytes(states.ptr + i * bytes, bytes).set(device.bytes(from, bytes));
+  decoder!.prefill(pick(short), short, (i, hidden) => copy(short[i], hidden));
+  if (long.length > 0) {
+    const batch = packSequences(pick(long));
+    const hidden = model.prefill(tape, batch, cache, long);
+    long.forEach((i, s) => {
+      copy(i, hidden.ptr + (batch.cuSeqlens[s + 1] - 1) * bytes);
+    });
+  }
+  return decoder!.project(states.ptr, prompts.length, false);
 }
 
 /** The step of a model that several processes share: [B, V] logits. */

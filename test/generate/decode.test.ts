@@ -9,7 +9,7 @@ import { Llama, type Precision, packSequences } from "../../src/nn/llama.js";
 import { attachLora, LORA_TARGETS } from "../../src/nn/lora.js";
 import { Tape } from "../../src/tensor/tensor.js";
 
-/** Grouped queries, sizes that fit no block, a matrix of its own for the output. */
+/** Grouped queries, sizes that fit no block, a matrix of its own for the output; prompts of over 64 tokens go another way. */
 const CONFIG = parseLlamaConfig(
   {
     vocab_size: 301,
@@ -19,7 +19,7 @@ const CONFIG = parseLlamaConfig(
     num_attention_heads: 6,
     num_key_value_heads: 2,
     head_dim: 12,
-    max_position_embeddings: 64,
+    max_position_embeddings: 128,
     tie_word_embeddings: false,
   },
   "test",
@@ -77,8 +77,8 @@ function difference(a: Float32Array, b: Float32Array): number {
 }
 
 const LENGTHS = [2, 17, 33, 5, 40];
-/** Measured: 1e-6 and 0.012. */
-const TOLERANCE = { fp32: 1e-5, bf16: 0.02 };
+/** Measured: 1e-6 and 0.012, with adapters 0.022. */
+const TOLERANCE = { fp32: 1e-5, bf16: 0.03 };
 
 describe.each(["fp32", "bf16"] as const)("%s", (precision) => {
   test("a decoded token has the logits of the whole forward pass, on every instruction set", () => {
@@ -103,9 +103,42 @@ describe.each(["fp32", "bf16"] as const)("%s", (precision) => {
     });
   });
 
+  test("short prompts in one piece or several, into any rows of the cache, leave what the forward pass leaves", () => {
+    const model = make(precision);
+    const sequences = [30, 2, 41, 64, 1, 17].map((n, i) => ids(n, i + 1));
+    const order = [3, 0, 5, 1, 4, 2];
+    for (const promptTokens of [0, 100, 1000]) {
+      const cache = model.newCache(6, 64);
+      const decoder = new Decoder(model, cache, undefined, promptTokens || 64);
+      const size = precision === "fp32" ? 4 : 2;
+      const states = device.alloc(6 * 72 * size);
+      decoder.prefill(sequences, order, (i, hidden) => {
+        device.bytes(states + i * 72 * size, 72 * size).set(device.bytes(hidden, 72 * size));
+      });
+      const logits = device.f32(decoder.project(states, 6), 6 * 301).slice();
+      sequences.forEach((s, i) => {
+        const row = logits.slice(i * 301, (i + 1) * 301);
+        expect(difference(row, whole(model, s))).toBeLessThan(TOLERANCE[precision]);
+      });
+      // And the cache holds what the next token needs: row order[i] is sequence i.
+      const room = sequences.flatMap((s, i) => (s.length < 64 ? [i] : []));
+      const next = Int32Array.from({ length: 6 }, (_, row) => (order.indexOf(row) * 7) % 301);
+      const past = Int32Array.from({ length: 6 }, (_, row) => Math.min(63, sequences[order.indexOf(row)].length));
+      decoder.step(next, past, 6);
+      for (const i of room) {
+        const row = order[i];
+        const found = device.f32(decoder.logits, 6 * 301).slice(row * 301, (row + 1) * 301);
+        expect(difference(found, whole(model, [...sequences[i], next[row]]))).toBeLessThan(TOLERANCE[precision]);
+      }
+      decoder.close();
+      cache.close();
+      device.free(states, 6 * 72 * size);
+    }
+  });
+
   test("a reply is the same bytes alone and among others, rows that end early and all", () => {
     const model = make(precision);
-    const prompts = [3, 20, 7, 11, 2, 30, 5].map((n, i) => ids(n, i + 1));
+    const prompts = [3, 20, 70, 11, 2, 90, 5].map((n, i) => ids(n, i + 1));
     const options = {
       maxTokens: 20,
       temperature: 1,

@@ -114,6 +114,8 @@ test.each(DTYPES)("queries and keys are rotated, keys and values go to the cache
     const [width, half] = [(H + 2 * KV) * D, D / 2];
     const [x, W, R] = [numbers(B * K, 1), numbers(width * K, 2), numbers(B * width, 3)];
     const past = Array.from({ length: B }, (_, i) => (i * 5) % maxT);
+    /** With many rows: the cache has them in another order. */
+    const order = Array.from({ length: B }, (_, r) => (B > 5 ? (r + 2) % B : r));
     const angles = numbers(maxT * half, 4, 3).map((a) => rounded(a, F32));
     const [cos, sin] = [angles.map(Math.cos), angles.map(Math.sin)];
     const cache = B * KV * maxT * D;
@@ -122,7 +124,7 @@ test.each(DTYPES)("queries and keys are rotated, keys and values go to the cache
       const [pc, ps, pp] = [b.put(cos, F32), b.put(sin, F32), b.ints(past)];
       const q = b.alloc(B * H * D, dt);
       const [k, v] = [b.put(new Float64Array(cache).fill(7), dt), b.put(new Float64Array(cache).fill(7), dt)];
-      b.device.decodeQkv(px, pw, 0, dt, pr, pp, pc, ps, q, k, v, B, maxT, K, H, KV, D, dt);
+      b.device.decodeQkv(px, pw, 0, dt, pr, pp, B > 5 ? b.ints(order) : 0, pc, ps, q, k, v, B, maxT, K, H, KV, D, dt);
       const all = matmul(x, W, B, width, K, 0, 1).map((y, i) => y + R[i]);
       const expected = { q: new Float64Array(B * H * D), k: new Float64Array(cache), v: new Float64Array(cache) };
       expected.k.fill(7);
@@ -140,7 +142,7 @@ test.each(DTYPES)("queries and keys are rotated, keys and values go to the cache
           if (h < H) expected.q.set(head, (r * H + h) * D);
           else {
             const to = h < H + KV ? expected.k : expected.v;
-            to.set(head, ((r * KV + ((h - H) % KV)) * maxT + past[r]) * D);
+            to.set(head, ((order[r] * KV + ((h - H) % KV)) * maxT + past[r]) * D);
           }
         }
       expectClose(b.get(q, B * H * D, dt), expected.q, tolerance(dt), "q");
