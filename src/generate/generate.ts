@@ -139,7 +139,7 @@ function prefill(
     (decoder && p.length <= SHORT ? short : long).push(i);
   });
   const pick = (rows: readonly number[]): ArrayLike<number>[] => rows.map((i) => prompts[i]);
-  if (short.length === 0) {
+  if (!decoder) {
     const batch = packSequences(prompts);
     const hidden = model.prefill(tape, batch, cache, long);
     return model.logits(
@@ -151,7 +151,7 @@ function prefill(
   const states = tape.tensor(dtypeOf(precision), [prompts.length, config.hiddenSize]);
   const copy = (i: number, from: Ptr): void =>
     device.bytes(states.ptr + i * bytes, bytes).set(device.bytes(from, bytes));
-  decoder!.prefill(pick(short), short, (i, hidden) => copy(short[i], hidden));
+  decoder.prefill(pick(short), short, (i, hidden) => copy(short[i], hidden));
   if (long.length > 0) {
     const batch = packSequences(pick(long));
     const hidden = model.prefill(tape, batch, cache, long);
@@ -159,7 +159,7 @@ function prefill(
       copy(i, hidden.ptr + (batch.cuSeqlens[s + 1] - 1) * bytes);
     });
   }
-  return decoder!.project(states.ptr, prompts.length, false);
+  return decoder.project(states.ptr, prompts.length, false);
 }
 
 /** The step of a model that several processes share: [B, V] logits. */
