@@ -12,8 +12,8 @@ const TARGETS = {
     portable: [],
     avx2: V3,
     avx512: V4,
-    avx512bf16: [...V4, "-mavx512bf16"],
-    amx: [...V4, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+    avx512bf16: [...V4, "-mavx512bf16", "-mavx512vnni"],
+    amx: [...V4, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16"],
   },
   arm64: { portable: [], neon: ["-O3"] },
 }[process.arch] ?? { portable: [] };

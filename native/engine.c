@@ -47,7 +47,7 @@ const char *ly_isa_list(void) {
   __builtin_cpu_init();
   int v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   int v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  int b16 = v4 && __builtin_cpu_supports("avx512bf16");
+  int b16 = v4 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"); /* no processor has one alone */
   if (b16 && has_amx()) return "amx,avx512bf16,avx512,avx2,portable";
   return b16 ? "avx512bf16,avx512,avx2,portable" : v4 ? "avx512,avx2,portable" : v3 ? "avx2,portable" : "portable";
 #elif defined(__aarch64__)

@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LY_F32 = 0, LY_BF16 = 1 };
+enum { LY_F32 = 0, LY_BF16 = 1, LY_INT8 = 2 /* weights of decode.c only */ };
 
 /* ---- engine.c: processor, threads, memory ------------------------------------------------------------------- */
 
@@ -78,13 +78,34 @@ void ly_attention_forward(const void *qkv, void *out, float *lse, const int32_t 
                           int H, int KV, int D, float scale, int dt);
 void ly_attention_backward(const void *dout, const void *qkv, const void *out, const float *lse, void *dqkv,
                            const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt);
+
+/* ---- cache.c: attention with a KV cache --------------------------------------------------------------------------- */
+
 /* With a KV cache. For sequence b the T new rows of q (q[B*T, ldq], first H*D of a row) sit at positions
- * past[b] .. past[b]+T-1 and see cache rows 0 .. own position. kcache/vcache[B, maxT, KV, D] hold the new rows already. */
+ * past[b] .. past[b]+T-1 and see cache rows 0 .. own position. kcache/vcache[B, KV, maxT, D] hold the new rows already. */
 void ly_attention_cached(const void *q, int64_t ldq, const void *kcache, const void *vcache, void *out /*[B*T, H D]*/,
                          const int32_t *past, int64_t B, int64_t T, int64_t maxT, int H, int KV, int D, float scale, int dt);
 /* Copies the K and V parts of qkv[B*T, (H+2KV)D] to cache rows past[b]..past[b]+T-1. */
 void ly_cache_append(const void *qkv, void *kcache, void *vcache, const int32_t *past, int64_t B, int64_t T, int64_t maxT,
                      int H, int KV, int D, int dt);
+
+/* ---- decode.c: one new token for each sequence of a batch; few rows against weights that are read once ---------------- */
+
+/* In all of these: x[B,K] of type dt meets W[N,K] of type wt, dt or LY_INT8. Rows of int8 are padded with zeros to a multiple of 64 and
+ * have one scale each (wscale[N]; else NULL); x is then rounded to int8 in groups of 64, where the processor multiplies bytes.
+ * R (may be NULL) is added to the product. A row's result does not depend on B. */
+
+/* y[B,N] = alpha x W' + R; y and R of type dty. */
+void ly_decode_linear(const void *x, const void *W, const float *wscale, int wt, const void *R, float alpha, void *y, int dty,
+                      int64_t B, int64_t N, int64_t K, int dt);
+/* The product is [B, (H + 2 KV) D]. Queries and keys are rotated to position past[b] (tables as for ly_rope); queries go to q[B, H D], keys
+ * and values to place past[b] of row rows[b] of the cache (NULL: of row b). */
+void ly_decode_qkv(const void *x, const void *W, const float *wscale, int wt, const void *R, const int32_t *past, const int32_t *rows, const float *cos, const float *sin,
+                   void *q, void *kcache, void *vcache, int64_t B, int64_t maxT, int64_t K, int H, int KV, int D, int dt);
+/* The product is gate and up side by side, [B, 2F]; y[B,F] = silu(gate) * up. */
+void ly_decode_swiglu(const void *x, const void *W, const float *wscale, int wt, const void *R, void *y, int64_t B, int64_t F, int64_t K, int dt);
+/* W[N,K] of type dt -> q[N, K rounded up to 64] and scale[N]: largest of a row / 127. */
+void ly_quantize_rows(const void *W, int8_t *q, float *scale, int64_t N, int64_t K, int dt);
 
 /* ---- swiglu.c ------------------------------------------------------------------------------------------------ */
 

@@ -4,6 +4,7 @@ export type { Device } from "./device/device.js";
 export { DialogueEncoder } from "./dialogue/mask.js";
 export type { Message } from "./dialogue/templates.js";
 export { type Generated, type GenerateOptions, generate } from "./generate/generate.js";
+export { Int8Weights } from "./generate/int8.js";
 export { type Loaded, loadForGeneration } from "./generate/loaded.js";
 export type { LlamaConfig } from "./nn/config.js";
 export { loadLlama, saveLlama } from "./nn/folder.js";

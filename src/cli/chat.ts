@@ -12,7 +12,7 @@ const HELP = `/reset          forget the conversation
 
 export async function command(dir: string, flags: SamplingFlags & { system?: string }): Promise<void> {
   const options = samplingOf(flags);
-  const { model, tokenizer, stop } = openModel(dir, flags);
+  const { model, tokenizer, stop, int8 } = openModel(dir, flags);
   const encoder = new DialogueEncoder(tokenizer);
   let system = flags.system;
   let history: Message[] = [];
@@ -58,7 +58,8 @@ export async function command(dir: string, flags: SamplingFlags & { system?: str
       said += piece;
       process.stdout.write(piece);
     };
-    generate(model, [ids], { ...options, stop, onToken: (_, id) => void (stop.includes(id) || say(decoder.push(id))) });
+    const onToken = (_: number, id: number): undefined => void (stop.includes(id) || say(decoder.push(id)));
+    generate(model, [ids], { ...options, stop, ...(int8 && { int8 }), onToken });
     say(decoder.end());
     process.stdout.write("\n");
     return [...kept, { role: "assistant", content: said }];

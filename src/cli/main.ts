@@ -83,6 +83,10 @@ function sampling(command: Command): Command {
     .option("--repetition-penalty <r>", "1: off", "1")
     .option("--seed <n>", "the same seed gives the same reply", "0")
     .option("--precision <precision>", "fp32 or bf16 (default: as the model was saved)")
+    .option(
+      "--int8",
+      "read the weights in int8: up to twice as fast as bf16; costs half as much memory again, and logits that are off by about 3% of their spread, so that a greedy text now and then takes another word",
+    )
     .option("--threads <n>", "0: all cores", "0");
 }
 sampling(program.command("generate").description("continue a text"))

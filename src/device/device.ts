@@ -13,6 +13,9 @@ export type Ptr = number;
 export const F32 = 0;
 export const BF16 = 1;
 export type DType = typeof F32 | typeof BF16;
+/** Of weights that generation reads, besides: int8 with a scale for each row. */
+export const INT8 = 2;
+export type WeightType = DType | typeof INT8;
 export const dtypeBytes = (dtype: DType): number => (dtype === F32 ? 4 : 2);
 
 export interface Device {
@@ -51,6 +54,13 @@ export interface Device {
   attentionCached(q: Ptr, ldq: number, kcache: Ptr, vcache: Ptr, out: Ptr, past: Ptr, B: number, T: number, maxT: number, H: number, KV: number, D: number, scale: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   cacheAppend(qkv: Ptr, kcache: Ptr, vcache: Ptr, past: Ptr, B: number, T: number, maxT: number, H: number, KV: number, D: number, dt: DType): void;
+  // biome-ignore format: one line a kernel
+  decodeLinear(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, alpha: number, y: Ptr, dty: DType, B: number, N: number, K: number, dt: DType): void;
+  // biome-ignore format: one line a kernel
+  decodeQkv(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, past: Ptr, rows: Ptr, cos: Ptr, sin: Ptr, q: Ptr, kcache: Ptr, vcache: Ptr, B: number, maxT: number, K: number, H: number, KV: number, D: number, dt: DType): void;
+  // biome-ignore format: one line a kernel
+  decodeSwiglu(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, y: Ptr, B: number, F: number, K: number, dt: DType): void;
+  quantizeRows(W: Ptr, q: Ptr, scale: Ptr, N: number, K: number, dt: DType): void;
   swigluForward(gu: Ptr, y: Ptr, N: number, F: number, dt: DType): void;
   swigluBackward(dy: Ptr, gu: Ptr, dgu: Ptr, N: number, F: number, dt: DType): void;
   // biome-ignore format: one line a kernel

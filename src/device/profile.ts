@@ -2,7 +2,7 @@
  * A Device that notes how long each kernel takes, and what it did: operations and bytes, reckoned from its arguments.
  * Bytes are those that must move at least once: operands read, results written.
  */
-import { type Device, type DType, dtypeBytes, type Ptr } from "./device.js";
+import { type Device, type DType, dtypeBytes, INT8, type Ptr } from "./device.js";
 
 export interface Cost {
   flops: number;
@@ -29,6 +29,12 @@ function causalPairs(device: Device, cu: Ptr, sequences: number): number {
     pairs += (length * (length + 1)) / 2;
   }
   return pairs;
+}
+
+/** A product of few rows: x[B, K] by weights [N, K] of type `wt`. */
+function few(B: number, N: number, K: number, wt: number, dt: number, written: number): Cost {
+  const weight = wt === INT8 ? 1 : w(wt);
+  return { flops: 2 * B * N * K, bytes: N * K * weight + B * K * w(dt) + written, shape: `${B}x${N}x${K}` };
 }
 
 /** Operations and bytes of a call, from its arguments in the order of the Device's method. */
@@ -66,6 +72,14 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
     return { flops: 4 * pairs * H * D, bytes: (2 * B * T * H + 2 * cached * KV) * D * w(dt) };
   },
   cacheAppend: ([, , , , B, T, , , KV, D, dt]) => ({ flops: 0, bytes: 4 * B * T * KV * D * w(dt) }),
+  decodeLinear([, , , wt, R, , , dty, B, N, K, dt]) {
+    return few(B, N, K, wt, dt, B * N * w(dty) * (R === 0 ? 1 : 2));
+  },
+  decodeQkv([, , , wt, , , , , , , , , B, , K, H, KV, D, dt]) {
+    return few(B, (H + 2 * KV) * D, K, wt, dt, B * (H + 2 * KV) * D * w(dt));
+  },
+  decodeSwiglu: ([, , , wt, , , B, F, K, dt]) => few(B, 2 * F, K, wt, dt, B * F * w(dt)),
+  quantizeRows: ([, , , N, K, dt]) => ({ flops: 2 * N * K, bytes: N * K * (w(dt) + 1) }),
   swigluForward: ([, , N, F, dt]) => ({ flops: 6 * N * F, bytes: 3 * N * F * w(dt) }),
   swigluBackward: ([, , , N, F, dt]) => ({ flops: 12 * N * F, bytes: 5 * N * F * w(dt) }),
   logprobForward: ([, , , , , , N, D, V, , dt]) => ({ flops: 2 * N * D * V, bytes: (N + V) * D * w(dt) }),

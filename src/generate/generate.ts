@@ -2,28 +2,20 @@
  * Generation with a KV cache: many prompts at once, each row sampled by its own counter-based random numbers, so that
  * a reply depends on (seed, row) and not on what else is in the batch.
  */
-import type { Ptr } from "../device/device.js";
-import { type Llama, packSequences } from "../nn/llama.js";
-import { NonFiniteError, UserError } from "../run/errors.js";
-import { Tape } from "../tensor/tensor.js";
+import { dtypeBytes, type Ptr } from "../device/device.js";
+import { type KvCache, type Llama, packSequences } from "../nn/llama.js";
+import { UserError } from "../run/errors.js";
+import { dtypeOf, Tape } from "../tensor/tensor.js";
+import { Decoder, isWhole, SHORT } from "./decoder.js";
+import type { Int8Weights } from "./int8.js";
+import { Sampler, type SamplingOptions } from "./sampling.js";
 
-export interface GenerateOptions {
+export interface GenerateOptions extends SamplingOptions {
   maxTokens: number;
-  /** 0: greedy. */
-  temperature?: number;
-  /** 0: off. */
-  topK?: number;
-  /** Nucleus (Holtzman et al. 2020); 1: off. */
-  topP?: number;
-  /** Least share of the best token's probability; 0: off. */
-  minP?: number;
-  /** CTRL (Keskar et al. 2019); 1: off. */
-  repetitionPenalty?: number;
   /** Ids that end a reply; the id itself is kept as its last token. */
   stop?: readonly number[];
-  seed?: number;
-  /** Number of the first row, where processes share the rows among them. */
-  firstRow?: number;
+  /** The model's weights in int8: for every token but those of the prompt. */
+  int8?: Int8Weights;
   /** Called with every new token of every row; false ends that row. */
   onToken?: (row: number, id: number) => boolean | undefined;
 }
@@ -39,30 +31,10 @@ export interface Generated {
 /** Continues every prompt (arrays of ids, none empty). Throws UserError when a prompt leaves no room in the context. */
 export function generate(model: Llama, prompts: readonly ArrayLike<number>[], options: GenerateOptions): Generated[] {
   const { device, config } = model;
-  const {
-    maxTokens,
-    temperature = 0,
-    topK = 0,
-    topP = 1,
-    minP = 0,
-    repetitionPenalty = 1,
-    seed = 0,
-    firstRow = 0,
-  } = options;
+  const { maxTokens } = options;
   const stop = new Set(options.stop ?? []);
   const context = config.maxPositionEmbeddings;
-  prompts.forEach((p, i) => {
-    if (p.length === 0) throw new UserError(`Prompt ${i + 1} is empty: give at least one token to continue from.`);
-    if (p.length >= context)
-      throw new UserError(
-        `Prompt ${i + 1} has ${p.length} tokens; the model's context of ${context} leaves no room for a reply.`,
-      );
-    for (let t = 0; t < p.length; t++)
-      if (p[t] >= config.vocabSize || p[t] < 0)
-        throw new UserError(
-          `Prompt ${i + 1} holds token ${p[t]}, but the model's vocabulary has ${config.vocabSize}: is this the model's own tokenizer?`,
-        );
-  });
+  checkPrompts(prompts, context, config.vocabSize);
   const longest = prompts.reduce((n, p) => Math.max(n, p.length), 0);
   const length = Math.min(context, longest + maxTokens);
   const results = prompts.map((): Generated => ({ ids: [], logProbs: [], finish: "length" }));
@@ -70,45 +42,35 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
 
   const tape = new Tape(device, false);
   const cache = model.newCache(prompts.length, length);
+  const short = prompts.reduce((n, p) => n + (p.length <= SHORT ? p.length : 0), 0);
+  const decoder = isWhole(model) ? new Decoder(model, cache, options.int8, short) : undefined;
+  const sampler = new Sampler(device, prompts.length, length + 1, options);
   const V = config.vocabSize;
   /** Cache row -> prompt. Rows of finished replies are dropped from the end by moving the last row's work up. */
   const active = prompts.map((_, i) => i);
   const past = Int32Array.from(prompts, (p) => p.length);
   const current = new Int32Array(prompts.length);
 
-  const sample = (logits: Ptr, rows: readonly number[]): void => {
-    const B = rows.length;
-    const u = new Float32Array(B);
-    rows.forEach((row, b) => {
-      u[b] = uniform(seed, firstRow + row, results[row].ids.length, tape);
-    });
-    const histories =
-      repetitionPenalty === 1 ? rows.map(() => []) : rows.map((r) => [...Array.from(prompts[r]), ...results[r].ids]);
-    const width = Math.max(1, ...histories.map((h) => h.length));
-    const history = new Int32Array(B * width);
-    histories.forEach((h, b) => {
-      history.set(h, b * width);
-    });
-    const ids = tape.arena.alloc(B * 4);
-    const logp = tape.arena.alloc(B * 4);
-    const counts = tape.upload(Int32Array.from(histories, (h) => h.length));
-    // biome-ignore format: one call
-    device.sample(logits, B, V, tape.upload(history), counts, width, repetitionPenalty, temperature, topK, topP, minP, tape.upload(u), ids, logp);
-    current.set(device.i32(ids, B));
-    const logps = device.f32(logp, B);
-    if (logps.some((p) => Number.isNaN(p))) throw new NonFiniteError("A log-probability of the model");
-    rows.forEach((row, b) => {
+  const sample = (logits: Ptr): void => {
+    sampler.draw(
+      logits,
+      V,
+      active.map((row) => ({ row, position: results[row].ids.length })),
+    );
+    active.forEach((row, b) => {
+      current[b] = sampler.ids[b];
       results[row].ids.push(current[b]);
-      results[row].logProbs.push(logps[b]);
+      results[row].logProbs.push(sampler.logProbs[b]);
     });
   };
 
   try {
-    const batch = packSequences(prompts);
-    const hidden = model.prefill(tape, batch, cache, active);
-    const last = Int32Array.from(prompts, (_, i) => batch.cuSeqlens[i + 1] - 1);
-    sample(model.logits(tape, hidden, last).ptr, active);
-    tape.reset();
+    prompts.forEach((p, b) => {
+      sampler.remember(b, p);
+    });
+    sample(prefill(model, tape, prompts, cache, decoder));
+    // What the prompts needed is not needed again.
+    tape.close();
     for (;;) {
       // A reply ends at a stop token, at its length, or at the end of the context; its row is taken over by the last one.
       for (let b = active.length - 1; b >= 0; b--) {
@@ -120,7 +82,8 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
         else if (reply.ids.length < maxTokens && past[b] < length) continue;
         const end = active.length - 1;
         if (b !== end) {
-          moveCacheRow(model, cache, end, b, past[end]);
+          moveCacheRow(model, cache, end, b);
+          sampler.move(end, b);
           active[b] = active[end];
           past[b] = past[end];
           current[b] = current[end];
@@ -129,43 +92,84 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
       }
       if (active.length === 0) return results;
       const B = active.length;
-      const state = model.decode(tape, current.slice(0, B), past.slice(0, B), cache);
+      if (decoder) decoder.step(current, past, B);
+      const logits = decoder ? decoder.logits : tapeStep(model, tape, current.slice(0, B), past.slice(0, B), cache);
       for (let b = 0; b < B; b++) past[b]++;
-      sample(
-        model.logits(
-          tape,
-          state,
-          Int32Array.from({ length: B }, (_, b) => b),
-        ).ptr,
-        active,
-      );
+      sample(logits);
       tape.reset();
     }
   } finally {
+    decoder?.close();
+    sampler.close();
     cache.close();
-    tape.arena.close();
+    tape.close();
   }
 }
 
-/** One draw in [0, 1) that depends on (seed, row, position) only. */
-function uniform(seed: number, row: number, position: number, tape: Tape): number {
-  const at = tape.arena.alloc(4);
-  tape.device.randomUniform(at, 1, seed, row * 2 ** 24 + position);
-  return tape.device.f32(at, 1)[0];
+function checkPrompts(prompts: readonly ArrayLike<number>[], context: number, vocabSize: number): void {
+  prompts.forEach((p, i) => {
+    if (p.length === 0) throw new UserError(`Prompt ${i + 1} is empty: give at least one token to continue from.`);
+    if (p.length >= context)
+      throw new UserError(
+        `Prompt ${i + 1} has ${p.length} tokens; the model's context of ${context} leaves no room for a reply.`,
+      );
+    for (let t = 0; t < p.length; t++)
+      if (p[t] >= vocabSize || p[t] < 0)
+        throw new UserError(
+          `Prompt ${i + 1} holds token ${p[t]}, but the model's vocabulary has ${vocabSize}: is this the model's own tokenizer?`,
+        );
+  });
 }
 
-function moveCacheRow(
+/**
+ * Fills the cache; logits [prompts, V] of their last tokens. Short prompts go through the decoder, each as it would alone: how a
+ * prompt is worked on depends on its own length only.
+ */
+function prefill(
   model: Llama,
-  cache: { maxLength: number; keys: Ptr[]; values: Ptr[] },
-  from: number,
-  to: number,
-  tokens: number,
-): void {
-  const { numKvHeads, headDim } = model.config;
-  const bytes = numKvHeads * headDim * (model.precision === "bf16" ? 2 : 4);
-  const row = cache.maxLength * bytes;
-  for (const p of [...cache.keys, ...cache.values]) {
-    const source = model.device.bytes(p + from * row, tokens * bytes);
-    model.device.bytes(p + to * row, tokens * bytes).set(source);
+  tape: Tape,
+  prompts: readonly ArrayLike<number>[],
+  cache: KvCache,
+  decoder: Decoder | undefined,
+): Ptr {
+  const { device, precision, config } = model;
+  const bytes = config.hiddenSize * dtypeBytes(dtypeOf(precision));
+  const [short, long]: number[][] = [[], []];
+  prompts.forEach((p, i) => {
+    (decoder && p.length <= SHORT ? short : long).push(i);
+  });
+  const pick = (rows: readonly number[]): ArrayLike<number>[] => rows.map((i) => prompts[i]);
+  if (!decoder) {
+    const batch = packSequences(prompts);
+    const hidden = model.prefill(tape, batch, cache, long);
+    return model.logits(
+      tape,
+      hidden,
+      batch.cuSeqlens.slice(1).map((end) => end - 1),
+    ).ptr;
   }
+  const states = tape.tensor(dtypeOf(precision), [prompts.length, config.hiddenSize]);
+  const copy = (i: number, from: Ptr): void =>
+    device.bytes(states.ptr + i * bytes, bytes).set(device.bytes(from, bytes));
+  decoder.prefill(pick(short), short, (i, hidden) => copy(short[i], hidden));
+  if (long.length > 0) {
+    const batch = packSequences(pick(long));
+    const hidden = model.prefill(tape, batch, cache, long);
+    long.forEach((i, s) => {
+      copy(i, hidden.ptr + (batch.cuSeqlens[s + 1] - 1) * bytes);
+    });
+  }
+  return decoder.project(states.ptr, prompts.length, false);
+}
+
+/** The step of a model that several processes share: [B, V] logits. */
+function tapeStep(model: Llama, tape: Tape, ids: Int32Array, past: Int32Array, cache: KvCache): Ptr {
+  const state = model.decode(tape, ids, past, cache);
+  return model.logits(tape, state, Int32Array.from(ids.keys())).ptr;
+}
+
+function moveCacheRow({ device, precision }: Llama, cache: KvCache, from: number, to: number): void {
+  const bytes = cache.rowSize * dtypeBytes(dtypeOf(precision));
+  for (const p of [...cache.keys, ...cache.values])
+    device.bytes(p + to * bytes, bytes).set(device.bytes(p + from * bytes, bytes));
 }

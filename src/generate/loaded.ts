@@ -5,21 +5,32 @@ import { loadLlama } from "../nn/folder.js";
 import type { Llama, Precision } from "../nn/llama.js";
 import { openSafetensors } from "../run/safetensors.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { Int8Weights } from "./int8.js";
 
 export interface Loaded {
   model: Llama;
   tokenizer: Tokenizer;
   stop: number[];
+  /** Asked for with `int8`: the weights once more, for `generate`. */
+  int8?: Int8Weights;
 }
 
-/** Loads for inference; without a precision, in the one the file was saved in. */
-export function loadForGeneration(dir: string, options: { precision?: Precision; threads?: number } = {}): Loaded {
+export interface LoadingOptions {
+  /** Default: the one that the file was saved in. */
+  precision?: Precision;
+  threads?: number;
+  /** Whether to round the weights to int8 as well. */
+  int8?: boolean;
+}
+
+/** Loads for inference. */
+export function loadForGeneration(dir: string, options: LoadingOptions = {}): Loaded {
   const model = loadLlama(openCpu({ threads: options.threads ?? 0 }), dir, options.precision ?? storedPrecision(dir), {
     trainable: false,
   });
   const tokenizer = Tokenizer.load(dir);
   const stop = new Set<number>([model.config.eosTokenId ?? [], eosOf(dir), tokenizer.eosId ?? []].flat());
-  return { model, tokenizer, stop: [...stop] };
+  return { model, tokenizer, stop: [...stop], ...(options.int8 && { int8: new Int8Weights(model) }) };
 }
 
 /** fp32 when any weight of the folder is. */

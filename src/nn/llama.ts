@@ -46,17 +46,19 @@ export interface TokenBatch {
   cuSeqlens: Int32Array;
 }
 
-/** Keys and values of past tokens, per layer [rows, maxLength, KV, D]. */
+/** Keys and values of past tokens, per layer [rows, KV, maxLength, D]. */
 export interface KvCache {
   readonly rows: number;
   readonly maxLength: number;
+  /** Elements of one row of a layer's keys: KV maxLength D. */
+  readonly rowSize: number;
   readonly keys: Ptr[];
   readonly values: Ptr[];
 }
 
 const EMBEDDING = "model.embed_tokens.weight";
 
-interface Layer {
+export interface Layer {
   inputNorm: Parameter;
   qkv: Parameter;
   output: Parameter;
@@ -160,9 +162,10 @@ export class Llama {
   recompute = false;
   /** Low-rank adapters beside the (then frozen) matrices; set by `attachLora`. */
   lora: LoraAdapter | undefined;
-  private readonly layers: Layer[] = [];
+  readonly layers: Layer[] = [];
   private readonly layerUnits: Unit[];
-  private readonly tables: { cos: Ptr; sin: Ptr; bytes: number };
+  /** Of the rotary angles: [context, headDim / 2]. */
+  readonly tables: { cos: Ptr; sin: Ptr; bytes: number };
 
   constructor(
     readonly device: Device,
@@ -328,7 +331,7 @@ export class Llama {
       rows.forEach((row, s) => {
         const T = batch.cuSeqlens[s + 1] - batch.cuSeqlens[s];
         const from = qkv.ptr + batch.cuSeqlens[s] * qkv.shape[1] * bytes;
-        const at = row * cache.maxLength * KV * D * bytes;
+        const at = row * cache.rowSize * bytes;
         device.cacheAppend(
           from,
           cache.keys[index] + at,
@@ -390,8 +393,7 @@ export class Llama {
     const layout = { cu: tape.upload(batch.cuSeqlens), nseq, positions: tape.upload(batch.positions) };
     const mix = mixer(layout);
     const { keeper } = this.parameters;
-    for (const set of [this.parameters, this.lora?.parameters])
-      for (const unit of set?.units ?? []) if (!unit.name.startsWith("layer ")) set!.keeper.use(unit, tape.recording);
+    this.useShared(tape.recording);
     let h = this.embed(tape, batch.ids);
     for (let i = 0; i < this.layers.length; i++) {
       const before = h;
@@ -408,6 +410,23 @@ export class Llama {
     const hidden = rmsNorm(tape, h, this.finalNorm, this.config.rmsNormEps);
     const { tensor, sequence } = this.grid;
     return sequence ? gatherRows(tape, hidden, batch.ids.length, tensor, this.head === "scalar") : hidden;
+  }
+
+  /** Tells the keepers that what belongs to no layer is used from here on. */
+  private useShared(recording: boolean): void {
+    for (const set of [this.parameters, this.lora?.parameters])
+      for (const unit of set?.units ?? []) if (!unit.name.startsWith("layer ")) set!.keeper.use(unit, recording);
+  }
+
+  /** A forward pass that needs no tape: `body` for each layer in turn, while its values are in memory. */
+  eachLayer(body: (layer: Layer, index: number) => void): void {
+    const { keeper } = this.parameters;
+    this.useShared(false);
+    this.layers.forEach((layer, i) => {
+      keeper.before(this.layerUnits[i], "forward");
+      body(layer, i);
+      keeper.after(this.layerUnits[i], "forward");
+    });
   }
 
   private embed(tape: Tape, ids: Int32Array): Tensor {
@@ -531,13 +550,15 @@ export class Llama {
 
   newCache(rows: number, maxLength: number): KvCache & { close(): void } {
     const { numKvHeads, headDim } = this.attentionShape;
-    const bytes = rows * maxLength * numKvHeads * headDim * (this.precision === "bf16" ? 2 : 4);
+    const rowSize = numKvHeads * maxLength * headDim;
+    const bytes = rows * rowSize * (this.precision === "bf16" ? 2 : 4);
     const make = (): Ptr[] => this.layers.map(() => this.device.alloc(bytes));
     const keys = make();
     const values = make();
     return {
       rows,
       maxLength,
+      rowSize,
       keys,
       values,
       close: () => {

@@ -149,6 +149,25 @@ describe.skipIf(!compiler)(title, () => {
     }
   });
 
+  test("few rows against many, as decoding has them; a row gives the same bytes alone", () => {
+    for (const [B, N, K] of [
+      [1, 1, 1],
+      [3, 17, 65],
+      [16, 32, 64],
+      [17, 47, 33],
+      [33, 65, 130],
+    ]) {
+      const [x, W] = [held(numbers(B * K, 1), BF16), held(numbers(N * K, 2), BF16)];
+      const [px, pw, y, one] = [b.put(x, BF16), b.put(W, BF16), b.alloc(B * N), b.alloc(N)];
+      call("ly_decode_linear", px, pw, 0, BF16, 0, 1, y, F32, B, N, K, BF16);
+      expectClose(b.get(y, B * N), matmul(x, W, B, N, K, 0, 1), 1e-5, `${B}x${N}x${K}`);
+      const last = B - 1;
+      call("ly_decode_linear", px + last * K * 2, pw, 0, BF16, 0, 1, one, F32, 1, N, K, BF16);
+      expect(b.bytes(one, N)).toBe(b.bytes(y + last * N * 4, N));
+    }
+    b.check();
+  });
+
   test("attention, forward and backward, whose tiles are multiplied by it", () => {
     const shape = { H: 4, KV: 2, D: 24 };
     const { H, KV, D } = shape;

@@ -79,8 +79,10 @@ test.each(DTYPES)("appending moves bytes, and touches the new rows only, %s", (_
     for (const [s, past] of [0, 3].entries())
       for (let t = 0; t < 2; t++)
         expected.forEach((cache, which) => {
-          const from = (s * 2 + t) * width + (H + which * KV) * D;
-          cache.set(qkv.subarray(from, from + row), (s * maxT + past + t) * row);
+          for (let h = 0; h < KV; h++) {
+            const from = (s * 2 + t) * width + (H + which * KV + h) * D;
+            cache.set(qkv.subarray(from, from + D), ((s * KV + h) * maxT + past + t) * D);
+          }
         });
     expect(b.get(k, 2 * maxT * row, dt)).toEqual(expected[0]);
     expect(b.get(v, 2 * maxT * row, dt)).toEqual(expected[1]);

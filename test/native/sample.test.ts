@@ -139,6 +139,22 @@ test("draws with the engine's own random numbers follow the distribution", () =>
   });
 });
 
+test("a larger vocabulary with many equal weights: cuts fall where the sorted list has them, ties by id", () => {
+  const x = numbers(700, 4, 2).map((v) => Math.round(v * 8) / 8);
+  const n = 4000;
+  onEach((b) => {
+    for (const options of [{}, { topK: 100 }, { topK: 3 }, { topP: 0.5 }, { topP: 0.97 }, { topK: 300, topP: 0.4 }]) {
+      const { kept } = reference(x, options);
+      const counts = new Float64Array(700);
+      for (const id of draw(b, x, grid(n), options).ids) counts[id]++;
+      counts.forEach((c, id) => {
+        if (!(Math.abs(c - n * kept[id]) <= 1.01))
+          throw new Error(`${JSON.stringify(options)}: token ${id} drawn ${c} times, expected ${n * kept[id]}`);
+      });
+    }
+  });
+});
+
 test("greedy takes the largest, the lowest id of equals, and tells its log probability", () => {
   onEach((b) => {
     const x = Float64Array.from([1, 3, -2, 3, 0]);

@@ -1,0 +1,216 @@
+// Speed of generation: greedy decoding with a KV cache, beside Transformers doing the same in bf16 with the same weights.
+//
+// Every contestant is a process that stays and takes its turn: ours, Transformers, ours, ... so that a change in the
+// machine's mood meets all of them. A turn continues random prompts by a fixed number of tokens, the pass over the prompts
+// included. Figures are medians over the rounds, in new tokens a second of the whole batch.
+import { spawn } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { availableParallelism, tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+/** Random weights: how fast a model decodes does not depend on what it has learned. */
+const MODEL = { hidden: 768, intermediate: 2048, layers: 12, vocab: 8192, context: 1024 };
+const CASES = [
+  { name: "b1", batch: 1, tokens: 128, int8: false },
+  { name: "b32", batch: 32, tokens: 128, int8: false },
+  { name: "b1-int8", batch: 1, tokens: 128, int8: true },
+];
+const HELP = `npm run bench -- decode [options]
+  --python PYTHON   a Python with torch and transformers to compare with; without it only Lyceum is measured
+  --json            one JSON object a line instead of the table
+  --only NAME       one case: ${CASES.map((c) => c.name).join(", ")}
+  --tokens N        new tokens of each row (128)
+  --prompt N        tokens of each prompt (8)
+  --rounds N        turns of each contestant (5)
+  --threads N       threads of each contestant (all cores)`;
+
+export class UsageError extends Error {}
+
+export default async function main(args) {
+  const { values: o } = parseArgs({
+    args,
+    options: {
+      python: { type: "string" },
+      json: { type: "boolean", default: false },
+      only: { type: "string" },
+      tokens: { type: "string" },
+      prompt: { type: "string", default: "8" },
+      rounds: { type: "string", default: "5" },
+      threads: { type: "string", default: String(availableParallelism()) },
+      help: { type: "boolean", default: false },
+      make: { type: "string" },
+      worker: { type: "string" },
+      int8: { type: "boolean", default: false },
+    },
+  });
+  if (o.help) return console.log(HELP);
+  for (const key of ["tokens", "prompt", "rounds", "threads"])
+    if (o[key] !== undefined && !/^[1-9]\d*$/.test(o[key]))
+      throw new UsageError(`--${key} must be a whole number above 0, not "${o[key]}".`);
+  if (o.make) return makeModel(o.make);
+  if (o.worker) return work(o.worker, o.int8, Number(o.threads));
+  const chosen = CASES.filter((c) => !o.only || c.name === o.only);
+  if (chosen.length === 0)
+    throw new UsageError(`There is no case "${o.only}". Known: ${CASES.map((c) => c.name).join(", ")}.`);
+  if (Math.max(...chosen.map((c) => Number(o.tokens ?? c.tokens))) + Number(o.prompt) > MODEL.context)
+    throw new UsageError(`--prompt and --tokens together may be ${MODEL.context} at most.`);
+
+  const dir = mkdtempSync(join(tmpdir(), "lyceum-bench-"));
+  try {
+    // In a process of its own, so that this one, which waits, has no threads of the engine's.
+    const made = new Player("ours", process.execPath, [self, "--make", dir]);
+    await made.done();
+    const rows = [];
+    for (const one of chosen) {
+      const row = await measure(one, dir, o);
+      rows.push(row);
+      if (o.json) console.log(JSON.stringify(row));
+    }
+    if (!o.json) table(rows);
+  } finally {
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
+
+const self = fileURLToPath(import.meta.url);
+
+/** One case: both contestants in turns. */
+async function measure(one, dir, o) {
+  const tokens = Number(o.tokens ?? one.tokens);
+  const turn = { batch: one.batch, prompt: Number(o.prompt), tokens };
+  const ours = [self, "--threads", o.threads, ...(one.int8 ? ["--int8"] : []), "--worker", dir];
+  const players = [["ours", process.execPath, ours]];
+  const script = fileURLToPath(new URL("hf_decode.py", import.meta.url));
+  if (o.python) players.push(["transformers", o.python, [script, "--threads", o.threads, "--model", dir]]);
+  const started = [];
+  try {
+    for (const [name, command, args] of players) {
+      const player = new Player(name, command, args);
+      started.push(player);
+      await player.turn({ ...turn, tokens: 4 }); // warms up
+    }
+    const speeds = new Map(started.map((p) => [p.name, []]));
+    for (let round = 0; round < Number(o.rounds); round++)
+      for (const player of started) {
+        const { seconds } = await player.turn(turn);
+        const speed = (one.batch * tokens) / seconds;
+        speeds.get(player.name).push(speed);
+        process.stderr.write(`${one.name} round ${round + 1} ${player.name}: ${speed.toFixed(1)} tokens/s\n`);
+      }
+    const [speed, peer] = ["ours", "transformers"].map((name) => median(speeds.get(name)));
+    return {
+      name: `decode/${one.name}`,
+      ours: rounded(speed),
+      peer: peer === undefined ? null : rounded(peer),
+      ratio: peer === undefined ? null : Number((speed / peer).toFixed(3)),
+      unit: "tokens/s",
+    };
+  } finally {
+    for (const player of started) player.close();
+  }
+}
+
+const rounded = (x) => Number(x.toFixed(1));
+const median = (values) => {
+  if (!values) return undefined;
+  const sorted = [...values].sort((a, b) => a - b);
+  const half = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+};
+
+/** A process that does a turn for every line of JSON and answers with one. */
+class Player {
+  constructor(name, command, args) {
+    this.name = name;
+    this.child = spawn(command, args, { stdio: ["pipe", "pipe", "pipe"] });
+    this.errors = "";
+    this.child.stderr.on("data", (text) => {
+      this.errors += text;
+    });
+    this.child.stdin.on("error", () => {}); // a dead child is reported by turn()
+    this.closed = new Promise((done) => this.child.on("exit", done));
+    this.ended = new Promise((_, reject) => {
+      const fail = (why) => {
+        const last = this.errors.trim().split("\n").at(-1);
+        const advice =
+          name === "ours"
+            ? ""
+            : " Does that Python have torch and transformers? Without --python only Lyceum is measured.";
+        reject(new UsageError(`"${name}", run by ${command}, ${why}.${last ? ` It said: ${last}.` : ""}${advice}`));
+      };
+      this.child.on("error", (error) => fail(`could not be started (${error.message})`));
+      this.child.on("exit", (code, signal) => fail(`ended early (${signal ?? code})`));
+    });
+    this.ended.catch(() => {});
+    this.lines = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
+  }
+  async turn(what) {
+    this.child.stdin.write(`${JSON.stringify(what)}\n`);
+    const { value, done } = await Promise.race([this.lines.next(), this.ended]);
+    return done ? await this.ended : JSON.parse(value);
+  }
+  /** Waits for the process to end by itself. */
+  async done() {
+    if ((await this.closed) !== 0) await this.ended;
+  }
+  close() {
+    this.child.stdin.end();
+    this.child.kill();
+  }
+}
+
+/** A Hugging Face folder that both sides load. */
+async function makeModel(dir) {
+  const { openCpu } = await import("../dist/device/cpu.js");
+  const { Llama } = await import("../dist/nn/llama.js");
+  const { parseLlamaConfig } = await import("../dist/nn/config.js");
+  const { saveLlama } = await import("../dist/nn/folder.js");
+  const config = parseLlamaConfig(
+    {
+      vocab_size: MODEL.vocab,
+      hidden_size: MODEL.hidden,
+      intermediate_size: MODEL.intermediate,
+      num_hidden_layers: MODEL.layers,
+      num_attention_heads: MODEL.hidden / 64,
+      max_position_embeddings: MODEL.context,
+      tie_word_embeddings: true,
+    },
+    "bench",
+  );
+  const model = new Llama(openCpu(), config, "bf16", { trainable: false });
+  model.parameters.initialize(1, 0.02);
+  saveLlama(model, dir);
+}
+
+/** Our side, in its own process. */
+async function work(dir, int8, threads) {
+  const { openCpu } = await import("../dist/device/cpu.js");
+  const { loadLlama } = await import("../dist/nn/folder.js");
+  const { generate } = await import("../dist/generate/generate.js");
+  const { Int8Weights } = await import("../dist/generate/int8.js");
+  const model = loadLlama(openCpu({ threads }), dir, "bf16", { trainable: false });
+  const weights = int8 ? { int8: new Int8Weights(model) } : {};
+  const V = model.config.vocabSize;
+  for await (const line of createInterface({ input: process.stdin })) {
+    const { batch, prompt, tokens } = JSON.parse(line);
+    const row = () => Int32Array.from({ length: prompt }, () => Math.floor(Math.random() * V));
+    const prompts = Array.from({ length: batch }, row);
+    const start = process.hrtime.bigint();
+    const replies = generate(model, prompts, { maxTokens: tokens, temperature: 0, ...weights });
+    const seconds = Number(process.hrtime.bigint() - start) / 1e9;
+    if (replies.some((r) => r.ids.length !== tokens)) throw new Error("a reply ended early");
+    console.log(JSON.stringify({ seconds }));
+  }
+}
+
+function table(rows) {
+  const columns = ["case", "ours tokens/s", "Transformers", "ratio"];
+  const cells = rows.map((r) => [r.name, r.ours, r.peer ?? "-", r.ratio ?? "-"]);
+  const widths = columns.map((c, i) => Math.max(c.length, ...cells.map((row) => String(row[i]).length)));
+  for (const row of [columns, ...cells]) console.log(row.map((c, i) => String(c).padStart(widths[i])).join("  "));
+}
+
+if (process.argv.includes("--worker") || process.argv.includes("--make")) await main(process.argv.slice(2));

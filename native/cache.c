@@ -1,0 +1,74 @@
+/* Attention over a KV cache: the keys of a sequence and head are the rows of a matrix that the queries meet (few_rows.h). */
+#include "few_rows.h"
+
+typedef struct {
+  const char *q, *k, *v; char *y; const int32_t *past; int64_t ldq, T, maxT; int form, H, KV, D, dt; float scale; size_t size;
+} Cached;
+
+/* o[D] = sum over j of p[j] v[j, D], in fp32, j ascending. Columns go in pieces that stay in registers. */
+typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+enum { PIECE = 4 * LANES };
+static void weighted_rows(const float *restrict p, const char *restrict v, int64_t rows, int D, int dt, float *restrict o) {
+  int d = 0;
+  for (; d + PIECE <= D; d += PIECE) {
+    vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+    if (dt == LY_F32) for (int64_t j = 0; j < rows; j++) {
+      const vec *x = (const vec *)((const float *)v + j * D + d);
+      s0 += p[j] * x[0]; s1 += p[j] * x[1]; s2 += p[j] * x[2]; s3 += p[j] * x[3];
+    } else for (int64_t j = 0; j < rows; j++) {
+      const halves *x = (const halves *)((const bf16 *)v + j * D + d);
+      s0 += p[j] * (vec)(__builtin_convertvector(x[0], bits) << 16); s1 += p[j] * (vec)(__builtin_convertvector(x[1], bits) << 16);
+      s2 += p[j] * (vec)(__builtin_convertvector(x[2], bits) << 16); s3 += p[j] * (vec)(__builtin_convertvector(x[3], bits) << 16);
+    }
+    vec *y = (vec *)(o + d);
+    y[0] = s0; y[1] = s1; y[2] = s2; y[3] = s3;
+  }
+  if (d == D) return;
+  memset(o + d, 0, (size_t)(D - d) * 4);
+  for (int64_t j = 0; j < rows; j++)
+    if (dt == LY_F32) for (int i = d; i < D; i++) o[i] += p[j] * ((const float *)v)[j * D + i];
+    else for (int i = d; i < D; i++) o[i] += p[j] * bf16_to_f32(((const bf16 *)v)[j * D + i]);
+}
+
+/* One item: a row of the batch and a key-value head, with the queries of all heads that share it. */
+static void cached_body(void *ctx, int64_t item, int thread) {
+  const Cached *t = ctx;
+  int group = t->H / t->KV, D = t->D;
+  int64_t b = item / t->KV, kv = item % t->KV, T = t->T, queries = group * T, keys = t->past[b] + T, ld = round16(keys);
+  const char *k = t->k + (size_t)(item * t->maxT * D) * t->size, *v = t->v + (size_t)(item * t->maxT * D) * t->size;
+  int64_t stride = ly_few_stride(t->form, D);
+  float *s = ly_scratch(thread, 11, (size_t)(queries * ld + D) * 4 + (size_t)(queries * (stride + (int64_t)D * 4))), *o = s + queries * ld;
+  char *q = (char *)(o + D), *ready = q + queries * D * (int64_t)t->size;
+  for (int64_t i = 0; i < T; i++)
+    memcpy(q + (size_t)(i * group * D) * t->size, t->q + (size_t)((b * T + i) * t->ldq + kv * group * D) * t->size, (size_t)(group * D) * t->size);
+  if (ly_few_as_is(t->form, D)) ready = q;
+  else ly_few_prepare(t->form, q, t->dt, 0, queries, D, ready);
+  ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, s, ld);
+  for (int64_t i = 0; i < queries; i++) {
+    float *p = s + i * ld, sum = 0;
+    int64_t row = i / group, seen = keys - T + row + 1;
+    float max = row_max(p, seen), scale = t->scale;
+    for (int64_t j = 0; j < seen; j++) { p[j] = fast_expf_negative((p[j] - max) * scale); sum += p[j]; }
+    weighted_rows(p, v, seen, D, t->dt, o);
+    float inverse = 1.0f / sum;
+    for (int d = 0; d < D; d++) o[d] *= inverse;
+    store_row(t->y, ((b * T + row) * t->H + kv * group + i % group) * D, o, D, t->dt);
+  }
+}
+void ly_attention_cached(const void *q, int64_t ldq, const void *kcache, const void *vcache, void *out, const int32_t *past, int64_t B, int64_t T, int64_t maxT, int H, int KV, int D, float scale, int dt) {
+  Cached t = {q, kcache, vcache, out, past, ldq, T, maxT, ly_few_form(dt, 0), H, KV, D, dt, scale, dt == LY_F32 ? 4 : 2};
+  ly_parallel(B * KV, cached_body, &t);
+}
+
+void ly_cache_append(const void *qkv, void *kcache, void *vcache, const int32_t *past, int64_t B, int64_t T, int64_t maxT, int H, int KV, int D, int dt) {
+  size_t size = dt == LY_F32 ? 4 : 2, row = (size_t)D * size;
+  for (int64_t b = 0; b < B; b++)
+    for (int64_t i = 0; i < T; i++) {
+      const char *from = (const char *)qkv + (size_t)((b * T + i) * (H + 2 * KV) + H) * row;
+      for (int64_t h = 0; h < KV; h++) {
+        size_t to = (size_t)((b * KV + h) * maxT + past[b] + i) * row;
+        memcpy((char *)kcache + to, from + (size_t)h * row, row);
+        memcpy((char *)vcache + to, from + (size_t)(KV + h) * row, row);
+      }
+    }
+}

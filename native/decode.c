@@ -1,0 +1,128 @@
+/* Decoding: one new token for each sequence of a batch. Few rows meet all weights, so reading the weights is what it costs:
+ * each is read once, straight from where it lies, and what follows a product (residual, rotary angles and the cache,
+ * SwiGLU) is done with its results before they leave the core. */
+#include "few_rows.h"
+
+/* x[B,K] made ready, and the matrix that it meets. */
+typedef struct { int form; const char *W; int64_t ldw; const float *wscale; int64_t K, B; const char *x; char *made; const void *source; int dt; } Few;
+
+static void prepare_body(void *ctx, int64_t item, int thread) {
+  const Few *t = ctx; (void)thread;
+  ly_few_prepare(t->form, t->source, t->dt, item * 16, smaller(16, t->B - item * 16), t->K, t->made);
+}
+static Few prepare(const void *x, int dt, const void *W, const float *wscale, int wt, int64_t B, int64_t K) {
+  int form = ly_few_form(wt, 1);
+  Few t = {.form = form, .W = W, .ldw = ly_few_row(form, K), .wscale = wscale, .K = K, .B = B, .x = x, .source = x, .dt = dt};
+  if (ly_few_as_is(form, K)) return t;
+  t.x = t.made = ly_scratch(-1, 9, (size_t)(ly_few_stride(form, K) * (B + 31) / 32 * 32));
+  ly_parallel((B + 15) / 16, prepare_body, &t);
+  return t;
+}
+
+/* out[B, ld] = x . rows row0 .. row0 + rows - 1 of W, ld = round16(rows); the scales of int8 rows are in it. */
+static void dots(const Few *t, int64_t row0, int64_t rows, float *out) {
+  int64_t ld = round16(rows);
+  ly_few_dots(t->form, t->W + row0 * t->ldw, t->ldw, rows, t->K, t->x, t->B, out, ld);
+  if (t->wscale) for (int64_t b = 0; b < t->B; b++) for (int64_t r = 0; r < rows; r++) out[b * ld + r] *= t->wscale[row0 + r];
+}
+
+/* Rows of W that an item takes: about 64 KiB of them, whatever the number of threads. */
+static int64_t item_rows(const Few *t) {
+  int64_t n = (int64_t)(64 * 1024) / (t->ldw > 0 ? t->ldw : 1) / 16 * 16;
+  return n < 16 ? 16 : n > 64 ? 64 : n;
+}
+
+/* ---- y = alpha x W' + R ---- */
+
+typedef struct { Few few; const void *R; void *y; float alpha; int dty; int64_t N, rows; } Linear;
+
+static void linear_body(void *ctx, int64_t item, int thread) {
+  const Linear *t = ctx;
+  int64_t row0 = item * t->rows, rows = smaller(t->rows, t->N - row0), ld = round16(rows);
+  float *out = ly_scratch(thread, 10, (size_t)(t->few.B * ld + ld) * 4), *r = out + t->few.B * ld;
+  dots(&t->few, row0, rows, out);
+  for (int64_t b = 0; b < t->few.B; b++) {
+    float *o = out + b * ld; int64_t at = b * t->N + row0;
+    if (t->R) { load_row(r, t->R, at, rows, t->dty); for (int64_t i = 0; i < rows; i++) o[i] = t->alpha * o[i] + r[i]; }
+    else if (t->alpha != 1.0f) for (int64_t i = 0; i < rows; i++) o[i] *= t->alpha;
+    store_row(t->y, at, o, rows, t->dty);
+  }
+}
+void ly_decode_linear(const void *x, const void *W, const float *wscale, int wt, const void *R, float alpha, void *y, int dty,
+                      int64_t B, int64_t N, int64_t K, int dt) {
+  Linear t = {.few = prepare(x, dt, W, wscale, wt, B, K), .R = R, .y = y, .alpha = alpha, .dty = dty, .N = N};
+  t.rows = item_rows(&t.few);
+  ly_parallel((N + t.rows - 1) / t.rows, linear_body, &t);
+}
+
+/* ---- queries, keys and values: rotated, and the keys and values put where the cache wants them ---- */
+
+typedef struct { Few few; const void *R; const int32_t *past, *rows; const float *cos, *sin; void *q, *k, *v; int64_t maxT; int H, KV, D, dt; } Qkv;
+
+static void qkv_body(void *ctx, int64_t head, int thread) {
+  const Qkv *t = ctx; int D = t->D, half = D / 2;
+  int64_t ld = round16(D), width = (int64_t)(t->H + 2 * t->KV) * D;
+  float *out = ly_scratch(thread, 10, (size_t)(t->few.B * ld + ld) * 4), *r = out + t->few.B * ld;
+  dots(&t->few, head * D, D, out);
+  for (int64_t b = 0; b < t->few.B; b++) {
+    float *x = out + b * ld, *y = x + half;
+    if (t->R) { load_row(r, t->R, b * width + head * D, D, t->dt); for (int i = 0; i < D; i++) x[i] += r[i]; }
+    if (head < t->H + t->KV) {
+      const float *c = t->cos + (int64_t)t->past[b] * half, *s = t->sin + (int64_t)t->past[b] * half;
+      for (int i = 0; i < half; i++) { float p = x[i], q = y[i]; x[i] = p * c[i] - q * s[i]; y[i] = q * c[i] + p * s[i]; }
+    }
+    if (head < t->H) { store_row(t->q, (b * t->H + head) * D, x, D, t->dt); continue; }
+    int64_t kv = (head - t->H) % t->KV, row = t->rows ? t->rows[b] : b;
+    store_row(head < t->H + t->KV ? t->k : t->v, ((row * t->KV + kv) * t->maxT + t->past[b]) * D, x, D, t->dt);
+  }
+}
+void ly_decode_qkv(const void *x, const void *W, const float *wscale, int wt, const void *R, const int32_t *past, const int32_t *rows, const float *cos, const float *sin,
+                   void *q, void *kcache, void *vcache, int64_t B, int64_t maxT, int64_t K, int H, int KV, int D, int dt) {
+  Qkv t = {prepare(x, dt, W, wscale, wt, B, K), R, past, rows, cos, sin, q, kcache, vcache, maxT, H, KV, D, dt};
+  ly_parallel(H + 2 * KV, qkv_body, &t);
+}
+
+/* ---- SwiGLU of gate and up ---- */
+
+typedef struct { Few few; const void *R; void *y; int64_t F, rows; int dt; } Glu;
+
+static void swiglu_body(void *ctx, int64_t item, int thread) {
+  const Glu *t = ctx;
+  int64_t f0 = item * t->rows, rows = smaller(t->rows, t->F - f0), ld = round16(rows);
+  float *gate = ly_scratch(thread, 10, (size_t)((t->few.B + 1) * ld * 2) * 4), *up = gate + t->few.B * ld, *r = up + t->few.B * ld;
+  dots(&t->few, f0, rows, gate);
+  dots(&t->few, t->F + f0, rows, up);
+  for (int64_t b = 0; b < t->few.B; b++) {
+    float *restrict g = gate + b * ld, *restrict u = up + b * ld;
+    if (t->R) {
+      load_row(r, t->R, b * 2 * t->F + f0, rows, t->dt);
+      for (int64_t i = 0; i < rows; i++) g[i] += r[i];
+      load_row(r, t->R, b * 2 * t->F + t->F + f0, rows, t->dt);
+      for (int64_t i = 0; i < rows; i++) u[i] += r[i];
+    }
+    for (int64_t i = 0; i < rows; i++) g[i] = g[i] / (1.0f + fast_expf(-g[i])) * u[i];
+    store_row(t->y, b * t->F + f0, g, rows, t->dt);
+  }
+}
+void ly_decode_swiglu(const void *x, const void *W, const float *wscale, int wt, const void *R, void *y, int64_t B, int64_t F, int64_t K, int dt) {
+  Glu t = {.few = prepare(x, dt, W, wscale, wt, B, K), .R = R, .y = y, .F = F, .dt = dt};
+  t.rows = item_rows(&t.few);
+  t.rows = t.rows > 32 ? 32 : t.rows;
+  ly_parallel((F + t.rows - 1) / t.rows, swiglu_body, &t);
+}
+
+/* ---- int8 weights ---- */
+
+typedef struct { const void *W; int8_t *q; float *scale; int64_t N, K; int dt; } Quantize;
+
+static void quantize_body(void *ctx, int64_t row, int thread) {
+  const Quantize *t = ctx; int64_t K = t->K, padded = ly_few_row(WIDE, K);
+  float *x = ly_scratch(thread, 10, (size_t)padded * 4);
+  load_row(x, t->W, row * K, K, t->dt);
+  memset(x + K, 0, (size_t)(padded - K) * 4);
+  t->scale[row] = ly_to_int8(x, padded, t->q + row * padded);
+}
+void ly_quantize_rows(const void *W, int8_t *q, float *scale, int64_t N, int64_t K, int dt) {
+  Quantize t = {W, q, scale, N, K, dt};
+  ly_parallel(N, quantize_body, &t);
+}

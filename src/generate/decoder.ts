@@ -1,0 +1,225 @@
+/**
+ * Decoding without a tape: one token for each row of a batch, through kernels made for few rows (native/decode.c), in buffers that
+ * live as long as the decoder. A step reads every weight once, whatever the batch; a row's result does not depend on the others.
+ *
+ *   per layer:  q = rotate(Wqkv norm(h)), keys and values to the cache;   h = h + Wo attention(q);   h = h + Wdown swiglu(Wgate-up norm(h))
+ *   logits = Wout norm(h)
+ */
+import { type Device, type DType, dtypeBytes, F32, INT8, type Ptr, type WeightType } from "../device/device.js";
+import type { KvCache, Llama } from "../nn/llama.js";
+import { dtypeOf, type Parameter } from "../tensor/tensor.js";
+import type { Int8Weights } from "./int8.js";
+
+/** Prompts up to this length go through these kernels too; of a long one the training kernels make better use. */
+export const SHORT = 64;
+/** Rows of prompts that are worked on at a time. */
+const CHUNK = 256;
+
+/** Whether the model can be decoded here: all of it is this process's. */
+export const isWhole = ({ grid, head }: Llama): boolean => grid.tensor.size * grid.pipeline.size === 1 && head === "lm";
+
+export class Decoder {
+  /** [rows, V] fp32: of the last step. */
+  readonly logits: Ptr;
+  private readonly device: Device;
+  private readonly capacity: number;
+  private readonly dt: DType;
+  private readonly memory: { ptr: Ptr; bytes: number };
+  private readonly ids: Ptr;
+  private readonly past: Ptr;
+  /** For prompts: the cache row of each token, and which tokens are the last of theirs. */
+  private readonly places: Ptr;
+  private readonly zero: Ptr;
+  /** [rows, width] each, of the model's type; rstd fp32. */
+  private readonly h: Ptr;
+  private readonly normed: Ptr;
+  private readonly q: Ptr;
+  private readonly mixed: Ptr;
+  private readonly inner: Ptr;
+  private readonly rstd: Ptr;
+  /** What an adapter adds: x A^T, and that by B^T. */
+  private readonly low: Ptr;
+  private readonly added: Ptr;
+
+  constructor(
+    private readonly model: Llama,
+    private readonly cache: KvCache,
+    private readonly int8?: Int8Weights,
+    /** Tokens of short prompts that are to come: buffers are made for them, within reason. */
+    promptTokens = 0,
+  ) {
+    const { device, config } = model;
+    const { hiddenSize: d, intermediateSize: F, vocabSize: V, numHeads, headDim } = config;
+    this.device = device;
+    this.dt = dtypeOf(model.precision);
+    const rows = Math.max(cache.rows, Math.min(promptTokens, CHUNK));
+    this.capacity = rows;
+    const size = dtypeBytes(this.dt);
+    const factors = [...(model.lora?.factors.values() ?? [])];
+    const rank = Math.max(0, ...factors.map(({ A }) => A.shape[0]));
+    const widest = Math.max(0, ...factors.map(({ B }) => B.shape[0]));
+    // biome-ignore format: one line a kind
+    const sizes = [
+      4 * rows, 4 * rows, 4 * rows, 4,
+      size * rows * d, size * rows * d, size * rows * numHeads * headDim, size * rows * numHeads * headDim, size * rows * F,
+      4 * rows, size * rows * rank, size * rows * widest,
+      4 * cache.rows * V,
+    ].map((n) => Math.ceil(n / 64) * 64);
+    const bytes = sizes.reduce((a, b) => a + b, 0);
+    this.memory = { ptr: device.alloc(bytes), bytes };
+    let at = this.memory.ptr;
+    const places = sizes.map((n) => {
+      at += n;
+      return at - n;
+    });
+    [this.ids, this.past, this.places, this.zero, this.h, this.normed, this.q, this.mixed, this.inner] = places;
+    [this.rstd, this.low, this.added, this.logits] = places.slice(9);
+  }
+
+  /** The tokens ids[b], b < rows, after past[b] tokens that cache row b holds. Fills `logits`, and place past[b] of the cache. */
+  step(ids: Int32Array, past: Int32Array, rows: number): void {
+    const { device, model, cache, dt } = this;
+    const { numHeads: H, numKvHeads: KV, headDim: D } = model.config;
+    this.put(this.ids, ids.subarray(0, rows));
+    this.put(this.past, past.subarray(0, rows));
+    this.layers(rows, 0, this.int8, (q, keys, values) => {
+      // biome-ignore format: one call
+      device.attentionCached(q, H * D, keys, values, this.mixed, this.past, rows, 1, cache.maxLength, H, KV, D, this.scale, dt);
+    });
+    this.project(this.normed, rows);
+  }
+
+  /**
+   * Prompts of `SHORT` tokens at most, with the weights as the model has them. Prompt i fills row rows[i] of the cache from its
+   * beginning; `take(i, hidden)` gets the normed hidden state [d] of its last token.
+   */
+  prefill(
+    prompts: readonly ArrayLike<number>[],
+    rows: readonly number[],
+    take: (i: number, hidden: Ptr) => void,
+  ): void {
+    const { device, model, cache, dt } = this;
+    const { hiddenSize, numHeads: H, numKvHeads: KV, headDim: D } = model.config;
+    const size = dtypeBytes(dt);
+    for (let first = 0, end = 0; first < prompts.length; first = end) {
+      const starts = [0];
+      for (; end < prompts.length; end++) {
+        const next = starts[starts.length - 1] + prompts[end].length;
+        if (end > first && next > this.capacity) break;
+        starts.push(next);
+      }
+      const N = starts[starts.length - 1];
+      const chunk = prompts.slice(first, end);
+      const each = (f: (i: number, t: number) => number): Int32Array =>
+        Int32Array.from(chunk.flatMap((p, i) => Array.from(p, (_, t) => f(i, t))));
+      this.put(
+        this.ids,
+        each((i, t) => chunk[i][t]),
+      );
+      this.put(
+        this.past,
+        each((_, t) => t),
+      );
+      this.put(
+        this.places,
+        each((i) => rows[first + i]),
+      );
+      this.layers(N, this.places, undefined, (q, keys, values) => {
+        chunk.forEach((p, i) => {
+          const at = starts[i] * H * D * size;
+          const row = rows[first + i] * cache.rowSize * size;
+          // biome-ignore format: one call
+          device.attentionCached(q + at, H * D, keys + row, values + row, this.mixed + at, this.zero, 1, p.length, cache.maxLength, H, KV, D, this.scale, dt);
+        });
+      });
+      for (const i of chunk.keys()) take(first + i, this.normed + (starts[i + 1] - 1) * hiddenSize * size);
+    }
+  }
+
+  private put(to: Ptr, values: Int32Array): void {
+    this.device.i32(to, values.length).set(values);
+  }
+
+  private get scale(): number {
+    return 1 / Math.sqrt(this.model.config.headDim);
+  }
+
+  /** The tokens `ids` at places `past` of cache rows `places` (0: row b for token b), up to the last norm: `normed`. */
+  private layers(
+    rows: number,
+    places: Ptr,
+    int8: Int8Weights | undefined,
+    attend: (q: Ptr, keys: Ptr, values: Ptr) => void,
+  ): void {
+    const { device, model, cache, dt } = this;
+    const { hiddenSize: d, intermediateSize: F, numHeads: H, numKvHeads: KV, headDim: D } = model.config;
+    const { cos, sin } = model.tables;
+    const { h, normed, q, mixed, inner } = this;
+    model.eachLayer((layer, i) => {
+      const { inputNorm, qkv, output, mlpNorm, gateUp, down } = layer;
+      const [keys, values] = [cache.keys[i], cache.values[i]];
+      if (i === 0) device.embeddingForward(this.ids, model.embeddings!.ptr, h, rows, d, dt);
+      this.norm(h, inputNorm, rows);
+      const byQkv = this.adapted(qkv, normed, rows);
+      // biome-ignore format: one call
+      device.decodeQkv(normed, ...this.weights(qkv, int8), byQkv, this.past, places, cos, sin, q, keys, values, rows, cache.maxLength, d, H, KV, D, dt);
+      attend(q, keys, values);
+      this.linear(mixed, output, rows, int8);
+      this.norm(h, mlpNorm, rows);
+      const byGateUp = this.adapted(gateUp, normed, rows);
+      device.decodeSwiglu(normed, ...this.weights(gateUp, int8), byGateUp, inner, rows, F, d, dt);
+      this.linear(inner, down, rows, int8);
+    });
+    this.norm(h, model.finalNorm!, rows);
+  }
+
+  /** Logits of normed hidden states [rows, d]: in `logits`, which is returned. */
+  project(hidden: Ptr, rows: number, rounded = true): Ptr {
+    const { hiddenSize: d, vocabSize: V } = this.model.config;
+    const [W, wscale, wt] = this.weights(this.model.outputMatrix!, rounded ? this.int8 : undefined);
+    this.device.decodeLinear(hidden, W, wscale, wt, 0, 1, this.logits, F32, rows, V, d, this.dt);
+    return this.logits;
+  }
+
+  private weights(W: Parameter, int8: Int8Weights | undefined): [Ptr, Ptr, WeightType] {
+    if (!int8) return [W.ptr, 0, this.dt];
+    const { values, scale } = int8.of(W);
+    return [values, scale, INT8];
+  }
+
+  private norm(x: Ptr, weight: Parameter, rows: number): void {
+    const { hiddenSize, rmsNormEps } = this.model.config;
+    this.device.rmsnormForward(x, 0, weight.ptr, 0, this.normed, this.rstd, rows, hiddenSize, rmsNormEps, this.dt);
+  }
+
+  /** h = h + W x, and what W's adapter adds. */
+  private linear(x: Ptr, W: Parameter, rows: number, int8: Int8Weights | undefined): void {
+    const { device, h, low, dt } = this;
+    const [N, K] = W.shape;
+    device.decodeLinear(x, ...this.weights(W, int8), h, 1, h, dt, rows, N, K, dt);
+    const { lora } = this.model;
+    const factors = lora?.factors.get(W);
+    if (!factors) return;
+    const { A, B } = factors;
+    const [rank] = A.shape;
+    device.decodeLinear(x, A.ptr, 0, dt, 0, 1, low, dt, rows, rank, K, dt);
+    device.decodeLinear(low, B.ptr, 0, dt, h, lora!.scale, h, dt, rows, N, rank, dt);
+  }
+
+  /** scale B A x of W's adapter, [rows, N]; 0 when it has none. */
+  private adapted(W: Parameter, x: Ptr, rows: number): Ptr {
+    const { device, low, added, dt } = this;
+    const { lora } = this.model;
+    const factors = lora?.factors.get(W);
+    if (!factors) return 0;
+    const [N, K] = W.shape;
+    const [rank] = factors.A.shape;
+    device.decodeLinear(x, factors.A.ptr, 0, dt, 0, 1, low, dt, rows, rank, K, dt);
+    device.decodeLinear(low, factors.B.ptr, 0, dt, 0, lora!.scale, added, dt, rows, N, rank, dt);
+    return added;
+  }
+
+  close(): void {
+    this.device.free(this.memory.ptr, this.memory.bytes);
+  }
+}
