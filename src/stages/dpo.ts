@@ -35,7 +35,7 @@ import {
   preferenceLoss,
 } from "./dpo-loss.js";
 import { encodedPreferences, preferenceData } from "./reward.js";
-import { replyLogProbs } from "./rollout.js";
+import { policyContext, replyLogProbs } from "./rollout.js";
 
 const natural = z.int().min(1);
 
@@ -80,7 +80,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = Tokenizer.load(resumed ?? config.from);
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
-  const { train, validation, rejected } = encodedPreferences(config.data, tokenizer);
+  const { train, validation, rejected } = encodedPreferences(config.data, tokenizer, policyContext(config.from));
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
 

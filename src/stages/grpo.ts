@@ -42,6 +42,8 @@ const { epochs: _, gradientAccumulation: __, ...shared } = trainingSettings;
 export const grpoSchema = z.strictObject({
   stage: z.literal("grpo").optional(),
   ...shared,
+  /** Samples are shown every so many steps, with their scores. */
+  evalEvery: z.int().min(0).default(10),
   /** Rollouts, each with its updates. */
   steps: natural.default(100),
   from: z.string().min(1),

@@ -40,8 +40,10 @@ export async function openJudge(
   if (isRewardModule(source)) return moduleJudge(source);
   if (/\.[cm]?ts$/.test(source))
     throw new UserError(`${source} is TypeScript; compile it first (npx tsc ${source}) and name the .js file.`, 2);
-  if (!existsSync(`${source}/config.json`))
-    throw new UserError(`${source} is neither a model folder nor a .js or .mjs module.`, 2);
+  if (!existsSync(`${source}/config.json`)) {
+    const near = existsSync(`${source}/model/config.json`) ? ` Did you mean ${source}/model?` : "";
+    throw new UserError(`${source} is neither a model folder nor a .js or .mjs module.${near}`, 2);
+  }
   if (!hasScalarHead(source))
     throw new UserError(
       `${source} is a language model, not a reward model: there is no score.weight in it. Train one with lyceum reward.`,
@@ -119,7 +121,9 @@ async function moduleJudge(source: string): Promise<Judge> {
         try {
           score = await reward(prompt.messages.at(-1)!.content, text);
         } catch (error) {
-          throw new UserError(`${source} failed on the prompt of ${at}: ${(error as Error).message}`);
+          throw new UserError(
+            `${source} failed on the prompt of ${at}: ${error instanceof Error ? error.message : error}`,
+          );
         }
         if (typeof score !== "number" || !Number.isFinite(score))
           throw new UserError(

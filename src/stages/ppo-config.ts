@@ -9,6 +9,8 @@ const { epochs: _, gradientAccumulation: __, ...shared } = trainingSettings;
 export const ppoSchema = z.strictObject({
   stage: z.literal("ppo").optional(),
   ...shared,
+  /** Samples are shown every so many steps, with their scores. */
+  evalEvery: z.int().min(0).default(10),
   /** Rollouts, each with its passes of updates. */
   steps: natural.default(100),
   /** The SFT model: actor and reference. */

@@ -11,6 +11,7 @@ import { jsonRecords, toConversation } from "../dialogue/records.js";
 import type { Message } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
 import { readLlamaConfig } from "../nn/config.js";
+import { hasScalarHead } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import type { Grid } from "../parallel/grid.js";
 import { NonFiniteError, UserError } from "../run/errors.js";
@@ -30,6 +31,13 @@ export interface Episode extends EncodedReply {
   finished: boolean;
 }
 
+/** Tokens that a policy can see, prompt and reply together. Throws a UserError when the folder is a reward model's. */
+export function policyContext(dir: string): number {
+  if (hasScalarHead(dir))
+    throw new UserError(`${dir} is a reward model: it scores replies and cannot write them. Name an SFT model.`, 2);
+  return readLlamaConfig(dir).maxPositionEmbeddings;
+}
+
 /**
  * Prompts of JSONL files: {prompt}, or instruction and conversation records, whose last reply is left out. Those longer than
  * maxPromptLength, or with less than maxTokens of the context of the policy `from` left for the reply, are set aside.
@@ -40,7 +48,7 @@ export function readPrompts(
   rejected: Rejected[],
 ): Prompt[] {
   const { prompts: files, maxTokens } = o;
-  const context = readLlamaConfig(o.from).maxPositionEmbeddings;
+  const context = policyContext(o.from);
   if (maxTokens >= context)
     throw new UserError(
       `maxTokens is ${maxTokens}; the context of ${o.from} is ${context}, prompt and reply together.`,
