@@ -44,6 +44,7 @@ import {
   rollout,
   shareEpisodes,
   showEpisodes,
+  valueRows,
 } from "./rollout.js";
 
 // ---- the formulas ----
@@ -252,7 +253,7 @@ export function backwardValues(
   const own = ownPart(critic, which);
   const batch = replyBatch(own.map((i) => x.episodes[i]));
   const n = which.reduce((sum, i) => sum + x.returns[i].length, 0);
-  const values = critic.values(tape, batch);
+  const values = critic.values(tape, batch, valueRows(batch));
   const now = critic.device.f32(values.ptr, values.size);
   const gradient = tape.tensor(F32, values.shape);
   const slopes = critic.device.f32(gradient.ptr, values.size).fill(0);

@@ -16,7 +16,7 @@ import { type EncodedReply, encodePreference, readPreferences } from "../dialogu
 import { installTemplate } from "../dialogue/templates.js";
 import { readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
-import { type Llama, packSequences } from "../nn/llama.js";
+import { type Llama, packSequences, type TokenBatch } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
@@ -133,14 +133,18 @@ function calibrationError(differences: readonly number[]): number {
   return bins.reduce((e, b) => e + Math.abs(b.confidence - b.right), 0) / Math.max(1, differences.length);
 }
 
+/** Where the reward is read: the last token of each sequence. */
+const lastRows = ({ cuSeqlens }: TokenBatch): Int32Array => cuSeqlens.slice(1).map((end) => end - 1);
+
 /** The reward of each sequence of ids: the head's number at its last token. */
 export function scoreSequences(model: Llama, sequences: readonly ArrayLike<number>[], batchSize = 64): number[] {
   const tape = new Tape(model.device, false);
   const scores: number[] = [];
   for (let i = 0; i < sequences.length; i += batchSize) {
     const batch = packSequences(sequences.slice(i, i + batchSize));
-    const values = model.values(tape, batch).toArray();
-    for (let s = 1; s < batch.cuSeqlens.length; s++) scores.push(values[batch.cuSeqlens[s] - 1]);
+    const last = lastRows(batch);
+    const values = model.values(tape, batch, last).toArray();
+    for (const row of last) scores.push(values[row]);
     tape.reset();
   }
   tape.arena.close();
@@ -209,10 +213,11 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
         for (let i = 0; i < perStep; i += config.batchSize) {
           const groups = current.slice(i + mine.from, i + mine.to);
           const batch = packSequences(groups.flat().map((r) => r.ids));
-          const values = model.values(tape, batch);
+          const last = lastRows(batch);
+          const values = model.values(tape, batch, last);
           const all = device.f32(values.ptr, values.size);
           let s = 0;
-          const rewards = groups.map((g) => g.map(() => all[batch.cuSeqlens[++s] - 1]));
+          const rewards = groups.map((g) => g.map(() => all[last[s++]]));
           // Every process knows all rewards, and goes backward through its own.
           const everyone = grid.everyone(rewards);
           const result = rankingLoss(everyone, config);
@@ -220,7 +225,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
           const seedGradient = tape.tensor(F32, values.shape);
           const gradient = device.f32(seedGradient.ptr, values.size).fill(0);
           s = 0;
-          for (const g of gradients.flat()) gradient[batch.cuSeqlens[++s] - 1] = g / config.gradientAccumulation;
+          for (const g of gradients.flat()) gradient[last[s++]] = g / config.gradientAccumulation;
           model.trainable.keeper.lastMicroBatch = i + config.batchSize === perStep;
           tape.backward(values, seedGradient);
           model.trainable.keeper.lastMicroBatch = false;

@@ -140,8 +140,18 @@ export function replyLogProbs(
  * after the last token.
  */
 export function replyValues(critic: Llama, episodes: readonly EncodedReply[], batchSize = 32): PerToken {
-  return perToken(critic, episodes, batchSize, (tape, batch) => critic.values(tape, batch).toArray(), 1);
+  return perToken(
+    critic,
+    episodes,
+    batchSize,
+    (tape, batch) => critic.values(tape, batch, valueRows(batch)).toArray(),
+    1,
+  );
 }
+
+/** The rows of a batch that have a value: those before the tokens of a reply, and its last token. */
+export const valueRows = ({ spans }: Pick<ReturnType<typeof replyBatch>, "spans">): Int32Array =>
+  Int32Array.from(spans.flatMap(({ from, to }) => Array.from({ length: to + 1 - from }, (_, i) => from + i)));
 
 /** Throws NonFiniteError when a number is NaN or infinite. */
 export function checkFinite(what: string, rows: PerToken): void {

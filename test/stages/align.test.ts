@@ -360,3 +360,31 @@ test("GRPO from weights: its gradient is what differences of its loss say", () =
   tape.close();
   model.close();
 });
+
+test("a last layer that computes the wanted rows only gives the same values and the same gradient", () => {
+  const model = load("scalar");
+  const tape = new Tape(model.device);
+  const batch = packSequences(replies.map((r) => r.ids));
+  const wanted = Int32Array.from([2, 7, 8, batch.ids.length - 1]);
+  const [all, some] = [undefined, wanted].map((rows) => {
+    const values = model.values(tape, batch, rows);
+    const found = values.toArray();
+    const seed = tape.tensor(F32, values.shape);
+    const slopes = model.device.f32(seed.ptr, values.size).fill(0);
+    for (const [i, row] of wanted.entries()) slopes[row] = i + 1;
+    tape.backward(values, seed);
+    const gradients = gradientsOf(model);
+    model.parameters.clearGrads();
+    tape.reset();
+    return { found, gradients };
+  });
+  for (const row of wanted) expect(some.found[row]).toBeCloseTo(all.found[row], 5);
+  expect(some.found.filter((v) => v !== 0)).toHaveLength(wanted.length);
+  expect(Object.keys(some.gradients)).toEqual(Object.keys(all.gradients));
+  for (const [name, { norm, dot }] of Object.entries(all.gradients)) {
+    expect(Math.abs(some.gradients[name].norm - norm), name).toBeLessThan(1e-5 * norm + 1e-7);
+    expect(Math.abs(some.gradients[name].dot - dot), name).toBeLessThan(1e-4 * norm + 1e-7);
+  }
+  tape.close();
+  model.close();
+});
