@@ -23,7 +23,7 @@ type Json = Record<string, unknown>;
 export function readPreferences(files: readonly string[], rejected: Rejected[]): Preference[] {
   const found: Preference[] = [];
   for (const file of files) {
-    if (!existsSync(file)) throw new UserError(`${file} does not exist. It is named under data.`, 2);
+    if (!existsSync(file)) throw new UserError(`${file} does not exist; it should hold preferences.`, 2);
     for (const { line, value, error } of jsonRecords(file)) {
       const result = error ?? toPreference(value);
       if (typeof result === "string") rejected.push({ file, line, reason: result });
@@ -77,6 +77,7 @@ function repliesOf(r: Json): { texts: string[]; sharedPrompt?: Message[] } | str
 }
 
 function lastReply(value: unknown): { text: string; before: Message[] } | string {
+  if (value === undefined) return "there is none; a pair has both, chosen and rejected";
   if (typeof value === "string") return { text: value, before: [] };
   if (!Array.isArray(value)) return "it is neither a text nor a list of messages";
   const messages = messagesFrom(value);

@@ -290,8 +290,18 @@ export class Llama {
     return { numHeads: numHeads / size, numKvHeads: numKvHeads / size, headDim, cos, sin };
   }
 
-  /** One layer, with `mix` in the place of attention, so that training and decoding share everything else. */
-  private layer(tape: Tape, h: Tensor, index: number, tokens: number, mix: (qkv: Tensor) => Tensor): Tensor {
+  /**
+   * One layer, with `mix` in the place of attention, so that training and decoding share everything else. `rows`: those that
+   * are wanted of the result; the others are only looked at by attention.
+   */
+  private layer(
+    tape: Tape,
+    h: Tensor,
+    index: number,
+    tokens: number,
+    mix: (qkv: Tensor) => Tensor,
+    rows?: Int32Array,
+  ): Tensor {
     const { inputNorm, qkv, output, mlpNorm, gateUp, down } = this.layers[index];
     const eps = this.config.rmsNormEps;
     const { tensor, sequence } = this.grid;
@@ -308,16 +318,20 @@ export class Llama {
       if (sequence) return scatteredLinear(tape, x, W, residual, tensor);
       return sumForward(tape, project(x, W), residual, tensor);
     };
-    const a = tape.scope(() => leave(mix(enter(rmsNorm(tape, h, inputNorm, eps), qkv)), output, h));
+    const a = tape.scope(() => {
+      const mixed = mix(enter(rmsNorm(tape, h, inputNorm, eps), qkv));
+      return rows ? leave(pickRows(tape, mixed, rows), output, pickRows(tape, h, rows)) : leave(mixed, output, h);
+    });
     tape.whenBack(() => this.parameters.keeper.poke());
     const y = tape.scope(() => leave(swiglu(tape, enter(rmsNorm(tape, a, mlpNorm, eps), gateUp)), down, a));
     if (!tape.recording) a.storage.release();
     return y;
   }
 
-  /** Hidden states after the final norm: [N, d]. */
-  forward(tape: Tape, batch: TokenBatch): Tensor {
-    return this.hiddenStates(tape, batch, (layout) => (_, qkv) => attention(tape, qkv, layout, this.attentionShape));
+  /** Hidden states after the final norm: [N, d], or of the wanted rows only, which spares the last layer the others. */
+  forward(tape: Tape, batch: TokenBatch, rows?: Int32Array): Tensor {
+    const mixer = (layout: Layout) => (_: number, qkv: Tensor) => attention(tape, qkv, layout, this.attentionShape);
+    return this.hiddenStates(tape, batch, mixer, rows);
   }
 
   /** As `forward`, and puts the keys and values of sequence s into row rows[s] of the cache, from position 0. */
@@ -388,6 +402,7 @@ export class Llama {
     tape: Tape,
     batch: TokenBatch,
     mixer: (layout: Layout) => (index: number, qkv: Tensor) => Tensor,
+    rows?: Int32Array,
   ): Tensor {
     const nseq = batch.cuSeqlens.length - 1;
     const layout = { cu: tape.upload(batch.cuSeqlens), nseq, positions: tape.upload(batch.positions) };
@@ -400,7 +415,9 @@ export class Llama {
       const unit = this.layerUnits[i];
       keeper.before(unit, "forward");
       tape.whenBack(() => keeper.after(unit, "backward"));
-      const layer = (x: Tensor): Tensor => this.layer(tape, x, i, batch.ids.length, (qkv) => mix(i, qkv));
+      // Processes that share out the tokens each have other rows: there they are picked when all have come together.
+      const wanted = this.pipe.last && !this.grid.sequence && i === this.layers.length - 1 ? rows : undefined;
+      const layer = (x: Tensor): Tensor => this.layer(tape, x, i, batch.ids.length, (qkv) => mix(i, qkv), wanted);
       h = this.recompute ? tape.recompute(before, layer) : layer(before);
       tape.whenBack(() => keeper.before(unit, "backward"));
       keeper.after(unit, "forward");
@@ -409,7 +426,9 @@ export class Llama {
     if (!this.finalNorm) return this.pipe.handOn(tape, h);
     const hidden = rmsNorm(tape, h, this.finalNorm, this.config.rmsNormEps);
     const { tensor, sequence } = this.grid;
-    return sequence ? gatherRows(tape, hidden, batch.ids.length, tensor, this.head === "scalar") : hidden;
+    if (!sequence) return hidden;
+    const all = gatherRows(tape, hidden, batch.ids.length, tensor, this.head === "scalar");
+    return rows ? pickRows(tape, all, rows) : all;
   }
 
   /** Tells the keepers that what belongs to no layer is used from here on. */
@@ -446,17 +465,19 @@ export class Llama {
     return part(this.config.vocabSize, this.grid.tensor.rank, this.grid.tensor.size);
   }
 
-  /** One number for each token: [N] fp32. For models with a scalar head. */
-  values(tape: Tape, batch: TokenBatch): Tensor {
-    return this.pipe.fromLast(tape, this.forward(tape, batch), [batch.ids.length], (hidden) =>
-      scalarHead(tape, hidden, this.outputMatrix!),
-    );
+  /** One number for each token, or for the wanted ones only and 0 for the others: [N] fp32. For models with a scalar head. */
+  values(tape: Tape, batch: TokenBatch, wanted?: Int32Array): Tensor {
+    const N = batch.ids.length;
+    return this.pipe.fromLast(tape, this.forward(tape, batch, wanted), [N], (hidden) => {
+      const values = scalarHead(tape, hidden, this.outputMatrix!);
+      return wanted ? spreadRows(tape, values, wanted, N) : values;
+    });
   }
 
   /** log softmax(logits / temperature)[targets[i]] given the tokens up to i: [N] fp32; targets below 0 are skipped. */
   logProbs(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
-    return this.pipe.fromLast(tape, this.forward(tape, batch), [targets.length], (all) => {
-      const { hidden, rows, kept } = this.targetRows(tape, all, targets);
+    const { rows, kept } = targetRows(targets);
+    return this.pipe.fromLast(tape, this.forward(tape, batch, rows), [targets.length], (hidden) => {
       const logp = this.logProbOf(tape, hidden, kept, 1 / temperature);
       return rows ? spreadRows(tape, logp, rows, targets.length) : logp;
     });
@@ -471,8 +492,8 @@ export class Llama {
 
   /** Entropy (nats) of the distribution over the next token, for rows with a target; 0 elsewhere: [N] fp32. */
   entropies(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
-    return this.pipe.fromLast(tape, this.forward(tape, batch), [targets.length], (all) => {
-      const { hidden, rows, kept } = this.targetRows(tape, all, targets);
+    const { rows, kept } = targetRows(targets);
+    return this.pipe.fromLast(tape, this.forward(tape, batch, rows), [targets.length], (hidden) => {
       const entropy = tokenEntropy(tape, hidden, this.outputMatrix!, tape.upload(kept), 1 / temperature);
       return rows ? spreadRows(tape, entropy, rows, targets.length) : entropy;
     });
@@ -483,9 +504,9 @@ export class Llama {
    * loss is the last stage's to know, and 0 in the others: nobody waits for it, so that micro-batches can follow.
    */
   loss(tape: Tape, batch: TokenBatch, targets: Int32Array, weights: Float32Array): { logp: Tensor; loss: number } {
-    const all = this.forward(tape, batch);
-    if (!this.pipe.last) return { logp: all, loss: 0 };
-    const { hidden, rows, kept } = this.targetRows(tape, all, targets);
+    const { rows, kept } = targetRows(targets);
+    const hidden = this.forward(tape, batch, rows);
+    if (!this.pipe.last) return { logp: hidden, loss: 0 };
     const w = rows ? Float32Array.from(rows, (row) => weights[row]) : weights;
     const logp =
       this.grid.tensor.size === 1
@@ -495,13 +516,6 @@ export class Llama {
     let loss = 0;
     for (let i = 0; i < values.length; i++) if (w[i] !== 0) loss -= w[i] * values[i];
     return { logp, loss };
-  }
-
-  /** Hidden states of the rows that have a target, when that leaves out enough to be worth a copy: most of a prompt. */
-  private targetRows(tape: Tape, all: Tensor, targets: Int32Array) {
-    const rows = Int32Array.from(targets.keys()).filter((i) => targets[i] >= 0);
-    if (rows.length > 0.8 * targets.length || rows.length === 0) return { hidden: all, rows: undefined, kept: targets };
-    return { hidden: pickRows(tape, all, rows), rows, kept: Int32Array.from(rows, (row) => targets[row]) };
   }
 
   /** Logits [rows, V] fp32 of chosen rows of `hidden`; for generation, and for looking at a model. */
@@ -580,6 +594,13 @@ export class Llama {
     this.device.free(this.tables.cos, this.tables.bytes);
     this.device.free(this.tables.sin, this.tables.bytes);
   }
+}
+
+/** The rows that have a target, when that leaves out enough to be worth a copy: most of a prompt. */
+function targetRows(targets: Int32Array): { rows?: Int32Array; kept: Int32Array } {
+  const rows = Int32Array.from(targets.keys()).filter((i) => targets[i] >= 0);
+  if (rows.length > 0.8 * targets.length || rows.length === 0) return { kept: targets };
+  return { rows, kept: Int32Array.from(rows, (row) => targets[row]) };
 }
 
 /** The batch of sequences given as arrays of ids, each seeing itself only. */

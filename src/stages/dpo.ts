@@ -6,7 +6,7 @@
  *   loss  = -log sigmoid(beta Delta)
  *
  * The reference is the model that training starts from; its log-probabilities are computed once and kept in the run
- * folder, so one model is in memory. Other losses of the family differ in `preferenceLoss` only.
+ * folder, so one model is in memory. The other losses of the family (dpo-loss.ts) need nothing else.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { z } from "zod";
@@ -20,12 +20,22 @@ import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
+import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { loraSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { encodedPreferences, logSigmoid, preferenceData, sigmoid } from "./reward.js";
+import {
+  hasReference,
+  movedBy,
+  type PairLogProbs,
+  PREFERENCE_LOSSES,
+  type PreferenceLossOptions,
+  preferenceLoss,
+} from "./dpo-loss.js";
+import { encodedPreferences, preferenceData } from "./reward.js";
+import { policyContext, replyLogProbs } from "./rollout.js";
 
 const natural = z.int().min(1);
 
@@ -38,7 +48,7 @@ export const dpoSchema = z.strictObject({
   data: preferenceData,
   /** Pairs of a micro-batch. */
   batchSize: natural.default(8),
-  loss: z.enum(["sigmoid", "robust", "ipo", "hinge", "simpo", "orpo", "kto"]).default("sigmoid"),
+  loss: z.enum(PREFERENCE_LOSSES).default("sigmoid"),
   beta: z.number().positive().default(0.1),
   /** Share of the preferences that are taken to be the wrong way round: conservative DPO, or with `robust` its unbiased form. */
   labelSmoothing: z.number().min(0).lt(0.5).default(0),
@@ -53,100 +63,15 @@ export const dpoSchema = z.strictObject({
 });
 export type DpoConfig = z.output<typeof dpoSchema>;
 
-/** Sums of log p over the reply tokens of a pair, under policy and reference, and the number of those tokens. */
-export interface PairLogProbs {
-  chosen: number;
-  rejected: number;
-  refChosen: number;
-  refRejected: number;
-  chosenTokens: number;
-  rejectedTokens: number;
-}
-export type PreferenceLossOptions = Pick<
-  DpoConfig,
-  "loss" | "beta" | "labelSmoothing" | "referenceFree" | "lengthAverage" | "gamma"
->;
-
-/**
- * Mean loss over pairs, and its derivatives by the policy's sums log p(chosen) and log p(rejected).
- *   sigmoid  -(1-s) log sigmoid(beta D) - s log sigmoid(-beta D)             s = labelSmoothing (Mitchell 2023: conservative DPO)
- *   robust   the same with + s, over 1 - 2s                                  Chowdhury et al. 2024
- *   ipo      (D - 1 / (2 beta))^2                                            Azar et al. 2023
- *   hinge    max(0, 1 - beta D)                                              Zhao et al. 2023 (SLiC)
- *   simpo    -log sigmoid(beta (mean chosen - mean rejected) - gamma)        Meng et al. 2024; no reference
- *   orpo     -mean chosen - beta log sigmoid(log odds ratio)                 Hong et al. 2024; no reference
- *   kto      1 - sigmoid(beta (r_chosen - z)), 1 - sigmoid(beta (z - r_rejected))   Ethayarajh et al. 2024, on pairs
- */
-export function preferenceLoss(
-  pairs: readonly PairLogProbs[],
-  o: PreferenceLossOptions,
-): { loss: number; dChosen: number[]; dRejected: number[] } {
-  const { beta, labelSmoothing: s } = o;
-  const n = pairs.length;
-  const dChosen = pairs.map(() => 0);
-  const dRejected = pairs.map(() => 0);
-  let loss = 0;
-  const ref = (x: number): number => (o.referenceFree ? 0 : x);
-  const ratios = pairs.map((p) => ({ chosen: p.chosen - ref(p.refChosen), rejected: p.rejected - ref(p.refRejected) }));
-  const mean = (key: "chosen" | "rejected"): number => ratios.reduce((sum, r) => sum + r[key], 0) / n;
-  // KTO's reference point: how far the policy has moved on average over the replies of the other kind; not differentiated.
-  const moved = { chosen: Math.max(0, mean("chosen")), rejected: Math.max(0, mean("rejected")) };
-
-  pairs.forEach((p, i) => {
-    const r = ratios[i];
-    const delta = r.chosen - r.rejected;
-    let slope: number; // d loss / d delta
-    if (o.loss === "sigmoid") {
-      loss += -(1 - s) * logSigmoid(beta * delta) - s * logSigmoid(-beta * delta);
-      slope = beta * (s * sigmoid(beta * delta) - (1 - s) * sigmoid(-beta * delta));
-    } else if (o.loss === "robust") {
-      loss += (-(1 - s) * logSigmoid(beta * delta) + s * logSigmoid(-beta * delta)) / (1 - 2 * s);
-      slope = (-beta * ((1 - s) * sigmoid(-beta * delta) + s * sigmoid(beta * delta))) / (1 - 2 * s);
-    } else if (o.loss === "hinge") {
-      loss += Math.max(0, 1 - beta * delta);
-      slope = beta * delta < 1 ? -beta : 0;
-    } else if (o.loss === "ipo") {
-      const [nc, nr] = o.lengthAverage ? [p.chosenTokens, p.rejectedTokens] : [1, 1];
-      const error = r.chosen / nc - r.rejected / nr - 1 / (2 * beta);
-      loss += error * error;
-      dChosen[i] = (2 * error) / nc / n;
-      dRejected[i] = (-2 * error) / nr / n;
-      return;
-    } else if (o.loss === "kto") {
-      const good = sigmoid(beta * (r.chosen - moved.rejected));
-      const bad = sigmoid(beta * (moved.chosen - r.rejected));
-      loss += (1 - good + (1 - bad)) / 2;
-      dChosen[i] = (-beta * good * (1 - good)) / 2 / n;
-      dRejected[i] = (beta * bad * (1 - bad)) / 2 / n;
-      return;
-    } else {
-      const [c, j] = [p.chosen / p.chosenTokens, p.rejected / p.rejectedTokens];
-      if (o.loss === "simpo") {
-        const x = beta * (c - j) - o.gamma;
-        loss += -logSigmoid(x);
-        dChosen[i] = (-beta * sigmoid(-x)) / p.chosenTokens / n;
-        dRejected[i] = (beta * sigmoid(-x)) / p.rejectedTokens / n;
-      } else {
-        // log odds(y) = log p - log(1 - p), with p the geometric mean over tokens; its slope by log p is 1 / (1 - p).
-        const x = c - j - (Math.log(-Math.expm1(c)) - Math.log(-Math.expm1(j)));
-        loss += -c - beta * logSigmoid(x);
-        dChosen[i] = (-1 + (beta * sigmoid(-x)) / Math.expm1(c)) / p.chosenTokens / n;
-        dRejected[i] = (-beta * sigmoid(-x)) / Math.expm1(j) / p.rejectedTokens / n;
-      }
-      return;
-    }
-    dChosen[i] = slope / n;
-    dRejected[i] = -slope / n;
-  });
-  return { loss: loss / n, dChosen, dRejected };
-}
-
 /** A chosen and a rejected reply to one prompt, and what the reference says of them. */
-interface Pair {
+export interface Pair {
   chosen: EncodedReply;
   rejected: EncodedReply;
   refChosen: number;
   refRejected: number;
+  /** KTO: this prompt under a reply to another one. */
+  other?: EncodedReply;
+  refOther?: number;
 }
 
 export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
@@ -155,29 +80,28 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = Tokenizer.load(resumed ?? config.from);
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
-  const { train, validation, rejected } = encodedPreferences(config.data, tokenizer);
+  const { train, validation, rejected } = encodedPreferences(config.data, tokenizer, policyContext(config.from));
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
 
   const { seed, precision } = config;
   const load = (dir: string): Llama => loadLlama(device, dir, precision, { vocabSize: tokenizer.vocabSize, grid });
   const pairs = { train: pairsOf(train), validation: pairsOf(validation) };
+  if (config.loss === "kto") addOthers([...pairs.train, ...pairs.validation]);
   // Before anything is trained, the model is its own reference.
   const referenceFile = `${run.dir}/reference.json`;
-  const known = existsSync(referenceFile);
+  const known = existsSync(referenceFile) || !hasReference(config);
   grid.world.barrier(true);
   if (!known) {
     const reference = load(config.from);
-    run.write(
-      "reference.json",
-      JSON.stringify([...pairs.train, ...pairs.validation].map((p) => pairSums(reference, [p])[0])),
-    );
+    run.write("reference.json", JSON.stringify(pairSums(reference, [...pairs.train, ...pairs.validation])));
     reference.close();
     grid.world.barrier(true);
   }
-  const sums = JSON.parse(readFileSync(referenceFile, "utf8")) as { chosen: number; rejected: number }[];
+  const sums = hasReference(config) ? (JSON.parse(readFileSync(referenceFile, "utf8")) as PairLogProbs[]) : [];
   [...pairs.train, ...pairs.validation].forEach((p, i) => {
-    Object.assign(p, { refChosen: sums[i].chosen, refRejected: sums[i].rejected });
+    const { chosen, rejected: worse, other } = sums[i] ?? { chosen: 0, rejected: 0 };
+    Object.assign(p, { refChosen: chosen, refRejected: worse, ...(other !== undefined && { refOther: other }) });
   });
 
   const model = load(resumed && !config.lora ? resumed : config.from);
@@ -238,13 +162,13 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
         return loss;
       });
       const tokens = current.reduce((n, p) => n + p.chosen.ids.length + p.rejected.ids.length, 0);
-      return { tokens, metrics: { ...metrics, ...pairMetrics(seen, config.beta) } };
+      return { tokens, metrics: { ...metrics, ...pairMetrics(seen, config) } };
     },
     ...(pairs.validation.length > 0 && {
       evaluate() {
         const found = pairSums(model, pairs.validation);
         const { loss } = preferenceLoss(found, config);
-        const named = Object.entries(pairMetrics(found, config.beta)).map(([k, v]) => [`validation/${k}`, v]);
+        const named = Object.entries(pairMetrics(found, config)).map(([k, v]) => [`validation/${k}`, v]);
         return { validationLoss: loss, ...Object.fromEntries(named) };
       },
     }),
@@ -276,6 +200,22 @@ function pairsOf(rankings: readonly EncodedReply[][]): Pair[] {
   );
 }
 
+/** Gives each pair its prompt with a reply to the next prompt that is another one, in turn a chosen and a rejected one. */
+function addOthers(pairs: readonly Pair[]): void {
+  const promptOf = ({ chosen: { ids, start } }: Pair): string => ids.subarray(0, start).join();
+  pairs.forEach((pair, i) => {
+    const own = promptOf(pair);
+    let step = 1;
+    while (step < pairs.length && promptOf(pairs[(i + step) % pairs.length]) === own) step++;
+    const next = pairs[(i + step) % pairs.length];
+    if (step === pairs.length)
+      throw new UserError("All preferences have the same prompt; loss: kto needs replies to other prompts as well.");
+    const { ids, start } = i % 2 === 0 ? next.chosen : next.rejected;
+    const prompt = pair.chosen.ids.subarray(0, pair.chosen.start);
+    pair.other = { ids: Int32Array.from([...prompt, ...ids.subarray(start)]), start: prompt.length };
+  });
+}
+
 const repliesOf = (pairs: readonly Pair[]): EncodedReply[] => pairs.flatMap((p) => [p.chosen, p.rejected]);
 function toPairs(pairs: readonly Pair[], sums: readonly number[]): PairLogProbs[] {
   return pairs.map((p, i) => ({
@@ -285,28 +225,26 @@ function toPairs(pairs: readonly Pair[], sums: readonly number[]): PairLogProbs[
     refRejected: p.refRejected,
     chosenTokens: p.chosen.ids.length - p.chosen.start,
     rejectedTokens: p.rejected.ids.length - p.rejected.start,
+    ...(p.refOther !== undefined && { refOther: p.refOther }),
   }));
 }
 
 /** Log-probabilities of pairs without a gradient. */
-function pairSums(model: Llama, pairs: readonly Pair[], batchSize = 32): PairLogProbs[] {
-  const tape = new Tape(model.device, false);
-  const found: PairLogProbs[] = [];
-  for (let i = 0; i < pairs.length; i += batchSize) {
-    const some = pairs.slice(i, i + batchSize);
-    const batch = replyBatch(repliesOf(some));
-    const logp = model.logProbs(tape, batch, batch.targets).toArray();
-    found.push(
-      ...toPairs(
-        some,
-        batch.spans.map((s) => sum(logp, s)),
-      ),
-    );
-    tape.reset();
-  }
-  tape.arena.close();
+function pairSums(model: Llama, pairs: readonly Pair[]): PairLogProbs[] {
+  const found = toPairs(pairs, replySums(model, repliesOf(pairs)));
+  addOtherSums(model, pairs, found);
   return found;
 }
+function addOtherSums(model: Llama, pairs: readonly Pair[], found: readonly PairLogProbs[]): void {
+  const others = pairs.flatMap((p) => p.other ?? []);
+  if (others.length === 0) return;
+  replySums(model, others).forEach((other, i) => {
+    found[i].other = other;
+  });
+}
+/** log p of whole replies. */
+const replySums = (model: Llama, replies: readonly EncodedReply[]): number[] =>
+  replyLogProbs(model, replies, 1, 64).map((row) => sum(row, { from: 0, to: row.length }));
 const sum = (x: Float32Array, { from, to }: { from: number; to: number }): number => {
   let total = 0;
   for (let i = from; i < to; i++) total += x[i];
@@ -314,13 +252,13 @@ const sum = (x: Float32Array, { from, to }: { from: number; to: number }): numbe
 };
 
 /** Leaves the gradient of the loss of some pairs, divided by the number of micro-batches. */
-function backwardPairs(
+export function backwardPairs(
   model: Llama,
   tape: Tape,
   pairs: readonly Pair[],
-  config: DpoConfig,
-  microBatches: number,
-  last: boolean,
+  config: PreferenceLossOptions & { nll: number },
+  microBatches = 1,
+  last = true,
 ): { loss: number; pairs: PairLogProbs[] } {
   const batch = replyBatch(repliesOf(pairs));
   const logp = model.logProbs(tape, batch, batch.targets);
@@ -329,6 +267,7 @@ function backwardPairs(
     pairs,
     batch.spans.map((s) => sum(values, s)),
   );
+  addOtherSums(model, pairs, own);
   // Every data-parallel process knows all pairs, and goes backward through its own.
   const { grid, trainable } = model;
   const found = grid.everyone(own);
@@ -350,11 +289,17 @@ function backwardPairs(
   return { loss: (result.loss + config.nll * nll) / microBatches, pairs: found };
 }
 
-/** TRL's metrics: implicit rewards beta (log p - log p_ref), their margin, and how often the chosen one is ahead. */
-function pairMetrics(pairs: readonly PairLogProbs[], beta: number): Record<string, number> {
+/**
+ * TRL's metrics: implicit rewards, their margin, and how often the chosen one is ahead. The implicit reward of a reply is
+ * beta (log p - log p_ref); where there is no reference, beta log p, for SimPO and ORPO the mean over its tokens.
+ */
+function pairMetrics(pairs: readonly PairLogProbs[], o: PreferenceLossOptions): Record<string, number> {
   const mean = (f: (p: PairLogProbs) => number): number => pairs.reduce((s, p) => s + f(p), 0) / pairs.length;
-  const chosen = (p: PairLogProbs): number => beta * (p.chosen - p.refChosen);
-  const worse = (p: PairLogProbs): number => beta * (p.rejected - p.refRejected);
+  const perToken = o.loss === "simpo" || o.loss === "orpo";
+  const reward = (logp: number, ref: number, tokens: number): number =>
+    (o.beta * (hasReference(o) ? logp - ref : logp)) / (perToken ? tokens : 1);
+  const chosen = (p: PairLogProbs): number => reward(p.chosen, p.refChosen, p.chosenTokens);
+  const worse = (p: PairLogProbs): number => reward(p.rejected, p.refRejected, p.rejectedTokens);
   return {
     "rewards/chosen": mean(chosen),
     "rewards/rejected": mean(worse),
@@ -362,5 +307,6 @@ function pairMetrics(pairs: readonly PairLogProbs[], beta: number): Record<strin
     "rewards/accuracies": mean((p) => (chosen(p) > worse(p) ? 1 : 0)),
     "logps/chosen": mean((p) => p.chosen),
     "logps/rejected": mean((p) => p.rejected),
+    ...(pairs[0]?.other !== undefined && { kl: movedBy(pairs) }),
   };
 }

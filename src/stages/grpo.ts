@@ -13,18 +13,28 @@ import { shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
-import { replyBatch } from "../dialogue/preference.js";
+import { type EncodedReply, replyBatch } from "../dialogue/preference.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
+import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter, withoutLora } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
-import { NonFiniteError } from "../run/errors.js";
 import { onlyAlone, type RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { loraSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { openJudge } from "./judge.js";
 import { klOf, policyLoss } from "./ppo.js";
-import { type Episode, openJudge, type PerToken, readPrompts, replyLogProbs, rollout } from "./rollout.js";
+import {
+  checkFinite,
+  type Episode,
+  type PerToken,
+  promptsOfStep,
+  readPrompts,
+  replyLogProbs,
+  rollout,
+  showEpisodes,
+} from "./rollout.js";
 
 const natural = z.int().min(1);
 const { epochs: _, gradientAccumulation: __, ...shared } = trainingSettings;
@@ -32,6 +42,8 @@ const { epochs: _, gradientAccumulation: __, ...shared } = trainingSettings;
 export const grpoSchema = z.strictObject({
   stage: z.literal("grpo").optional(),
   ...shared,
+  /** Samples are shown every so many steps, with their scores. */
+  evalEvery: z.int().min(0).default(10),
   /** Rollouts, each with its updates. */
   steps: natural.default(100),
   from: z.string().min(1),
@@ -50,6 +62,11 @@ export const grpoSchema = z.strictObject({
   clipRange: z.number().positive().default(0.2),
   klCoef: z.number().min(0).default(0.04),
   scaleByStd: z.boolean().default(true),
+  /**
+   * What a token counts, by TRL's names. bnpo: every token of a minibatch the same; grpo: every reply the same, whatever its
+   * length (Shao et al. 2024); dr_grpo: a token 1 / maxTokens of a reply (Liu et al. 2025).
+   */
+  lossType: z.enum(["bnpo", "grpo", "dr_grpo"]).default("bnpo"),
   missingEosPenalty: z.number().min(0).default(0),
   lora: loraSchema.optional(),
   samples: z.strictObject({ count: z.int().min(0).default(3) }).prefault({}),
@@ -85,6 +102,51 @@ export function grpoLoss(
   };
 }
 
+/** What a token of each reply counts in the loss of a minibatch. */
+export function tokenWeights(
+  lengths: readonly number[],
+  { lossType, maxTokens }: Pick<GrpoConfig, "lossType" | "maxTokens">,
+): number[] {
+  const tokens = lengths.reduce((a, b) => a + b, 0);
+  return lengths.map((length) => {
+    if (lossType === "bnpo") return 1 / tokens;
+    return 1 / lengths.length / (lossType === "grpo" ? length : maxTokens);
+  });
+}
+
+/** Leaves the gradient of the loss of the replies `which`; tells that loss, and the means over their tokens of KL and clipping. */
+export function backwardGroups(
+  actor: Llama,
+  tape: Tape,
+  which: readonly number[],
+  x: { episodes: readonly EncodedReply[]; old: PerToken; reference: PerToken; advantages: readonly number[] },
+  config: Pick<GrpoConfig, "clipRange" | "klCoef" | "temperature" | "lossType" | "maxTokens">,
+): { loss: number; kl: number; clipped: number } {
+  const batch = replyBatch(which.map((i) => x.episodes[i]));
+  const lengths = batch.spans.map((s) => s.to - s.from);
+  const tokens = lengths.reduce((a, b) => a + b, 0);
+  const weights = tokenWeights(lengths, config);
+  const logp = actor.logProbs(tape, batch, batch.targets, config.temperature);
+  const now = actor.device.f32(logp.ptr, logp.size);
+  const gradient = tape.tensor(F32, logp.shape);
+  const slopes = actor.device.f32(gradient.ptr, logp.size).fill(0);
+  const sums = { loss: 0, kl: 0, clipped: 0 };
+  batch.spans.forEach(({ from, to }, s) => {
+    const i = which[s];
+    for (let row = from; row < to; row++) {
+      const t = row - from;
+      const token = grpoLoss(now[row], x.old[i][t], x.reference[i][t], x.advantages[i], config);
+      sums.loss += token.loss * weights[s];
+      sums.kl += token.kl / tokens;
+      sums.clipped += (token.clipped ? 1 : 0) / tokens;
+      slopes[row] = token.slope * weights[s];
+    }
+  });
+  tape.backward(logp, gradient);
+  tape.reset();
+  return sums;
+}
+
 export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   onlyAlone("grpo", run);
   const device = openCpu({ threads: config.threads });
@@ -92,13 +154,15 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   const { precision, seed, temperature } = config;
   const tokenizer = Tokenizer.load(config.from);
   const rejected: Rejected[] = [];
-  const prompts = readPrompts(config.prompts, new DialogueEncoder(tokenizer), config.maxPromptLength, rejected);
+  const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
 
   const actor = loadLlama(device, resumed && !config.lora ? resumed : config.from, precision);
   if (config.lora) attachLora(actor, config.lora, seed);
-  const ref = config.lora ? undefined : loadLlama(device, config.from, precision, { trainable: false });
+  // Without a KL term there is no reference; with LoRA it is the actor without its adapters.
+  const ref =
+    config.lora || config.klCoef === 0 ? undefined : loadLlama(device, config.from, precision, { trainable: false });
   const judge = await openJudge(config.reward, device, precision, tokenizer, config.from);
   const replies = config.batchSize * config.groupSize;
   const perStep = config.epochs * Math.ceil(replies / config.minibatchSize);
@@ -111,26 +175,32 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   const tape = new Tape(device);
   let episodes: Episode[] = [];
   let scores: number[] = [];
+  /** What the step is working on, for the file that is left when a number is not finite. */
+  let batch: unknown;
   await runLoop(run, config, {
     steps: config.steps,
     show: ["loss", "reward", "kl", "clip_ratio", "val/reply_length"],
     async step(step) {
-      const chosen = Array.from({ length: replies }, (_, i) => {
-        const at = (step - 1) * config.batchSize + Math.floor(i / config.groupSize);
-        return prompts[shuffled(at % prompts.length, prompts.length, seed, Math.floor(at / prompts.length))];
-      });
-      episodes = rollout(actor, tokenizer, chosen, {
-        maxTokens: config.maxTokens,
-        temperature,
-        seed: seed * 1_000_003 + step,
-      });
+      const asked = promptsOfStep(prompts, step, config.batchSize, seed).flatMap((p) =>
+        Array.from({ length: config.groupSize }, () => p),
+      );
+      batch = asked.map(({ ids, source }) => ({ ids: [...ids], source }));
+      const sampling = { maxTokens: config.maxTokens, temperature, seed: seed * 1_000_003 + step };
+      episodes = rollout(actor, tokenizer, asked, sampling);
+      batch = episodes.map((e) => ({ ids: [...e.ids], start: e.start, source: e.prompt.source }));
       scores = (await judge.score(episodes)).map((s, i) => (episodes[i].finished ? s : s - config.missingEosPenalty));
+      batch = episodes.map((e, i) => ({
+        ids: [...e.ids],
+        start: e.start,
+        source: e.prompt.source,
+        score: scores[i],
+      }));
       const advantages = groupAdvantages(scores, config.groupSize, config.scaleByStd);
       const old = replyLogProbs(actor, episodes, temperature);
-      const refOf = (): PerToken => replyLogProbs(ref ?? actor, episodes, temperature);
-      const reference = ref ? refOf() : withoutLora(actor, refOf);
-      if (old.some((row) => row.some((p) => !Number.isFinite(p))))
-        throw new NonFiniteError(`Step ${step}: a log-probability`);
+      const ask = (model: Llama) => replyLogProbs(model, episodes, temperature);
+      const reference = config.klCoef === 0 ? old : ref ? ask(ref) : withoutLora(actor, () => ask(actor));
+      checkFinite(`Step ${step}: a log-probability of the actor`, old);
+      checkFinite(`Step ${step}: a log-probability of the reference`, reference);
 
       const totals = { loss: 0, kl: 0, clipped: 0, gradNorm: 0 };
       let update = (step - 1) * perStep;
@@ -138,28 +208,11 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
         const order = episodes.map((_, i) => shuffled(i, replies, seed + step, epoch));
         for (let from = 0; from < replies; from += config.minibatchSize) {
           const which = order.slice(from, from + config.minibatchSize);
-          const batch = replyBatch(which.map((i) => episodes[i]));
-          const n = batch.spans.reduce((sum, s) => sum + s.to - s.from, 0);
           const result = trainer.step(++update, () => {
-            const logp = actor.logProbs(tape, batch, batch.targets, temperature);
-            const now = device.f32(logp.ptr, logp.size);
-            const gradient = tape.tensor(F32, logp.shape);
-            const slopes = device.f32(gradient.ptr, logp.size).fill(0);
-            let loss = 0;
-            batch.spans.forEach(({ from: first, to }, s) => {
-              const i = which[s];
-              for (let row = first; row < to; row++) {
-                const t = row - first;
-                const token = grpoLoss(now[row], old[i][t], reference[i][t], advantages[i], config);
-                loss += token.loss / n;
-                totals.kl += token.kl / n / perStep;
-                totals.clipped += (token.clipped ? 1 : 0) / n / perStep;
-                slopes[row] = token.slope / n;
-              }
-            });
-            tape.backward(logp, gradient);
-            tape.reset();
-            return loss;
+            const own = backwardGroups(actor, tape, which, { episodes, old, reference, advantages }, config);
+            totals.kl += own.kl / perStep;
+            totals.clipped += own.clipped / perStep;
+            return own.loss;
           });
           totals.loss += result.loss / perStep;
           totals.gradNorm += result.gradNorm / perStep;
@@ -181,15 +234,9 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
     },
     ...(config.samples.count > 0 && {
       evaluate: () => ({}),
-      sample: () =>
-        episodes.length === 0
-          ? undefined
-          : episodes
-              .slice(0, config.samples.count)
-              .map((e, i) => `${e.prompt.messages.at(-1)?.content} -> ${e.text}  [${scores[i].toFixed(2)}]`)
-              .join("\n"),
+      sample: () => (episodes.length === 0 ? undefined : showEpisodes(episodes, scores, config.samples.count)),
     }),
-    batch: () => episodes.map((e, i) => ({ ids: [...e.ids], start: e.start, score: scores[i] })),
+    batch: () => batch,
     save(dir) {
       if (config.lora) saveAdapter(actor, dir);
       else saveLlama(actor, dir);

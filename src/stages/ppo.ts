@@ -10,101 +10,58 @@
  *
  *   r_t = -klCoef (log p(y_t) - log p_ref(y_t)), the score added at the last token
  *   A_t = sum_l (gamma lambda)^l (r_{t+l} + gamma V_{t+l+1} - V_{t+l})     (the notes' step 5 is lambda = 0)
+ *
+ * This file is the algorithm: its formulas, what a rollout gathers, the two updates, and the loop. Its settings are in
+ * ppo-config.ts, the loading and saving of the models in four-models.ts, what it reports in ppo-metrics.ts.
  */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
-import { z } from "zod";
 import type { Rejected } from "../corpus/read.js";
 import { shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { replyBatch } from "../dialogue/preference.js";
-import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
-import { attachLora, loadAdapter, mergeLora, saveAdapter, withoutLora } from "../nn/lora.js";
-import { Trainer } from "../optim/trainer.js";
 import { sumNumbers } from "../parallel/comm.js";
 import { Grid } from "../parallel/grid.js";
-import { NonFiniteError, UserError } from "../run/errors.js";
+import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { mebibytes } from "../run/progress.js";
-import { loraSchema, optimizerSchema, scheduleSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss } from "./clm.js";
-import { pretrainingRows, pretrainMixSchema } from "./mix.js";
-import { type Episode, openJudge, type PerToken, readPrompts, replyLogProbs, replyValues, rollout } from "./rollout.js";
-
-const natural = z.int().min(1);
-const { epochs: _, gradientAccumulation: __, ...shared } = trainingSettings;
-
-export const ppoSchema = z.strictObject({
-  stage: z.literal("ppo").optional(),
-  ...shared,
-  /** Rollouts, each with its passes of updates. */
-  steps: natural.default(100),
-  /** The SFT model: actor and reference. */
-  from: z.string().min(1),
-  /** The reward model's folder; or a .mjs module whose default export is (prompt, reply) => number. */
-  reward: z.string().min(1),
-  /** Where the critic starts; default: the reward model, and with a module the SFT model. */
-  critic: z.string().optional(),
-  /** The critic's head starts at zero instead of as the reward model's. */
-  criticHeadZero: z.boolean().default(false),
-  prompts: z.array(z.string().min(1)).min(1),
-  maxPromptLength: natural.default(128),
-  maxTokens: natural.default(64),
-  temperature: z.number().positive().default(1),
-  /** Prompts of a rollout, and replies of a minibatch. */
-  batchSize: natural.default(32),
-  minibatchSize: natural.default(16),
-  epochs: natural.default(4),
-  criticOptimizer: optimizerSchema.prefault({}),
-  criticSchedule: scheduleSchema.prefault({}),
-  gamma: z.number().min(0).max(1).default(1),
-  lambda: z.number().min(0).max(1).default(0.95),
-  clipRange: z.number().positive().default(0.2),
-  clipRangeValue: z.number().positive().default(0.2),
-  /** Ye et al. 2020: bound on the loss of a bad action that became much more likely; 0: off. */
-  dualClip: z.number().min(0).default(0),
-  vfCoef: z.number().positive().default(0.1),
-  entropyCoef: z.number().min(0).default(0),
-  klCoef: z.number().min(0).default(0.05),
-  /** k1 = log p - log p_ref; k3 = exp(-k1) - 1 + k1, never negative (Schulman 2020). */
-  klEstimator: z.enum(["k1", "k3"]).default("k1"),
-  /** Adaptive controller (Ziegler et al. 2019): klCoef is steered so that the KL of a reply comes near `target`. */
-  klTarget: z.number().positive().optional(),
-  klHorizon: z.number().positive().default(10000),
-  /** An update pass ends when the policy has moved this far from the one that sampled; 0: off. */
-  klLimit: z.number().min(0).default(0.2),
-  /** Subtracted from the score of a reply that did not come to its end. */
-  missingEosPenalty: z.number().min(0).default(1),
-  /** `last`: the score belongs to the last token; `trl`: to the one after it. */
-  scorePosition: z.enum(["last", "trl"]).default("last"),
-  whitenAdvantages: z.boolean().default(true),
-  /** Divide rewards by their spread; their mean is kept. */
-  whitenRewards: z.boolean().default(false),
-  /** Scores are clipped to +- this; 0: off. */
-  clipReward: z.number().min(0).default(0),
-  /** PPO-ptx: pretraining text added to every update of the actor (Ouyang et al. 2022, equation 2; weight is their gamma). */
-  pretrainMix: pretrainMixSchema.optional(),
-  lora: loraSchema.optional(),
-  samples: z.strictObject({ count: z.int().min(0).default(3) }).prefault({}),
-});
-export type PpoConfig = z.output<typeof ppoSchema>;
+import { FourModels } from "./four-models.js";
+import { pretrainingRows } from "./mix.js";
+import type { PpoConfig } from "./ppo-config.js";
+import { klOfReplies, replyTokens, shownMetrics, stepMetrics, Totals } from "./ppo-metrics.js";
+import {
+  checkFinite,
+  type Episode,
+  type PerToken,
+  promptsOfStep,
+  readPrompts,
+  replyLogProbs,
+  replyValues,
+  rollout,
+  shareEpisodes,
+  showEpisodes,
+  valueRows,
+} from "./rollout.js";
 
 // ---- the formulas ----
 
-/** Rewards of a reply's tokens: each pays for its KL, the last one gets the score. */
+/** Rewards of a reply's tokens: each pays for its KL, the last one gets the score; or, with `after`, a place behind it. */
 export function tokenRewards(
   logp: Float32Array,
   ref: Float32Array,
   score: number,
   klCoef: number,
   estimator: "k1" | "k3" = "k1",
+  after = false,
 ): Float64Array {
-  const rewards = Float64Array.from(logp, (p, t) => -klCoef * klOf(p - ref[t], estimator));
+  const rewards = new Float64Array(logp.length + (after ? 1 : 0));
+  logp.forEach((p, t) => {
+    rewards[t] = -klCoef * klOf(p - ref[t], estimator);
+  });
   if (rewards.length > 0) rewards[rewards.length - 1] += score;
   return rewards;
 }
@@ -129,11 +86,11 @@ export function gae(
   return { advantages, returns: advantages.map((a, t) => a + values[t]) };
 }
 
-/** Mean 0 (unless kept) and variance 1 over all numbers of all rows. */
+/** Mean 0 (unless kept) and variance 1 over all numbers of all rows; the variance is the sample's, as in TRL. */
 export function whiten(rows: readonly Float64Array[], keepMean = false): Float64Array[] {
   const n = rows.reduce((sum, r) => sum + r.length, 0);
   const mean = rows.reduce((sum, r) => sum + r.reduce((a, b) => a + b, 0), 0) / Math.max(1, n);
-  const variance = rows.reduce((sum, r) => sum + r.reduce((a, b) => a + (b - mean) ** 2, 0), 0) / Math.max(1, n);
+  const variance = rows.reduce((sum, r) => sum + r.reduce((a, b) => a + (b - mean) ** 2, 0), 0) / Math.max(1, n - 1);
   const scale = 1 / Math.sqrt(variance + 1e-8);
   return rows.map((r) => r.map((x) => (x - mean) * scale + (keepMean ? mean : 0)));
 }
@@ -174,25 +131,157 @@ export function adaptKlCoef(klCoef: number, kl: number, target: number, n: numbe
   return klCoef * (1 + (Math.min(0.2, Math.max(-0.2, kl / target - 1)) * n) / horizon);
 }
 
-// ---- the stage ----
+// ---- what a rollout gathers ----
 
-/** What a rollout gathered: everything that the updates need, fixed while they run. */
-interface Experience {
+/** Replies and what was thought of them: everything that the updates need, fixed while they run. */
+export interface Experience {
   episodes: Episode[];
   scores: number[];
-  /** Of the policy that sampled, of the reference, and the critic's expectations. */
+  /** log p of each reply token: of the policy that sampled, and of the reference. */
   logp: PerToken;
   ref: PerToken;
+  /** The critic's expectation before each reply token, and one after the last. */
   values: PerToken;
   advantages: Float64Array[];
+  /** What the critic should have said: one for each token, and with `trl` one for the place after them. */
   returns: Float64Array[];
 }
 
-interface State {
-  klCoef: number;
-  actorUpdates: number;
-  criticUpdates: number;
+/** Rewards of the tokens, then advantages and returns. */
+export function estimate(
+  { scores, logp, ref, values }: Pick<Experience, "scores" | "logp" | "ref" | "values">,
+  klCoef: number,
+  config: Pick<
+    PpoConfig,
+    "gamma" | "lambda" | "klEstimator" | "scorePosition" | "maxTokens" | "whitenRewards" | "whitenAdvantages"
+  >,
+): { advantages: Float64Array[]; returns: Float64Array[] } {
+  const { gamma, lambda, klEstimator } = config;
+  // TRL has no place after a reply that is as long as replies may be.
+  const after = (length: number): boolean => config.scorePosition === "trl" && length < config.maxTokens;
+  let rewards = logp.map((row, i) => tokenRewards(row, ref[i], scores[i], klCoef, klEstimator, after(row.length)));
+  if (config.whitenRewards) rewards = whiten(rewards, true);
+  const estimates = rewards.map((r, i) => gae(r, values[i], gamma, lambda));
+  const advantages = estimates.map((e, i) => e.advantages.subarray(0, logp[i].length));
+  return {
+    advantages: config.whitenAdvantages ? whiten(advantages) : advantages,
+    returns: estimates.map((e) => e.returns),
+  };
 }
+
+/** A judge's score as PPO uses it: clipped, and less for a reply that was cut off before its end. */
+function shapedScore(score: number, finished: boolean, { clipReward, missingEosPenalty }: PpoConfig): number {
+  const kept = clipReward > 0 ? Math.min(clipReward, Math.max(-clipReward, score)) : score;
+  return finished ? kept : kept - missingEosPenalty;
+}
+
+// ---- the updates ----
+
+/**
+ * Leaves the gradient of the policy loss, and of the entropy bonus, of the replies `which`. Returns the loss, and how far the
+ * actor has moved from the policy that sampled: 1/2 mean (log rho)^2, TRL's approximate KL.
+ */
+export function backwardPolicy(
+  actor: Llama,
+  tape: Tape,
+  x: Experience,
+  which: readonly number[],
+  config: Pick<PpoConfig, "clipRange" | "dualClip" | "entropyCoef" | "temperature">,
+  totals: Totals,
+  /** False: other losses follow in the same step. */
+  last = true,
+): { loss: number; moved: number } {
+  const { clipRange, dualClip, entropyCoef, temperature } = config;
+  const { data } = actor.grid;
+  const { keeper } = actor.trainable;
+  const own = ownPart(actor, which);
+  const batch = replyBatch(own.map((i) => x.episodes[i]));
+  const n = which.reduce((sum, i) => sum + x.advantages[i].length, 0);
+
+  const logp = actor.logProbs(tape, batch, batch.targets, temperature);
+  const now = actor.device.f32(logp.ptr, logp.size);
+  const gradient = tape.tensor(F32, logp.shape);
+  const slopes = actor.device.f32(gradient.ptr, logp.size).fill(0);
+  let [loss, clipped, ratios, moved] = [0, 0, 0, 0];
+  batch.spans.forEach(({ from, to }, s) => {
+    const { logp: olds, advantages } = x;
+    for (let row = from; row < to; row++) {
+      const [old, advantage] = [olds[own[s]][row - from], advantages[own[s]][row - from]];
+      const token = policyLoss(now[row], old, advantage, clipRange, dualClip);
+      loss += token.loss;
+      clipped += token.clipped ? 1 : 0;
+      slopes[row] = token.slope / n;
+      ratios += Math.exp(now[row] - old);
+      moved += (now[row] - old) ** 2 / 2;
+    }
+  });
+  [loss, clipped, ratios, moved] = sumNumbers(data, [loss, clipped, ratios, moved]).map((sum) => sum / n);
+  totals.add({
+    "loss/policy_avg": loss,
+    "policy/clipfrac_avg": clipped,
+    "policy/approxkl_avg": moved,
+    "val/ratio": ratios,
+  });
+  keeper.lastMicroBatch = last && entropyCoef === 0;
+  tape.backward(logp, gradient);
+  tape.reset();
+  if (entropyCoef > 0) {
+    const entropy = actor.entropies(tape, batch, batch.targets, temperature);
+    const all = actor.device.f32(entropy.ptr, entropy.size);
+    const [sum] = sumNumbers(data, [all.reduce((a, b) => a + b, 0)]);
+    totals.add({ "policy/entropy_avg": sum / n });
+    loss -= (entropyCoef * sum) / n;
+    const bonus = tape.tensor(F32, entropy.shape);
+    actor.device.fill(bonus.ptr, -entropyCoef / n, entropy.size, F32);
+    keeper.lastMicroBatch = last;
+    tape.backward(entropy, bonus);
+    tape.reset();
+  }
+  keeper.lastMicroBatch = false;
+  return { loss, moved };
+}
+
+/** Leaves the gradient of vfCoef times the value loss of the replies `which`, and returns that loss. */
+export function backwardValues(
+  critic: Llama,
+  tape: Tape,
+  x: Experience,
+  which: readonly number[],
+  config: Pick<PpoConfig, "clipRangeValue" | "vfCoef">,
+  totals: Totals,
+): number {
+  const own = ownPart(critic, which);
+  const batch = replyBatch(own.map((i) => x.episodes[i]));
+  const n = which.reduce((sum, i) => sum + x.returns[i].length, 0);
+  const values = critic.values(tape, batch, valueRows(batch));
+  const now = critic.device.f32(values.ptr, values.size);
+  const gradient = tape.tensor(F32, values.shape);
+  const slopes = critic.device.f32(gradient.ptr, values.size).fill(0);
+  let [loss, clipped] = [0, 0];
+  batch.spans.forEach(({ from }, s) => {
+    x.returns[own[s]].forEach((target, t) => {
+      const token = valueLoss(now[from + t], x.values[own[s]][t], target, config.clipRangeValue);
+      loss += token.loss;
+      clipped += token.clipped ? 1 : 0;
+      slopes[from + t] = (config.vfCoef * token.slope) / n;
+    });
+  });
+  [loss, clipped] = sumNumbers(critic.grid.data, [loss, clipped]).map((sum) => sum / n);
+  totals.add({ "loss/value_avg": loss, "val/clipfrac_avg": clipped });
+  critic.trainable.keeper.lastMicroBatch = true;
+  tape.backward(values, gradient);
+  critic.trainable.keeper.lastMicroBatch = false;
+  tape.reset();
+  return config.vfCoef * loss;
+}
+
+/** The replies of a minibatch that are this process's to work on. */
+function ownPart({ grid }: Llama, which: readonly number[]): number[] {
+  const { from, to } = grid.share(which.length, "the last minibatch");
+  return which.slice(from, to);
+}
+
+// ---- the stage ----
 
 export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
@@ -203,387 +292,114 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
       2,
     );
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
-  const { precision, seed } = config;
+  const { seed, temperature, maxTokens, batchSize, minibatchSize, epochs, pretrainMix } = config;
   const tokenizer = Tokenizer.load(config.from);
-  const encoder = new DialogueEncoder(tokenizer);
   const rejected: Rejected[] = [];
-  const prompts = readPrompts(config.prompts, encoder, config.maxPromptLength, rejected);
-  const aside = run.setAside(rejected);
-  if (aside) console.error(aside);
+  const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
+  const minibatches = Math.ceil(batchSize / minibatchSize);
+  const models = await FourModels.open(device, grid, config, tokenizer, config.steps * epochs * minibatches, resumed);
+  const { actor, critic, actorTrainer, criticTrainer, state } = models;
+  const text =
+    pretrainMix &&
+    (await pretrainingRows(pretrainMix.train, tokenizer, actor.config.maxPositionEmbeddings, seed, rejected));
+  for (const line of [run.setAside(rejected), models.memory()]) if (line) console.error(line);
 
-  // The four models. With LoRA the reference is the actor without its adapters.
-  const actor = loadLlama(device, resumed && !config.lora ? resumed : config.from, precision, { grid });
-  actor.recompute = config.recompute;
-  if (config.lora) attachLora(actor, config.lora, seed);
-  const ref = config.lora
-    ? undefined
-    : loadLlama(device, config.from, precision, { trainable: false, grid, name: "ref" });
-  const judge = await openJudge(config.reward, device, precision, tokenizer, config.from, grid);
-  const isModule = /\.[cm]?js$/.test(config.reward);
-  const criticFrom = resumed ? `${resumed}/critic` : (config.critic ?? (isModule ? config.from : config.reward));
-  const critic = loadLlama(device, criticFrom, precision, { head: "scalar", seed, grid });
-  critic.recompute = config.recompute;
-  if (!resumed && (config.criticHeadZero || (isModule && !config.critic)))
-    for (const t of critic.parameters.named(true))
-      if (t.name.startsWith("score")) device.fill(t.ptr, 0, t.size, critic.parameters.dtype);
-  reportMemory(actor, ref, critic, judge.bytes);
+  const mine = grid.share(batchSize, "batchSize");
+  const mixed = grid.share(pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
+  grid.share(minibatchSize, "minibatchSize");
+  const tape = new Tape(device);
+  let experience: Experience | undefined;
+  /** What the step is working on, for the file that is left when a number is not finite. */
+  let batch: unknown;
 
-  const state: State = resumed ? readState(resumed) : { klCoef: config.klCoef, actorUpdates: 0, criticUpdates: 0 };
-  const updates = config.steps * config.epochs * Math.ceil(config.batchSize / config.minibatchSize);
-  const mine = grid.share(config.batchSize, "batchSize");
-  grid.share(config.minibatchSize, "minibatchSize");
-  const { checkEvery } = config.parallel;
-  const actorTrainer = new Trainer(actor.trainable, config.optimizer, config.schedule, updates, {
-    memory: grid.stateMemory("actor"),
-    checkEvery,
-  });
-  const criticTrainer = new Trainer(critic.trainable, config.criticOptimizer, config.criticSchedule, updates, {
-    memory: grid.stateMemory("critic"),
-    checkEvery,
-  });
-  if (resumed) {
-    if (config.lora) loadAdapter(actor, resumed);
-    actorTrainer.load(resumed, state.actorUpdates);
-    criticTrainer.load(resumed, state.criticUpdates, "critic-optimizer");
-  }
-
-  /** The actor replies, and everybody looks at the replies. */
+  /** The actor replies to its prompts, each process to its share of them; everybody looks at the replies. */
   const gather = async (step: number): Promise<Experience> => {
-    const models = [actor, critic, ref].filter((m) => m !== undefined);
-    for (const m of models) m.parameters.keeper.hold(true);
-    try {
-      return await look(step);
-    } finally {
-      for (const m of models) m.parameters.keeper.hold(false);
-    }
-  };
-  /** Each data-parallel process with its share of the prompts; what it finds, all know. */
-  const look = async (step: number): Promise<Experience> => {
-    const chosen = Array.from({ length: config.batchSize }, (_, i) => {
-      const at = (step - 1) * config.batchSize + i;
-      return prompts[shuffled(at % prompts.length, prompts.length, seed, Math.floor(at / prompts.length))];
-    });
-    const { temperature, maxTokens } = config;
-    const own = rollout(actor, tokenizer, chosen.slice(mine.from, mine.to), {
+    const asked = promptsOfStep(prompts, step, batchSize, seed).slice(mine.from, mine.to);
+    batch = asked.map(({ ids, source }) => ({ ids: [...ids], source }));
+    const own = rollout(actor, tokenizer, asked, {
       maxTokens,
       temperature,
       seed: seed * 1_000_003 + step,
       firstRow: mine.from,
     });
-    const ownScores = (await judge.score(own)).map((score, i) => {
-      const kept = config.clipReward > 0 ? Math.min(config.clipReward, Math.max(-config.clipReward, score)) : score;
-      return own[i].finished ? kept : kept - config.missingEosPenalty;
-    });
+    batch = own.map((e) => ({ ids: [...e.ids], start: e.start, source: e.prompt.source }));
+    const ownScores = (await models.judge.score(own)).map((s, i) => shapedScore(s, own[i].finished, config));
+    batch = own.map((e, i) => ({ ids: [...e.ids], start: e.start, source: e.prompt.source, score: ownScores[i] }));
     // Not what generation reported: the same kernels as in the update, so that the first ratio is 1 to the bit.
     const ownLogp = replyLogProbs(actor, own, temperature);
-    const refOf = (): PerToken => replyLogProbs(ref ?? actor, own, temperature);
-    const ownReference = ref ? refOf() : withoutLora(actor, refOf);
-    for (const row of [...ownLogp, ...ownReference])
-      if (row.some((p) => !Number.isFinite(p))) throw new NonFiniteError(`Step ${step}: a log-probability`);
-    const all = share(grid, own, ownScores, [ownLogp, ownReference, replyValues(critic, own)]);
-    const { episodes, scores } = all;
-    const [logp, reference, values] = all.perToken;
-
-    let rewards = episodes.map((_, i) =>
-      tokenRewards(logp[i], reference[i], scores[i], state.klCoef, config.klEstimator),
-    );
-    if (config.whitenRewards) rewards = whiten(rewards, true);
-    const estimates = rewards.map((r, i) => gaeOf(r, values[i], config));
-    const advantages = estimates.map((e) => e.advantages);
-    return {
-      episodes,
-      scores,
-      logp,
-      ref: reference,
-      values,
-      advantages: config.whitenAdvantages ? whiten(advantages) : advantages,
-      returns: estimates.map((e) => e.returns),
-    };
+    const ownRef = models.withReference((reference) => replyLogProbs(reference, own, temperature));
+    const ownValues = replyValues(critic, own);
+    checkFinite(`Step ${step}: a log-probability of the actor`, ownLogp);
+    checkFinite(`Step ${step}: a log-probability of the reference`, ownRef);
+    checkFinite(`Step ${step}: a value of the critic`, ownValues);
+    const { episodes, scores, perToken } = shareEpisodes(grid, own, ownScores, [ownLogp, ownRef, ownValues]);
+    const [logp, ref, values] = perToken;
+    return { episodes, scores, logp, ref, values, ...estimate({ scores, logp, ref, values }, state.klCoef, config) };
   };
 
-  const text =
-    config.pretrainMix &&
-    (await pretrainingRows(config.pretrainMix.train, tokenizer, actor.config.maxPositionEmbeddings, seed, rejected));
-  const mixed = grid.share(config.pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
-  /** Rows of pretraining text for update `at` of the actor. */
-  const textOf = (at: number): Uint32Array[] | undefined =>
-    text &&
-    Array.from({ length: mixed.to - mixed.from }, (_, i) =>
-      text((at - 1) * config.pretrainMix!.batchSize + mixed.from + i),
-    );
+  /** Update `at` of the actor: PPO's loss, and with pretrainMix that of some rows of text. Returns how far it has moved. */
+  const updateActor = (at: number, x: Experience, which: readonly number[], totals: Totals): number => {
+    let moved = 0;
+    const { gradNorm } = actorTrainer.step(at, () => {
+      const policy = backwardPolicy(actor, tape, x, which, config, totals, !text);
+      moved = policy.moved;
+      if (!text || !pretrainMix) return policy.loss;
+      const first = (at - 1) * pretrainMix.batchSize + mixed.from;
+      const rows = Array.from({ length: mixed.to - mixed.from }, (_, i) => text(first + i));
+      const ptx = backwardMeanLoss(actor, tape, [allTargets(rows)], pretrainMix.weight).loss;
+      totals.add({ "loss/ptx": ptx });
+      return policy.loss + pretrainMix.weight * ptx;
+    });
+    totals.add({ "policy/gradNorm": gradNorm });
+    return moved;
+  };
 
-  const tape = new Tape(device);
-  let experience: Experience | undefined;
+  /** A few passes over the replies, in minibatches. Returns how many; they end early when the policy has moved too far. */
+  const update = (step: number, x: Experience, totals: Totals): number => {
+    for (let epoch = 0; epoch < epochs; epoch++) {
+      const order = x.episodes.map((_, i) => shuffled(i, x.episodes.length, seed + step, epoch));
+      for (let m = 0; m < minibatches; m++) {
+        const which = order.slice(m * minibatchSize, (m + 1) * minibatchSize);
+        const at = ((step - 1) * epochs + epoch) * minibatches + m + 1;
+        const moved = updateActor(at, x, which, totals);
+        criticTrainer.step(at, () => backwardValues(critic, tape, x, which, config, totals));
+        state.updates++;
+        if (config.klLimit > 0 && moved > config.klLimit) return epoch + (m + 1) / minibatches;
+      }
+    }
+    return epochs;
+  };
+
   await runLoop(run, config, {
     steps: config.steps,
-    show: ["objective/scores", "objective/kl", "policy/clipfrac_avg", "val/explained_variance", "val/reply_length"],
+    show: shownMetrics,
     async step(step) {
       const began = performance.now();
-      experience = await gather(step);
+      experience = await models.holding(() => gather(step));
       const sampled = performance.now();
-      const { episodes, scores } = experience;
       const totals = new Totals();
-      passes: for (let epoch = 0; epoch < config.epochs; epoch++) {
-        const order = episodes.map((_, i) => shuffled(i, episodes.length, seed + step, epoch));
-        for (let from = 0; from < order.length; from += config.minibatchSize) {
-          const which = order.slice(from, from + config.minibatchSize);
-          const at =
-            ((step - 1) * config.epochs + epoch) * Math.ceil(config.batchSize / config.minibatchSize) +
-            from / config.minibatchSize +
-            1;
-          const moved = updateActor(actor, tape, actorTrainer, experience, which, config, at, totals, textOf(at));
-          state.actorUpdates++;
-          updateCritic(critic, tape, criticTrainer, experience, which, config, at, totals);
-          state.criticUpdates++;
-          if (config.klLimit > 0 && moved > config.klLimit) break passes;
-        }
-      }
-      const kl = mean(episodes.map((_, i) => sumOf(experience!.logp[i], (p, t) => p - experience!.ref[i][t])));
-      const tokens = episodes.reduce((n, e) => n + e.ids.length - e.start, 0);
-      const metrics = {
-        loss: totals.mean("loss/policy_avg"),
-        ...totals.all(),
-        "objective/kl": kl,
-        "objective/entropy": mean(experience.logp.map((row) => -sumOf(row, (p) => p))),
-        "objective/scores": mean(scores),
-        "objective/non_score_reward": -state.klCoef * kl,
-        "objective/rlhf_reward": mean(scores) - state.klCoef * kl,
-        "val/explained_variance": explainedVariance(experience),
-        "val/reply_length": tokens / episodes.length,
-        "val/num_eos_tokens": episodes.filter((e) => e.finished).length,
-        klCoef: state.klCoef,
-        "rollout/tokensPerSecond": Math.round(tokens / ((sampled - began) / 1000)),
-        "update/tokensPerSecond": Math.round((tokens * config.epochs) / ((performance.now() - sampled) / 1000)),
-      };
+      const passes = update(step, experience, totals);
+      const seconds = { rollout: (sampled - began) / 1000, update: (performance.now() - sampled) / 1000 };
+      const metrics = stepMetrics(experience, totals, state.klCoef, seconds, passes);
       if (config.klTarget)
-        state.klCoef = adaptKlCoef(state.klCoef, kl, config.klTarget, episodes.length, config.klHorizon);
-      return { tokens, metrics };
+        state.klCoef = adaptKlCoef(
+          state.klCoef,
+          klOfReplies(experience),
+          config.klTarget,
+          experience.episodes.length,
+          config.klHorizon,
+        );
+      return { tokens: replyTokens(experience), metrics };
     },
     ...(config.samples.count > 0 && {
       evaluate: () => ({}),
-      sample: () =>
-        experience?.episodes
-          .slice(0, config.samples.count)
-          .map((e, i) => `${e.prompt.messages.at(-1)?.content} -> ${e.text}  [${experience!.scores[i].toFixed(2)}]`)
-          .join("\n"),
+      sample: () => experience && showEpisodes(experience.episodes, experience.scores, config.samples.count),
     }),
-    stateBytes: () => actorTrainer.stateBytes() + criticTrainer.stateBytes(),
-    batch: () =>
-      experience?.episodes.map((e, i) => ({ ids: [...e.ids], start: e.start, score: experience!.scores[i] })),
-    save(dir) {
-      if (config.lora) saveAdapter(actor, dir);
-      else saveLlama(actor, dir);
-      if (run.first) tokenizer.save(dir);
-      actorTrainer.save(dir);
-      saveLlama(critic, `${dir}/critic`);
-      criticTrainer.save(dir, "critic-optimizer");
-      if (run.first) writeFileSync(`${dir}/state.json`, JSON.stringify(state));
-    },
+    stateBytes: () => models.stateBytes(),
+    batch: () => batch,
+    save: (dir) => models.save(dir, run),
   });
-  mergeLora(actor);
-  actorTrainer.results(run, (dir) => {
-    saveLlama(actor, dir);
-    if (run.first) tokenizer.save(dir);
-  });
+  models.result(run);
   tape.arena.close();
-  for (const t of [actorTrainer, criticTrainer]) t.close();
-  for (const m of [actor, critic, ref]) m?.close();
-  judge.close();
-}
-
-/** What each data-parallel process has found on its own episodes, as lists over all of them. */
-function share(grid: Grid, episodes: Episode[], scores: number[], perToken: PerToken[]) {
-  if (grid.data.size === 1) return { episodes, scores, perToken };
-  const rows = grid.everyone(
-    episodes.map((e, i) => ({
-      episode: { ...e, ids: [...e.ids], prompt: { ...e.prompt, ids: [...e.prompt.ids] } },
-      score: scores[i],
-      perToken: perToken.map((list) => [...list[i]]),
-    })),
-  );
-  return {
-    episodes: rows.map(({ episode: e }): Episode => {
-      return { ...e, ids: Int32Array.from(e.ids), prompt: { ...e.prompt, ids: Int32Array.from(e.prompt.ids) } };
-    }),
-    scores: rows.map((r) => r.score),
-    perToken: perToken.map((_, k) => rows.map((r) => Float32Array.from(r.perToken[k]))),
-  };
-}
-
-/** This process's share of a minibatch, and the tokens of all replies in it. */
-function part({ grid }: Llama, x: Experience, which: readonly number[]): { own: number[]; tokens: number } {
-  const { from, to } = grid.share(which.length, "the last minibatch");
-  const tokens = which.reduce((n, i) => n + x.episodes[i].ids.length - x.episodes[i].start, 0);
-  return { own: which.slice(from, to), tokens };
-}
-
-/** Rewards to advantages; with `trl`, the score stands one place after the last token, so the last token keeps its own KL. */
-function gaeOf(rewards: Float64Array, values: Float32Array, config: PpoConfig) {
-  const { gamma, lambda } = config;
-  if (config.scorePosition === "last") return gae(rewards, values, gamma, lambda);
-  // TRL's extra place has the value of the state after the last token, which is the last value again here.
-  const longer = Float64Array.from([...rewards, 0]);
-  const { advantages, returns } = gae(longer, [...values, values[values.length - 1] ?? 0], gamma, lambda);
-  return { advantages: advantages.slice(0, -1), returns: returns.slice(0, -1) };
-}
-
-/** One update of the actor from some of the replies. Returns how far it has moved from the policy that sampled. */
-function updateActor(
-  actor: Llama,
-  tape: Tape,
-  trainer: Trainer,
-  x: Experience,
-  which: number[],
-  config: PpoConfig,
-  at: number,
-  totals: Totals,
-  text?: readonly Uint32Array[],
-): number {
-  const { own, tokens: n } = part(actor, x, which);
-  const batch = replyBatch(own.map((i) => x.episodes[i]));
-  let moved = 0;
-  const { gradNorm } = trainer.step(at, () => {
-    const logp = actor.logProbs(tape, batch, batch.targets, config.temperature);
-    const now = actor.device.f32(logp.ptr, logp.size);
-    const seed = tape.tensor(F32, logp.shape);
-    const slopes = actor.device.f32(seed.ptr, logp.size).fill(0);
-    let loss = 0;
-    let clipped = 0;
-    let ratios = 0;
-    batch.spans.forEach(({ from, to }, s) => {
-      const { [own[s]]: old } = x.logp;
-      for (let row = from; row < to; row++) {
-        const t = row - from;
-        const token = policyLoss(now[row], old[t], x.advantages[own[s]][t], config.clipRange, config.dualClip);
-        loss += token.loss;
-        clipped += token.clipped ? 1 : 0;
-        slopes[row] = token.slope / n;
-        const logRatio = now[row] - old[t];
-        ratios += Math.exp(logRatio);
-        moved += Math.expm1(logRatio) - logRatio; // k3 the other way round: KL(old || new)
-      }
-    });
-    [loss, clipped, ratios, moved] = sumNumbers(actor.grid.data, [loss, clipped, ratios, moved]);
-    moved /= n;
-    totals.add({
-      "loss/policy_avg": loss / n,
-      "policy/clipfrac_avg": clipped / n,
-      "policy/approxkl_avg": moved,
-      "val/ratio": ratios / n,
-    });
-    const { keeper } = actor.trainable;
-    keeper.lastMicroBatch = config.entropyCoef === 0 && !text;
-    tape.backward(logp, seed);
-    keeper.lastMicroBatch = false;
-    tape.reset();
-    if (config.entropyCoef > 0) {
-      const entropy = actor.entropies(tape, batch, batch.targets, config.temperature);
-      const all = actor.device.f32(entropy.ptr, entropy.size);
-      const [sum] = sumNumbers(actor.grid.data, [all.reduce((a, b) => a + b, 0)]);
-      const gradient = tape.tensor(F32, entropy.shape);
-      actor.device.fill(gradient.ptr, -config.entropyCoef / n, entropy.size, F32);
-      totals.add({ "policy/entropy_avg": sum / n });
-      tape.backward(entropy, gradient);
-      tape.reset();
-      loss -= config.entropyCoef * sum;
-    }
-    if (text) {
-      const { weight } = config.pretrainMix!;
-      const ptx = backwardMeanLoss(actor, tape, [allTargets(text)], weight).loss;
-      totals.add({ "loss/ptx": ptx });
-      loss += weight * ptx * n;
-    }
-    return loss / n;
-  });
-  totals.add({ "policy/gradNorm": gradNorm });
-  return moved;
-}
-
-function updateCritic(
-  critic: Llama,
-  tape: Tape,
-  trainer: Trainer,
-  x: Experience,
-  which: number[],
-  config: PpoConfig,
-  at: number,
-  totals: Totals,
-): void {
-  const { own, tokens: n } = part(critic, x, which);
-  const batch = replyBatch(own.map((i) => x.episodes[i]));
-  trainer.step(at, () => {
-    const values = critic.values(tape, batch);
-    const now = critic.device.f32(values.ptr, values.size);
-    const seed = tape.tensor(F32, values.shape);
-    const slopes = critic.device.f32(seed.ptr, values.size).fill(0);
-    let loss = 0;
-    let clipped = 0;
-    batch.spans.forEach(({ from, to }, s) => {
-      const i = own[s];
-      for (let row = from; row < to; row++) {
-        const token = valueLoss(now[row], x.values[i][row - from], x.returns[i][row - from], config.clipRangeValue);
-        loss += token.loss;
-        clipped += token.clipped ? 1 : 0;
-        slopes[row] = (config.vfCoef * token.slope) / n;
-      }
-    });
-    [loss, clipped] = sumNumbers(critic.grid.data, [loss, clipped]);
-    totals.add({ "loss/value_avg": loss / n, "val/clipfrac_avg": clipped / n });
-    critic.trainable.keeper.lastMicroBatch = true;
-    tape.backward(values, seed);
-    critic.trainable.keeper.lastMicroBatch = false;
-    tape.reset();
-    return (config.vfCoef * loss) / n;
-  });
-}
-
-/** Share of the returns' variance that the critic foresaw; 1 is perfect, 0 no better than the mean. */
-function explainedVariance({ returns, values }: Experience): number {
-  const flat = returns.flatMap((row, i) => Array.from(row, (r, t) => ({ r, error: r - values[i][t] })));
-  const [mr, me] = [mean(flat.map((x) => x.r)), mean(flat.map((x) => x.error))];
-  const variance = mean(flat.map((x) => (x.r - mr) ** 2));
-  return variance > 0 ? 1 - mean(flat.map((x) => (x.error - me) ** 2)) / variance : 0;
-}
-
-/** Means over the updates of a step. */
-class Totals {
-  private readonly sums = new Map<string, { sum: number; n: number }>();
-  add(values: Record<string, number>): void {
-    for (const [key, value] of Object.entries(values)) {
-      const entry = this.sums.get(key) ?? { sum: 0, n: 0 };
-      this.sums.set(key, { sum: entry.sum + value, n: entry.n + 1 });
-    }
-  }
-  mean(key: string): number {
-    const entry = this.sums.get(key);
-    return entry ? entry.sum / entry.n : Number.NaN;
-  }
-  all(): Record<string, number> {
-    return Object.fromEntries([...this.sums.keys()].map((key) => [key, this.mean(key)]));
-  }
-}
-
-const mean = (x: readonly number[]): number => x.reduce((a, b) => a + b, 0) / Math.max(1, x.length);
-const sumOf = (row: Float32Array, f: (x: number, t: number) => number): number =>
-  row.reduce((s, x, t) => s + f(x, t), 0);
-
-function readState(dir: string): State {
-  const path = `${dir}/state.json`;
-  if (!existsSync(path)) throw new Error(`${path} is missing`);
-  return JSON.parse(readFileSync(path, "utf8")) as State;
-}
-
-/** The sizes of the four models: trained ones hold 16 bytes a parameter, frozen ones 2 (in fp32: 16 and 4). */
-function reportMemory(actor: Llama, ref: Llama | undefined, critic: Llama, rewardBytes: number): void {
-  const width = actor.precision === "bf16" ? 2 : 4;
-  const trained = (m: Llama): number => m.parameters.count * width + m.trainable.count * (16 - width);
-  const list = [
-    ["actor", trained(actor)],
-    ["critic", trained(critic)],
-    ["ref", ref ? ref.parameters.count * width : 0],
-    ["reward", rewardBytes],
-  ] as const;
-  console.error(
-    `models: ${list.map(([name, bytes]) => `${name} ${bytes > 0 ? mebibytes(bytes) : "none of its own"}`).join(", ")}`,
-  );
+  models.close();
 }

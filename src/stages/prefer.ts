@@ -11,7 +11,8 @@ import { UserError } from "../run/errors.js";
 import { onlyAlone, type RunFolder } from "../run/folder.js";
 import { trainingSettings } from "../run/settings.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { openJudge, readPrompts, rollout } from "./rollout.js";
+import { openJudge } from "./judge.js";
+import { readPrompts, rollout } from "./rollout.js";
 
 const natural = z.int().min(1);
 const { seed, precision, threads } = trainingSettings;
@@ -40,7 +41,7 @@ export async function prefer(config: PreferConfig, run: RunFolder): Promise<void
   const device = openCpu({ threads: config.threads });
   const tokenizer = Tokenizer.load(config.from);
   const rejected: Rejected[] = [];
-  const prompts = readPrompts(config.prompts, new DialogueEncoder(tokenizer), config.maxPromptLength, rejected);
+  const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
   const model = loadLlama(device, config.from, config.precision, { trainable: false });

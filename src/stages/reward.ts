@@ -14,8 +14,9 @@ import { F32 } from "../device/device.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { type EncodedReply, encodePreference, readPreferences } from "../dialogue/preference.js";
 import { installTemplate } from "../dialogue/templates.js";
+import { readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
-import { type Llama, packSequences } from "../nn/llama.js";
+import { type Llama, packSequences, type TokenBatch } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
@@ -94,7 +95,6 @@ export function rewardMetrics(
   const { loss, differences } = rankingLoss(rewards);
   const flat = groups.flat();
   const mean = average(flat.map((x) => x.reward));
-  const std = Math.sqrt(average(flat.map((x) => (x.reward - mean) ** 2)));
   const right = differences.map((d) => (d > 0 ? 1 : d === 0 ? 0.5 : 0));
   return {
     loss,
@@ -102,7 +102,7 @@ export function rewardMetrics(
     margin: average(differences),
     calibrationError: calibrationError(differences),
     rewardMean: mean,
-    rewardStd: std,
+    rewardStd: deviation(flat.map((x) => x.reward)),
     lengthCorrelation: correlation(
       flat.map((x) => x.reward),
       flat.map((x) => x.length),
@@ -110,6 +110,10 @@ export function rewardMetrics(
   };
 }
 const average = (x: readonly number[]): number => x.reduce((a, b) => a + b, 0) / Math.max(1, x.length);
+function deviation(x: readonly number[]): number {
+  const mean = average(x);
+  return Math.sqrt(average(x.map((v) => (v - mean) ** 2)));
+}
 function correlation(x: readonly number[], y: readonly number[]): number {
   const [mx, my] = [average(x), average(y)];
   const cov = average(x.map((v, i) => (v - mx) * (y[i] - my)));
@@ -129,14 +133,18 @@ function calibrationError(differences: readonly number[]): number {
   return bins.reduce((e, b) => e + Math.abs(b.confidence - b.right), 0) / Math.max(1, differences.length);
 }
 
+/** Where the reward is read: the last token of each sequence. */
+const lastRows = ({ cuSeqlens }: TokenBatch): Int32Array => cuSeqlens.slice(1).map((end) => end - 1);
+
 /** The reward of each sequence of ids: the head's number at its last token. */
 export function scoreSequences(model: Llama, sequences: readonly ArrayLike<number>[], batchSize = 64): number[] {
   const tape = new Tape(model.device, false);
   const scores: number[] = [];
   for (let i = 0; i < sequences.length; i += batchSize) {
     const batch = packSequences(sequences.slice(i, i + batchSize));
-    const values = model.values(tape, batch).toArray();
-    for (let s = 1; s < batch.cuSeqlens.length; s++) scores.push(values[batch.cuSeqlens[s] - 1]);
+    const last = lastRows(batch);
+    const values = model.values(tape, batch, last).toArray();
+    for (const row of last) scores.push(values[row]);
     tape.reset();
   }
   tape.arena.close();
@@ -149,7 +157,11 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = Tokenizer.load(resumed ?? config.from);
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
-  const { train, validation, rejected } = encodedPreferences(config.data, tokenizer);
+  const { train, validation, rejected } = encodedPreferences(
+    config.data,
+    tokenizer,
+    readLlamaConfig(config.from).maxPositionEmbeddings,
+  );
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
 
@@ -194,36 +206,44 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
         const at = (step - 1) * perStep + i;
         return train[shuffled(at % train.length, train.length, seed, Math.floor(at / train.length))];
       });
-      let right = 0;
-      let pairs = 0;
+      const differences: number[] = [];
+      const seen: number[] = [];
       const metrics = trainer.step(step, () => {
         let loss = 0;
         for (let i = 0; i < perStep; i += config.batchSize) {
           const groups = current.slice(i + mine.from, i + mine.to);
           const batch = packSequences(groups.flat().map((r) => r.ids));
-          const values = model.values(tape, batch);
+          const last = lastRows(batch);
+          const values = model.values(tape, batch, last);
           const all = device.f32(values.ptr, values.size);
           let s = 0;
-          const rewards = groups.map((g) => g.map(() => all[batch.cuSeqlens[++s] - 1]));
+          const rewards = groups.map((g) => g.map(() => all[last[s++]]));
           // Every process knows all rewards, and goes backward through its own.
-          const result = rankingLoss(grid.everyone(rewards), config);
+          const everyone = grid.everyone(rewards);
+          const result = rankingLoss(everyone, config);
           const gradients = result.gradients.slice(mine.from, mine.to);
           const seedGradient = tape.tensor(F32, values.shape);
           const gradient = device.f32(seedGradient.ptr, values.size).fill(0);
           s = 0;
-          for (const g of gradients.flat()) gradient[batch.cuSeqlens[++s] - 1] = g / config.gradientAccumulation;
+          for (const g of gradients.flat()) gradient[last[s++]] = g / config.gradientAccumulation;
           model.trainable.keeper.lastMicroBatch = i + config.batchSize === perStep;
           tape.backward(values, seedGradient);
           model.trainable.keeper.lastMicroBatch = false;
           tape.reset();
           loss += result.loss / config.gradientAccumulation;
-          right += result.differences.filter((d) => d > 0).length;
-          pairs += result.differences.length;
+          differences.push(...result.differences);
+          seen.push(...everyone.flat());
         }
         return loss;
       });
       const tokens = current.flat().reduce((n, r) => n + r.ids.length, 0);
-      return { tokens, metrics: { ...metrics, accuracy: right / pairs } };
+      const spread = {
+        accuracy: average(differences.map((d) => (d > 0 ? 1 : 0))),
+        margin: average(differences),
+        rewardMean: average(seen),
+        rewardStd: deviation(seen),
+      };
+      return { tokens, metrics: { ...metrics, ...spread } };
     },
     ...(validation.length > 0 && {
       evaluate: () => Object.fromEntries(Object.entries(measure(validation)).map(([k, v]) => [`validation/${k}`, v])),
@@ -236,11 +256,22 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
       trainer.save(dir);
     },
   });
-  const { rewardMean, rewardStd, lengthCorrelation } = measure(validation.length > 0 ? validation : train);
+  const last = measure(validation.length > 0 ? validation : train);
+  const { lengthCorrelation } = last;
+  console.error(
+    `${validation.length > 0 ? `${validation.length} held-out` : `${train.length} training`} prompts: ${Object.entries(
+      last,
+    )
+      .map(([name, value]) => `${name} ${value.toFixed(3)}`)
+      .join(", ")}`,
+  );
   if (Math.abs(lengthCorrelation) > 0.9)
     console.error(
       `warning: the reward follows the length of a reply (correlation ${lengthCorrelation.toFixed(2)}). Check that the preferred replies are not simply the longer ones.`,
     );
+  // Of a thousand prompts, spread over the training data: what they are like, not all of them.
+  const some = train.filter((_, i) => i % Math.ceil(train.length / 1000) === 0);
+  const { rewardMean, rewardStd } = config.normalize ? measure(some) : last;
   run.result("model", (dir) => {
     saveLlama(model, dir, config.normalize ? { reward_mean: rewardMean, reward_std: rewardStd } : {});
     if (run.first) tokenizer.save(dir);
@@ -254,7 +285,14 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
 export function encodedPreferences(
   data: z.output<typeof preferenceData>,
   tokenizer: Tokenizer,
+  /** Positions that the model was made for. */
+  context: number,
 ): { train: EncodedReply[][]; validation: EncodedReply[][]; rejected: Rejected[] } {
+  if (data.contextLength > context)
+    throw new UserError(
+      `data.contextLength is ${data.contextLength}, but the model was made for ${context} positions.`,
+      2,
+    );
   const encoder = new DialogueEncoder(tokenizer);
   const rejected: Rejected[] = [];
   const encode = (files: readonly string[]) =>

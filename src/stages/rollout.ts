@@ -1,24 +1,22 @@
 /**
- * What reinforcement learning from feedback needs besides its loss: prompts, replies sampled from the policy, the
- * log-probabilities of their tokens, and someone who scores them.
+ * What reinforcement learning from feedback needs besides its loss: prompts, replies sampled from the policy, and the
+ * log-probabilities and values of their tokens.
  */
-import { existsSync, readFileSync } from "node:fs";
-import { resolve } from "node:path";
-import { pathToFileURL } from "node:url";
+import { existsSync } from "node:fs";
 import type { Rejected } from "../corpus/read.js";
-import type { Device } from "../device/device.js";
+import { shuffled } from "../corpus/shards.js";
 import type { DialogueEncoder } from "../dialogue/mask.js";
 import { type EncodedReply, promptOf, replyBatch } from "../dialogue/preference.js";
 import { jsonRecords, toConversation } from "../dialogue/records.js";
 import type { Message } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
-import { hasScalarHead, loadLlama } from "../nn/folder.js";
-import type { Llama, Precision } from "../nn/llama.js";
+import { readLlamaConfig } from "../nn/config.js";
+import { hasScalarHead } from "../nn/folder.js";
+import type { Llama } from "../nn/llama.js";
 import type { Grid } from "../parallel/grid.js";
 import { NonFiniteError, UserError } from "../run/errors.js";
 import { Tape } from "../tensor/tensor.js";
-import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { scoreSequences } from "./reward.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
 
 export interface Prompt {
   messages: Message[];
@@ -33,13 +31,30 @@ export interface Episode extends EncodedReply {
   finished: boolean;
 }
 
-/** Prompts of JSONL files: {prompt}, or instruction and conversation records, whose last reply is left out. */
+/** Tokens that a policy can see, prompt and reply together. Throws a UserError when the folder is a reward model's. */
+export function policyContext(dir: string): number {
+  if (hasScalarHead(dir))
+    throw new UserError(`${dir} is a reward model: it scores replies and cannot write them. Name an SFT model.`, 2);
+  return readLlamaConfig(dir).maxPositionEmbeddings;
+}
+
+/**
+ * Prompts of JSONL files: {prompt}, or instruction and conversation records, whose last reply is left out. Those longer than
+ * maxPromptLength, or with less than maxTokens of the context of the policy `from` left for the reply, are set aside.
+ */
 export function readPrompts(
-  files: readonly string[],
+  o: { from: string; prompts: readonly string[]; maxPromptLength: number; maxTokens: number },
   encoder: DialogueEncoder,
-  maxLength: number,
   rejected: Rejected[],
 ): Prompt[] {
+  const { prompts: files, maxTokens } = o;
+  const context = policyContext(o.from);
+  if (maxTokens >= context)
+    throw new UserError(
+      `maxTokens is ${maxTokens}; the context of ${o.from} is ${context}, prompt and reply together.`,
+      2,
+    );
+  const room = Math.min(o.maxPromptLength, context - maxTokens);
   const prompts: Prompt[] = [];
   for (const file of files) {
     if (!existsSync(file)) throw new UserError(`${file} does not exist. It is named under prompts.`, 2);
@@ -51,8 +66,12 @@ export function readPrompts(
         continue;
       }
       const ids = encoder.prompt(messages);
-      if (ids.length > maxLength)
-        reject(`the prompt of ${ids.length} tokens leaves no room for a reply; at most ${maxLength} fit`);
+      if (ids.length > room)
+        reject(
+          room < o.maxPromptLength
+            ? `the prompt of ${ids.length} tokens leaves no room for a reply of ${maxTokens} in the context of ${context}`
+            : `the prompt of ${ids.length} tokens is longer than maxPromptLength, ${room}`,
+        );
       else prompts.push({ messages, ids, source: { file, line } });
     }
   }
@@ -68,6 +87,13 @@ function promptMessages(record: unknown): Message[] | string {
   const conversation = toConversation(record);
   return typeof conversation === "string" ? conversation : conversation.messages.slice(0, -1);
 }
+
+/** The prompts of a step (1, 2, ...): each in its turn, in another order every time that all have been asked. */
+export const promptsOfStep = (prompts: readonly Prompt[], step: number, count: number, seed: number): Prompt[] =>
+  Array.from({ length: count }, (_, i) => {
+    const at = (step - 1) * count + i;
+    return prompts[shuffled(at % prompts.length, prompts.length, seed, Math.floor(at / prompts.length))];
+  });
 
 export interface RolloutOptions {
   maxTokens: number;
@@ -109,9 +135,27 @@ export function replyLogProbs(
   );
 }
 
-/** The value before each reply token: the head's number at the token that precedes it. */
+/**
+ * The value before each reply token, which is the head's number at the token that precedes it, and one more: the value
+ * after the last token.
+ */
 export function replyValues(critic: Llama, episodes: readonly EncodedReply[], batchSize = 32): PerToken {
-  return perToken(critic, episodes, batchSize, (tape, batch) => critic.values(tape, batch).toArray());
+  return perToken(
+    critic,
+    episodes,
+    batchSize,
+    (tape, batch) => critic.values(tape, batch, valueRows(batch)).toArray(),
+    1,
+  );
+}
+
+/** The rows of a batch that have a value: those before the tokens of a reply, and its last token. */
+export const valueRows = ({ spans }: Pick<ReturnType<typeof replyBatch>, "spans">): Int32Array =>
+  Int32Array.from(spans.flatMap(({ from, to }) => Array.from({ length: to + 1 - from }, (_, i) => from + i)));
+
+/** Throws NonFiniteError when a number is NaN or infinite. */
+export function checkFinite(what: string, rows: PerToken): void {
+  if (rows.some((row) => row.some((x) => !Number.isFinite(x)))) throw new NonFiniteError(what);
 }
 
 function perToken(
@@ -119,127 +163,42 @@ function perToken(
   episodes: readonly EncodedReply[],
   batchSize: number,
   forward: (tape: Tape, batch: ReturnType<typeof replyBatch>) => Float32Array,
+  after = 0,
 ): PerToken {
   const tape = new Tape(model.device, false);
   const found: PerToken = [];
   for (let i = 0; i < episodes.length; i += batchSize) {
     const batch = replyBatch(episodes.slice(i, i + batchSize));
     const all = forward(tape, batch);
-    for (const { from, to } of batch.spans) found.push(all.slice(from, to));
+    for (const { from, to } of batch.spans) found.push(all.slice(from, to + after));
     tape.reset();
   }
   tape.arena.close();
   return found;
 }
 
-/** Who says how good replies are: a reward model, or a function in a JavaScript module. */
-export interface Judge {
-  name: string;
-  score(episodes: readonly Episode[]): Promise<number[]>;
-  /** Bytes of memory that it holds. */
-  bytes: number;
-  close(): void;
-}
-
-/**
- * `source`: the folder of a reward model, or a .js / .mjs module whose default export is (prompt, reply) => number.
- * Throws UserError when the reward model has another tokenizer than the policy, or the module is not what it should be.
- */
-export async function openJudge(
-  source: string,
-  device: Device,
-  precision: Precision,
-  tokenizer: Tokenizer,
-  policy: string,
-  grid?: Grid,
-): Promise<Judge> {
-  if (/\.[cm]?js$/.test(source)) return moduleJudge(source);
-  if (/\.[cm]?ts$/.test(source))
-    throw new UserError(`${source} is TypeScript; compile it first (npx tsc ${source}) and name the .js file.`, 2);
-  if (!existsSync(`${source}/config.json`))
-    throw new UserError(`${source} is neither a model folder nor a .js or .mjs module.`, 2);
-  if (!hasScalarHead(source))
-    throw new UserError(
-      `${source} is a language model, not a reward model: there is no score.weight in it. Train one with lyceum reward.`,
-    );
-  const own = Tokenizer.load(source);
-  if (own.fingerprint !== tokenizer.fingerprint)
-    throw new UserError(
-      `The reward model ${source} and the policy ${policy} have different tokenizers: their tokens mean different things. Train the reward model from the policy's family.`,
-    );
-  const model = loadLlama(device, source, precision, {
-    head: "scalar",
-    trainable: false,
-    name: "reward",
-    ...(grid && { grid }),
-  });
-  const mean = rewardMean(source);
+/** What each data-parallel process has found on its own episodes, as lists over all of them. */
+export function shareEpisodes(grid: Grid, episodes: Episode[], scores: number[], perToken: PerToken[]) {
+  if (grid.data.size === 1) return { episodes, scores, perToken };
+  const rows = grid.everyone(
+    episodes.map((e, i) => ({
+      episode: { ...e, ids: [...e.ids], prompt: { ...e.prompt, ids: [...e.prompt.ids] } },
+      score: scores[i],
+      perToken: perToken.map((list) => [...list[i]]),
+    })),
+  );
   return {
-    name: source,
-    bytes: model.parameters.count * (precision === "bf16" ? 2 : 4),
-    async score(episodes) {
-      const { keeper } = model.parameters;
-      keeper.hold(true);
-      const found = scoreSequences(
-        model,
-        episodes.map((e) => e.ids),
-      );
-      keeper.hold(false);
-      const scores = found.map((r) => r - mean);
-      if (scores.some((r) => !Number.isFinite(r))) throw new NonFiniteError("A reward");
-      return scores;
-    },
-    close: () => model.close(),
+    episodes: rows.map(({ episode: e }): Episode => {
+      return { ...e, ids: Int32Array.from(e.ids), prompt: { ...e.prompt, ids: Int32Array.from(e.prompt.ids) } };
+    }),
+    scores: rows.map((r) => r.score),
+    perToken: perToken.map((_, k) => rows.map((r) => Float32Array.from(r.perToken[k]))),
   };
 }
 
-/** The mean reward that `lyceum reward` noted in config.json; 0 when it did not. */
-export function rewardMean(dir: string): number {
-  const { reward_mean } = JSON.parse(readFileSync(`${dir}/config.json`, "utf8")) as { reward_mean?: number };
-  return reward_mean ?? 0;
-}
-
-export type RewardFunction = (prompt: string, reply: string) => number | Promise<number>;
-export async function loadRewardFunction(source: string): Promise<RewardFunction> {
-  if (!existsSync(source))
-    throw new UserError(
-      `${source} does not exist. It should be a module with a default export (prompt, reply) => number.`,
-      2,
-    );
-  let module: { default?: unknown };
-  try {
-    module = (await import(pathToFileURL(resolve(source)).href)) as { default?: unknown };
-  } catch (error) {
-    throw new UserError(`${source} cannot be loaded: ${(error as Error).message}`);
-  }
-  if (typeof module.default !== "function")
-    throw new UserError(`${source} has no default export that is a function (prompt, reply) => number.`, 2);
-  return module.default as RewardFunction;
-}
-
-async function moduleJudge(source: string): Promise<Judge> {
-  const reward = await loadRewardFunction(source);
-  return {
-    name: source,
-    bytes: 0,
-    close: () => {},
-    async score(episodes) {
-      const scores: number[] = [];
-      for (const { prompt, text } of episodes) {
-        const at = `${prompt.source.file}:${prompt.source.line}`;
-        let score: unknown;
-        try {
-          score = await reward(prompt.messages.at(-1)!.content, text);
-        } catch (error) {
-          throw new UserError(`${source} failed on the prompt of ${at}: ${(error as Error).message}`);
-        }
-        if (typeof score !== "number" || !Number.isFinite(score))
-          throw new UserError(
-            `${source} gave ${String(score)} for a reply to the prompt of ${at}; it must give a finite number.`,
-          );
-        scores.push(score);
-      }
-      return scores;
-    },
-  };
-}
+/** Some replies with their scores, to look at. */
+export const showEpisodes = (episodes: readonly Episode[], scores: readonly number[], count: number): string =>
+  episodes
+    .slice(0, count)
+    .map((e, i) => `${e.prompt.messages.at(-1)?.content} -> ${e.text}  [${scores[i].toFixed(2)}]`)
+    .join("\n");

@@ -10,7 +10,7 @@ import { RunFolder } from "../../src/run/folder.js";
 import { STAGES } from "../../src/stages/registry.js";
 
 const root = mkdtempSync(join(tmpdir(), "lyceum-align-"));
-afterAll(() => rmSync(root, { recursive: true, force: true }));
+afterAll(() => rmSync(root, { recursive: true, force: true }), 60_000);
 const file = (name: string): string => join(root, name);
 const jsonl = (name: string, records: object[]): string => {
   writeFileSync(file(name), records.map((r) => JSON.stringify(r)).join("\n"));
@@ -352,4 +352,59 @@ test("mistakes are told: a reward module that throws or gives no number, a langu
     batchSize: 1,
   });
   await expect(ppo("e5", reward)).rejects.toThrow(/other-reward.*and the policy .*sft.* have different tokenizers/s);
+  const critic = run("e6", "ppo", { from: sftModel, reward: judge, critic: reward, ...policy, steps: 1, batchSize: 4 });
+  await expect(critic).rejects.toThrow(/The critic .*other-reward.*and the policy .*sft.* have different tokenizers/s);
+  const words = bad("words.mjs", "export default () => { throw 'no such word'; };");
+  await expect(ppo("e7", words)).rejects.toThrow(/failed on the prompt of .*prompts.jsonl:\d+: no such word/);
 }, 60_000);
+
+test("a number that is not finite stops the run, and the replies of that step are left behind", async () => {
+  const pairs = jsonl("pairs3.jsonl", [{ prompt: "a", chosen: "b", rejected: "c" }]);
+  const critic = await run("broken-critic", "reward", {
+    from: sftModel,
+    data: { train: [pairs], validationShare: 0 },
+    precision: "fp32",
+    steps: 1,
+    batchSize: 1,
+  });
+  const path = `${critic}/model.safetensors`;
+  const bytes = readFileSync(path);
+  const header = JSON.parse(bytes.subarray(8, 8 + Number(bytes.readBigUInt64LE(0))).toString());
+  bytes.writeFloatLE(Number.NaN, 8 + Number(bytes.readBigUInt64LE(0)) + header["score.weight"].data_offsets[0]);
+  writeFileSync(path, bytes);
+  const settings = { from: sftModel, reward: judge, ...policy, precision: "fp32", steps: 1, batchSize: 4 };
+  await expect(run("nan", "ppo", { ...settings, critic })).rejects.toThrow(
+    /Step 1: a value of the critic is not finite.*nan\/not-finite.json/s,
+  );
+  const batch = JSON.parse(readFileSync(file("nan/not-finite.json"), "utf8"));
+  expect(batch).toHaveLength(4);
+  expect(batch[0]).toMatchObject({ score: expect.any(Number), source: { file: prompts } });
+  await expect(run("nan-reward", "grpo", { ...settings, reward: critic, batchSize: 2, groupSize: 2 })).rejects.toThrow(
+    /A reward is not finite/,
+  );
+  const asked = JSON.parse(readFileSync(file("nan-reward/not-finite.json"), "utf8"));
+  expect(asked[0].ids.length).toBeGreaterThan(asked[0].start);
+}, 60_000);
+
+test.each(["kto", "simpo", "orpo", "ipo", "hinge", "robust"])(
+  "%s learns a toy preference",
+  async (loss) => {
+    const pairs = jsonl(
+      "toy.jsonl",
+      Array.from({ length: 8 }, (_, i) => ({ prompt: `What is ${i}?`, chosen: "owl", rejected: "cat" })),
+    );
+    await run(`toy-${loss}`, "dpo", {
+      from: sftModel,
+      data: { train: [pairs], validationShare: 0 },
+      loss,
+      labelSmoothing: loss === "robust" ? 0.1 : 0,
+      batchSize: 4,
+      steps: 30,
+      optimizer: { learningRate: 5e-4 },
+    });
+    const last = metrics(`toy-${loss}`).at(-1)!;
+    expect(last["rewards/accuracies"]).toBe(1);
+    expect(last["rewards/margins"]).toBeGreaterThan(0);
+  },
+  60_000,
+);

@@ -8,7 +8,8 @@ import { type Loaded, storedPrecision } from "../../generate/loaded.js";
 import { readLlamaConfig } from "../../nn/config.js";
 import { UserError } from "../../run/errors.js";
 import { Tokenizer } from "../../tokenizer/tokenizer.js";
-import { type Episode, openJudge } from "../rollout.js";
+import { openJudge } from "../judge.js";
+import type { Episode } from "../rollout.js";
 import type { Asked, Reply } from "./replies.js";
 
 export interface Scores {

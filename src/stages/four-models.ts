@@ -1,0 +1,146 @@
+/**
+ * The four models of PPO (notes 4.2.3) as one thing that is loaded, measured, saved and closed. Actor and critic are trained, each
+ * with an optimizer and a schedule of its own; reference and reward model are frozen: no gradients, no optimizer state. With
+ * LoRA the reference is the actor without its adapters.
+ */
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import type { Device } from "../device/device.js";
+import { loadLlama, saveLlama } from "../nn/folder.js";
+import type { Llama } from "../nn/llama.js";
+import { attachLora, loadAdapter, mergeLora, saveAdapter, withoutLora } from "../nn/lora.js";
+import { Trainer } from "../optim/trainer.js";
+import type { Grid } from "../parallel/grid.js";
+import type { RunFolder } from "../run/folder.js";
+import { mebibytes } from "../run/progress.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
+import { isRewardModule, type Judge, openJudge, sameTokenizer } from "./judge.js";
+import type { PpoConfig } from "./ppo-config.js";
+
+/** What a resumed run must know besides weights and optimizer states. An update is left out when an epoch ends early. */
+export interface PpoState {
+  klCoef: number;
+  updates: number;
+}
+
+export class FourModels {
+  private constructor(
+    readonly actor: Llama,
+    readonly critic: Llama,
+    /** Undefined with LoRA. */
+    private readonly frozen: Llama | undefined,
+    /** The reward model, or a function. */
+    readonly judge: Judge,
+    readonly actorTrainer: Trainer,
+    readonly criticTrainer: Trainer,
+    readonly state: PpoState,
+    private readonly tokenizer: Tokenizer,
+  ) {}
+
+  /** `updates`: of the whole run, for the schedules. `resumed`: the folder of a checkpoint. */
+  static async open(
+    device: Device,
+    grid: Grid,
+    config: PpoConfig,
+    tokenizer: Tokenizer,
+    updates: number,
+    resumed?: string,
+  ): Promise<FourModels> {
+    const { from, precision, seed, lora, recompute } = config;
+    const judge = await openJudge(config.reward, device, precision, tokenizer, from, grid);
+    if (config.critic) sameTokenizer("critic", config.critic, tokenizer, from);
+    const actor = loadLlama(device, resumed && !lora ? resumed : from, precision, { grid });
+    if (lora) attachLora(actor, lora, seed);
+    const frozen = lora ? undefined : loadLlama(device, from, precision, { trainable: false, grid, name: "ref" });
+    // A critic that starts as the reward model knows at once what a finished reply is worth. A function has no weights to
+    // start from: then it is the SFT model, with a head that begins by expecting nothing.
+    const isModule = isRewardModule(config.reward);
+    const start = config.critic ?? (isModule ? from : config.reward);
+    const critic = loadLlama(device, resumed ? `${resumed}/critic` : start, precision, { head: "scalar", seed, grid });
+    if (!resumed && (config.criticHeadZero || (isModule && !config.critic)))
+      for (const t of critic.parameters.named(true))
+        if (t.name.startsWith("score")) device.fill(t.ptr, 0, t.size, critic.parameters.dtype);
+    actor.recompute = critic.recompute = recompute;
+
+    const state: PpoState = resumed ? readState(resumed) : { klCoef: config.klCoef, updates: 0 };
+    const { checkEvery } = config.parallel;
+    const actorTrainer = new Trainer(actor.trainable, config.optimizer, config.schedule, updates, {
+      memory: grid.stateMemory("actor"),
+      checkEvery,
+    });
+    const criticTrainer = new Trainer(critic.trainable, config.criticOptimizer, config.criticSchedule, updates, {
+      memory: grid.stateMemory("critic"),
+      checkEvery,
+    });
+    if (resumed) {
+      if (lora) loadAdapter(actor, resumed);
+      actorTrainer.load(resumed, state.updates);
+      criticTrainer.load(resumed, state.updates, "critic-optimizer");
+    }
+    return new FourModels(actor, critic, frozen, judge, actorTrainer, criticTrainer, state, tokenizer);
+  }
+
+  /** What the reference is asked for. */
+  withReference<T>(ask: (reference: Llama) => T): T {
+    return this.frozen ? ask(this.frozen) : withoutLora(this.actor, () => ask(this.actor));
+  }
+
+  /** While `work` runs, weights that lie elsewhere (ZeRO-3, offload) are here. */
+  async holding<T>(work: () => Promise<T>): Promise<T> {
+    const keepers = [this.actor, this.critic, this.frozen].flatMap((m) => m?.parameters.keeper ?? []);
+    for (const keeper of keepers) keeper.hold(true);
+    try {
+      return await work();
+    } finally {
+      for (const keeper of keepers) keeper.hold(false);
+    }
+  }
+
+  /** Their sizes: trained parameters take 16 bytes, frozen ones 2 (in fp32: 16 and 4). */
+  memory(): string {
+    const width = this.actor.precision === "bf16" ? 2 : 4;
+    const trained = (m: Llama): number => m.parameters.count * width + m.trainable.count * (16 - width);
+    const bytes = {
+      actor: trained(this.actor),
+      critic: trained(this.critic),
+      ref: (this.frozen?.parameters.count ?? 0) * width,
+      reward: this.judge.bytes,
+    };
+    const list = Object.entries(bytes).map(([name, n]) => `${name} ${n > 0 ? mebibytes(n) : "none of its own"}`);
+    return `models: ${list.join(", ")}; ${mebibytes(Object.values(bytes).reduce((a, b) => a + b, 0))} in all`;
+  }
+
+  stateBytes(): number {
+    return this.actorTrainer.stateBytes() + this.criticTrainer.stateBytes();
+  }
+
+  save(dir: string, run: RunFolder): void {
+    if (this.actor.lora) saveAdapter(this.actor, dir);
+    else saveLlama(this.actor, dir);
+    if (run.first) this.tokenizer.save(dir);
+    this.actorTrainer.save(dir);
+    saveLlama(this.critic, `${dir}/critic`);
+    this.criticTrainer.save(dir, "critic-optimizer");
+    if (run.first) writeFileSync(`${dir}/state.json`, JSON.stringify(this.state));
+  }
+
+  /** The aligned model is the actor. */
+  result(run: RunFolder): void {
+    mergeLora(this.actor);
+    this.actorTrainer.results(run, (dir) => {
+      saveLlama(this.actor, dir);
+      if (run.first) this.tokenizer.save(dir);
+    });
+  }
+
+  close(): void {
+    for (const t of [this.actorTrainer, this.criticTrainer]) t.close();
+    for (const m of [this.actor, this.critic, this.frozen]) m?.close();
+    this.judge.close();
+  }
+}
+
+function readState(dir: string): PpoState {
+  const path = `${dir}/state.json`;
+  if (!existsSync(path)) throw new Error(`${path} is missing`);
+  return JSON.parse(readFileSync(path, "utf8")) as PpoState;
+}

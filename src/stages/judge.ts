@@ -1,0 +1,137 @@
+/**
+ * Who says how good replies are: a reward model, or a function of somebody's own in a JavaScript module, for tasks whose
+ * answers can be checked.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { resolve } from "node:path";
+import { pathToFileURL } from "node:url";
+import type { Device } from "../device/device.js";
+import { hasScalarHead, loadLlama } from "../nn/folder.js";
+import type { Precision } from "../nn/llama.js";
+import type { Grid } from "../parallel/grid.js";
+import { NonFiniteError, UserError } from "../run/errors.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { scoreSequences } from "./reward.js";
+import type { Episode } from "./rollout.js";
+
+/** Whether a reward's name is that of a module, not of a model's folder. */
+export const isRewardModule = (source: string): boolean => /\.[cm]?js$/.test(source);
+
+export interface Judge {
+  name: string;
+  score(episodes: readonly Episode[]): Promise<number[]>;
+  /** Bytes of memory that it holds. */
+  bytes: number;
+  close(): void;
+}
+
+/**
+ * `source`: the folder of a reward model, or a .js / .mjs module whose default export is (prompt, reply) => number.
+ * Throws UserError when the reward model has another tokenizer than the policy, or the module is not what it should be.
+ */
+export async function openJudge(
+  source: string,
+  device: Device,
+  precision: Precision,
+  tokenizer: Tokenizer,
+  policy: string,
+  grid?: Grid,
+): Promise<Judge> {
+  if (isRewardModule(source)) return moduleJudge(source);
+  if (/\.[cm]?ts$/.test(source))
+    throw new UserError(`${source} is TypeScript; compile it first (npx tsc ${source}) and name the .js file.`, 2);
+  if (!existsSync(`${source}/config.json`)) {
+    const near = existsSync(`${source}/model/config.json`) ? ` Did you mean ${source}/model?` : "";
+    throw new UserError(`${source} is neither a model folder nor a .js or .mjs module.${near}`, 2);
+  }
+  if (!hasScalarHead(source))
+    throw new UserError(
+      `${source} is a language model, not a reward model: there is no score.weight in it. Train one with lyceum reward.`,
+    );
+  sameTokenizer("reward model", source, tokenizer, policy);
+  const model = loadLlama(device, source, precision, {
+    head: "scalar",
+    trainable: false,
+    name: "reward",
+    ...(grid && { grid }),
+  });
+  const mean = rewardMean(source);
+  return {
+    name: source,
+    bytes: model.parameters.count * (precision === "bf16" ? 2 : 4),
+    async score(episodes) {
+      const { keeper } = model.parameters;
+      keeper.hold(true);
+      const found = scoreSequences(
+        model,
+        episodes.map((e) => e.ids),
+      );
+      keeper.hold(false);
+      const scores = found.map((r) => r - mean);
+      if (scores.some((r) => !Number.isFinite(r))) throw new NonFiniteError("A reward");
+      return scores;
+    },
+    close: () => model.close(),
+  };
+}
+
+/** Throws a UserError when a model that reads the policy's tokens has another tokenizer than the policy. */
+export function sameTokenizer(role: string, dir: string, tokenizer: Tokenizer, policy: string): void {
+  if (Tokenizer.load(dir).fingerprint !== tokenizer.fingerprint)
+    throw new UserError(
+      `The ${role} ${dir} and the policy ${policy} have different tokenizers: their tokens mean different things. Train the ${role} from the policy's family.`,
+    );
+}
+
+/** The mean reward that `lyceum reward` noted in config.json; 0 when it did not. */
+export function rewardMean(dir: string): number {
+  const { reward_mean } = JSON.parse(readFileSync(`${dir}/config.json`, "utf8")) as { reward_mean?: number };
+  return reward_mean ?? 0;
+}
+
+export type RewardFunction = (prompt: string, reply: string) => number | Promise<number>;
+export async function loadRewardFunction(source: string): Promise<RewardFunction> {
+  if (!existsSync(source))
+    throw new UserError(
+      `${source} does not exist. It should be a module with a default export (prompt, reply) => number.`,
+      2,
+    );
+  let module: { default?: unknown };
+  try {
+    module = (await import(pathToFileURL(resolve(source)).href)) as { default?: unknown };
+  } catch (error) {
+    throw new UserError(`${source} cannot be loaded: ${(error as Error).message}`);
+  }
+  if (typeof module.default !== "function")
+    throw new UserError(`${source} has no default export that is a function (prompt, reply) => number.`, 2);
+  return module.default as RewardFunction;
+}
+
+async function moduleJudge(source: string): Promise<Judge> {
+  const reward = await loadRewardFunction(source);
+  return {
+    name: source,
+    bytes: 0,
+    close: () => {},
+    async score(episodes) {
+      const scores: number[] = [];
+      for (const { prompt, text } of episodes) {
+        const at = `${prompt.source.file}:${prompt.source.line}`;
+        let score: unknown;
+        try {
+          score = await reward(prompt.messages.at(-1)!.content, text);
+        } catch (error) {
+          throw new UserError(
+            `${source} failed on the prompt of ${at}: ${error instanceof Error ? error.message : error}`,
+          );
+        }
+        if (typeof score !== "number" || !Number.isFinite(score))
+          throw new UserError(
+            `${source} gave ${String(score)} for a reply to the prompt of ${at}; it must give a finite number.`,
+          );
+        scores.push(score);
+      }
+      return scores;
+    },
+  };
+}

@@ -1,0 +1,152 @@
+/** The alignment commands as a user meets them: from preferences to aligned models, killed at any moment and resumed. */
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, expect, test } from "vitest";
+
+const bin = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
+const dir = mkdtempSync(join(tmpdir(), "lyceum-align-cli-"));
+afterAll(() => rmSync(dir, { recursive: true, force: true }), 60_000);
+
+const lyceum = (...args: string[]) => {
+  const r = spawnSync(process.execPath, [bin, ...args], {
+    cwd: dir,
+    encoding: "utf8",
+    env: { ...process.env, NO_COLOR: "1" },
+  });
+  return { code: r.status, out: r.stdout, err: r.stderr };
+};
+const jsonl = (name: string, records: object[]): void =>
+  writeFileSync(join(dir, name), records.map((r) => JSON.stringify(r)).join("\n"));
+const yaml = (name: string, config: object): void => writeFileSync(join(dir, `${name}.yaml`), JSON.stringify(config));
+const train = (...args: string[]): void => {
+  const r = lyceum(...args);
+  expect(r.err).not.toContain("error:");
+  expect(r.code).toBe(0);
+};
+
+const animals = ["cat", "dog", "owl", "fox"];
+beforeAll(() => {
+  jsonl(
+    "text.jsonl",
+    Array.from({ length: 40 }, (_, i) => ({ id: `${i}`, text: `I see the ${animals[i % 4]} and ${i}.` })),
+  );
+  jsonl(
+    "sft.jsonl",
+    Array.from({ length: 32 }, (_, i) => ({ instruction: `What is ${i % 8}?`, output: animals[(i * 7) % 4] })),
+  );
+  jsonl(
+    "prompts.jsonl",
+    Array.from({ length: 8 }, (_, i) => ({ prompt: `What is ${i}?` })),
+  );
+  jsonl(
+    "pairs.jsonl",
+    Array.from({ length: 12 }, (_, i) => ({ prompt: `What is ${i}?`, chosen: "owl", rejected: `cat${i}` })),
+  );
+  writeFileSync(join(dir, "judge.mjs"), 'export default (prompt, reply) => (reply.includes("owl") ? 1 : 0);\n');
+  const quiet = { threads: 2, evalEvery: 0, saveEvery: 0 };
+  yaml("base", {
+    ...quiet,
+    data: { train: ["text.jsonl"], validationShare: 0, contextLength: 32 },
+    model: { hiddenSize: 32, intermediateSize: 64, numLayers: 2, numHeads: 4 },
+    tokenizer: { vocabSize: 300 },
+    batchSize: 4,
+    steps: 20,
+  });
+  yaml("sft", { ...quiet, from: "runs/base/model", data: { train: ["sft.jsonl"], contextLength: 64 }, steps: 30 });
+  const data = { train: ["pairs.jsonl"], validationShare: 0.2, contextLength: 64 };
+  const often = { threads: 2, from: "runs/sft/model", saveEvery: 2, evalEvery: 5, steps: 30 };
+  const asked = { prompts: ["prompts.jsonl"], maxTokens: 6, missingEosPenalty: 0 };
+  yaml("reward", { ...often, data, batchSize: 4 });
+  yaml("dpo", { ...often, data, batchSize: 4, loss: "kto" });
+  yaml("ppo", { ...often, ...asked, steps: 12, reward: "runs/reward/model", batchSize: 8, minibatchSize: 4 });
+  yaml("grpo", { ...often, ...asked, steps: 12, reward: "judge.mjs", batchSize: 2, groupSize: 4 });
+  train("pretrain", "base.yaml");
+  train("sft", "sft.yaml");
+  train("reward", "reward.yaml");
+}, 60_000);
+
+const sameFiles = (a: string, b: string): void => {
+  const names = readdirSync(a).sort();
+  expect(readdirSync(b).sort()).toEqual(names);
+  for (const name of names)
+    if (statSync(join(a, name)).isDirectory()) sameFiles(join(a, name), join(b, name));
+    else expect(readFileSync(join(a, name)).equals(readFileSync(join(b, name))), name).toBe(true);
+};
+
+test.each(["reward", "dpo", "ppo", "grpo"])(
+  "%s: killed at any moment and resumed, it ends with the same bytes",
+  async (stage) => {
+    if (stage !== "reward") train(stage, `${stage}.yaml`);
+    const killed = `killed-${stage}`;
+    let kills = 0;
+    for (let round = 0; !existsSync(join(dir, killed, "model")); round++) {
+      expect(round).toBeLessThan(20);
+      const resume = round > 0 ? ["--resume"] : [];
+      const child = spawn(process.execPath, [bin, stage, `${stage}.yaml`, "--out", killed, ...resume], {
+        cwd: dir,
+        stdio: "ignore",
+      });
+      const ended = new Promise((done) => child.on("close", done));
+      // Six times at most: then it may come to its end.
+      await Promise.race([ended, ...(round < 6 ? [sleep(500 + ((round * 337) % 900))] : [])]);
+      if (child.exitCode === null) {
+        child.kill("SIGKILL");
+        kills++;
+      }
+      await ended;
+    }
+    expect(kills).toBeGreaterThan(0);
+    sameFiles(join(dir, killed, "model"), join(dir, "runs", stage, "model"));
+    const last = readdirSync(join(dir, "runs", stage, "checkpoints"))
+      .sort()
+      .at(-1)!;
+    sameFiles(join(dir, killed, "checkpoints", last), join(dir, "runs", stage, "checkpoints", last));
+  },
+  120_000,
+);
+
+test("what the commands say: sizes of the four models, samples with scores, the reward model's numbers", () => {
+  const ppo = lyceum("ppo", "ppo.yaml", "--out", "told-ppo", "--set", "steps=1");
+  expect(ppo.err).toMatch(/models: actor \d+ MiB|models: actor .*, critic .*, ref .*, reward .* in all/);
+  expect(ppo.err).toMatch(/What is \d\? -> .* {2}\[-?\d+\.\d\d\]/);
+  expect(readdirSync(join(dir, "told-ppo/samples"))).toEqual(["000001.txt"]);
+  const lora = lyceum("ppo", "ppo.yaml", "--out", "told-lora", "--set", "steps=1", "lora.rank=2");
+  expect(lora.err).toContain("ref none of its own");
+  const reward = lyceum("reward", "reward.yaml", "--out", "told-reward", "--set", "steps=1");
+  expect(reward.err).toMatch(/held-out prompts: loss .*accuracy .*margin .*calibrationError .*lengthCorrelation/);
+  const score = lyceum("score", "runs/reward/model", "--file", "pairs.jsonl", "--json");
+  const rows = JSON.parse(score.out) as { line: number; rewards: number[] }[];
+  expect(rows.map((r) => r.line)).toEqual(Array.from({ length: 12 }, (_, i) => i + 1));
+  for (const { rewards } of rows) expect(rewards.every(Number.isFinite)).toBe(true);
+}, 60_000);
+
+test.each([
+  ["reward", ["data.contextLength=9999"], /data.contextLength is 9999, but the model was made for 512 positions/],
+  ["dpo", ["data.contextLength=9999"], /data.contextLength is 9999/],
+  ["dpo", ["from=runs/reward/model"], /runs\/reward\/model is a reward model: it scores replies/],
+  ["ppo", ["from=runs/reward/model"], /is a reward model/],
+  ["ppo", ["maxTokens=512"], /maxTokens is 512; the context of runs\/sft\/model is 512/],
+  ["ppo", ["maxTokens=509"], /prompts.jsonl:1: the prompt of \d+ tokens leaves no room for a reply of 509/],
+  [
+    "ppo",
+    ["reward=runs/reward"],
+    /neither a model folder nor a .js or .mjs module. Did you mean runs\/reward\/model\?/,
+  ],
+  ["ppo", ["reward=runs/sft/model"], /is a language model, not a reward model/],
+  ["grpo", ["groupSize=1"], /groupSize is 1; it must be at least 2/],
+  ["dpo", ["beta=0"], /beta is 0; it must be more than 0/],
+])(
+  "%s %s is refused",
+  (stage, set, message) => {
+    const r = lyceum(stage, `${stage}.yaml`, "--out", `refused-${stage}`, "--set", ...set);
+    rmSync(join(dir, `refused-${stage}`), { recursive: true, force: true });
+    expect(r.err).toMatch(message);
+    expect(r.err).not.toMatch(/\n\s+at .*:\d+:\d+/);
+    expect([1, 2]).toContain(r.code);
+  },
+  30_000,
+);

@@ -1,0 +1,87 @@
+/** Preferences as people write them: two forms, texts or messages, and what is set aside with its reason. */
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, expect, test } from "vitest";
+import type { Rejected } from "../../src/corpus/read.js";
+import { readPreferences, replyBatch, toPreference } from "../../src/dialogue/preference.js";
+
+const root = mkdtempSync(join(tmpdir(), "lyceum-preference-"));
+afterAll(() => rmSync(root, { recursive: true, force: true }));
+
+const user = (content: string) => ({ role: "user", content });
+const assistant = (content: string) => ({ role: "assistant", content });
+
+test("pairs and rankings, as texts and as messages, come to the same", () => {
+  const pair = { prompt: [user("q")], replies: ["good", "bad"] };
+  expect(toPreference({ prompt: "q", chosen: "good", rejected: "bad" })).toEqual(pair);
+  expect(toPreference({ prompt: [user("q")], chosen: [assistant("good")], rejected: [assistant("bad")] })).toEqual(
+    pair,
+  );
+  const whole = (reply: string) => [user("q"), assistant(reply)];
+  expect(toPreference({ chosen: whole("good"), rejected: whole("bad") })).toEqual(pair);
+  expect(toPreference({ prompt: "q", completions: ["c", "a", "b"], ranking: [1, 2, 0] })).toEqual({
+    prompt: [user("q")],
+    replies: ["a", "b", "c"],
+  });
+});
+
+test.each([
+  [[], /not a JSON object/],
+  [null, /not a JSON object/],
+  [{}, /its keys \(none\) are of no known format/],
+  [{ text: "x" }, /its keys \(text\) are of no known format/],
+  [{ prompt: "q", chosen: "a" }, /rejected: there is none; a pair has both/],
+  [{ prompt: "q", rejected: "a" }, /chosen: there is none/],
+  [{ prompt: "q", chosen: 1, rejected: "b" }, /chosen: it is neither a text nor a list of messages/],
+  [{ prompt: "q", chosen: "a", rejected: null }, /rejected: it is neither/],
+  [{ prompt: "q", chosen: "a", rejected: "a" }, /replies 1 and 2 are equal: nothing is preferred/],
+  [{ prompt: "q", chosen: " ", rejected: "a" }, /reply 1 is empty/],
+  [{ prompt: "q", chosen: "a\ud800", rejected: "b" }, /half of a surrogate pair/],
+  [{ chosen: "a", rejected: "b" }, /there is no "prompt"/],
+  [{ prompt: 5, chosen: "a", rejected: "b" }, /"prompt" is neither a text nor a list/],
+  [{ prompt: [assistant("x")], chosen: "a", rejected: "b" }, /prompt/],
+  [{ prompt: "q", chosen: [user("x")], rejected: "b" }, /chosen: its last message is not the assistant's/],
+  [
+    { chosen: [user("p"), assistant("a")], rejected: [user("q"), assistant("b")] },
+    /chosen and rejected answer different conversations/,
+  ],
+  [{ prompt: "q", completions: ["a"], ranking: [0] }, /"completions" must be two or more texts/],
+  [{ prompt: "q", completions: ["a", 2], ranking: [0, 1] }, /"completions" must be two or more texts/],
+  [{ prompt: "q", completions: ["a", "b"] }, /"ranking" must hold each number from 0 to 1 once/],
+  [{ prompt: "q", completions: ["a", "b"], ranking: [0, 2] }, /"ranking" must hold each number/],
+  [{ prompt: "q", completions: ["a", "b", "a"], ranking: [0, 1, 2] }, /replies 1 and 3 are equal/],
+])("%j is set aside", (record, reason) => {
+  expect(toPreference(record)).toMatch(reason);
+});
+
+test("a file: what is usable is read, the rest is listed by line; nothing usable is an error with the first reason", () => {
+  const file = join(root, "prefs.jsonl");
+  writeFileSync(
+    file,
+    '{"prompt":"q","chosen":"a","rejected":"a"}\nno json\n{"prompt":"q","chosen":"a","rejected":"b"}\n',
+  );
+  const rejected: Rejected[] = [];
+  expect(readPreferences([file], rejected).map((p) => p.source.line)).toEqual([3]);
+  expect(rejected.map((r) => r.line)).toEqual([1, 2]);
+  writeFileSync(file, '{"prompt":"q"}\n');
+  expect(() => readPreferences([file], [])).toThrow(
+    /prefs.jsonl: no preference can be used. .*prefs.jsonl:1: its keys/,
+  );
+  expect(() => readPreferences([join(root, "none.jsonl")], [])).toThrow(/none.jsonl does not exist/);
+});
+
+test("replies end to end: only their own tokens are targets, and a row's target is the token after it", () => {
+  const replies = [
+    { ids: Int32Array.of(1, 2, 3, 4), start: 2 },
+    { ids: Int32Array.of(5, 6, 7), start: 1 },
+  ];
+  const { targets, spans, cuSeqlens, positions } = replyBatch(replies);
+  expect([...targets]).toEqual([-1, 3, 4, -1, 6, 7, -1]);
+  expect(spans).toEqual([
+    { from: 1, to: 3 },
+    { from: 4, to: 6 },
+  ]);
+  expect([...cuSeqlens]).toEqual([0, 4, 7]);
+  expect([...positions]).toEqual([0, 1, 2, 3, 0, 1, 2]);
+});
