@@ -18,7 +18,7 @@ export class UsageError extends Error {}
 
 const lyceum = fileURLToPath(new URL("../dist/cli/main.js", import.meta.url));
 const atlas = (name) => fileURLToPath(new URL(`../recipes/atlas/${name}`, import.meta.url));
-const script = fileURLToPath(new URL("./torch_align.py", import.meta.url));
+const script = fileURLToPath(new URL("./peers/torch_align.py", import.meta.url));
 const MODEL = { hiddenSize: 256, intermediateSize: 704, numLayers: 4, numHeads: 4 };
 const BATCH = { reward: 16, dpo: 16, ppo: 32 };
 const MINIBATCH = 16;

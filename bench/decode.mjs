@@ -1,15 +1,17 @@
 // Speed of generation: greedy decoding with a KV cache, beside Transformers doing the same in bf16 with the same weights.
 //
-// Every contestant is a process that stays and takes its turn: ours, Transformers, ours, ... so that a change in the
-// machine's mood meets all of them. A turn continues random prompts by a fixed number of tokens, the pass over the prompts
-// included. Figures are medians over the rounds, in new tokens a second of the whole batch.
-import { spawn } from "node:child_process";
+// Contestants take turns (peers/player.mjs). A turn continues random prompts by a fixed number of tokens, the pass over the
+// prompts included. Figures are medians over the rounds, in new tokens a second of the whole batch.
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { checkCounts, median, Player, UsageError } from "./peers/player.mjs";
+
+export { UsageError };
 
 /** Random weights: how fast a model decodes does not depend on what it has learned. */
 const MODEL = { hidden: 768, intermediate: 2048, layers: 12, vocab: 8192, context: 1024 };
@@ -26,8 +28,6 @@ const HELP = `npm run bench -- decode [options]
   --prompt N        tokens of each prompt (8)
   --rounds N        turns of each contestant (5)
   --threads N       threads of each contestant (all cores)`;
-
-export class UsageError extends Error {}
 
 export default async function main(args) {
   const { values: o } = parseArgs({
@@ -47,9 +47,7 @@ export default async function main(args) {
     },
   });
   if (o.help) return console.log(HELP);
-  for (const key of ["tokens", "prompt", "rounds", "threads"])
-    if (o[key] !== undefined && !/^[1-9]\d*$/.test(o[key]))
-      throw new UsageError(`--${key} must be a whole number above 0, not "${o[key]}".`);
+  checkCounts(o, "tokens", "prompt", "rounds", "threads");
   if (o.make) return makeModel(o.make);
   if (o.worker) return work(o.worker, o.int8, Number(o.threads));
   const chosen = CASES.filter((c) => !o.only || c.name === o.only);
@@ -61,8 +59,8 @@ export default async function main(args) {
   const dir = mkdtempSync(join(tmpdir(), "lyceum-bench-"));
   try {
     // In a process of its own, so that this one, which waits, has no threads of the engine's.
-    const made = new Player("ours", process.execPath, [self, "--make", dir]);
-    await made.done();
+    const made = spawnSync(process.execPath, [self, "--make", dir], { encoding: "utf8" });
+    if (made.status !== 0) throw new UsageError(`The model could not be made: ${made.stderr.trim()}`);
     const rows = [];
     for (const one of chosen) {
       const row = await measure(one, dir, o);
@@ -83,24 +81,31 @@ async function measure(one, dir, o) {
   const turn = { batch: one.batch, prompt: Number(o.prompt), tokens };
   const ours = [self, "--threads", o.threads, ...(one.int8 ? ["--int8"] : []), "--worker", dir];
   const players = [["ours", process.execPath, ours]];
-  const script = fileURLToPath(new URL("hf_decode.py", import.meta.url));
-  if (o.python) players.push(["transformers", o.python, [script, "--threads", o.threads, "--model", dir]]);
+  const script = fileURLToPath(new URL("peers/hf_decode.py", import.meta.url));
+  if (o.python)
+    players.push([
+      "transformers",
+      o.python,
+      [script, "--threads", o.threads, "--model", dir],
+      { needs: "torch and transformers" },
+    ]);
   const started = [];
   try {
-    for (const [name, command, args] of players) {
-      const player = new Player(name, command, args);
+    for (const contestant of players) {
+      const player = new Player(...contestant);
       started.push(player);
-      await player.turn({ ...turn, tokens: 4 }); // warms up
+      await player.turn(JSON.stringify({ ...turn, tokens: 4 })); // warms up
     }
     const speeds = new Map(started.map((p) => [p.name, []]));
     for (let round = 0; round < Number(o.rounds); round++)
       for (const player of started) {
-        const { seconds } = await player.turn(turn);
+        const { seconds } = await player.turn(JSON.stringify(turn));
         const speed = (one.batch * tokens) / seconds;
         speeds.get(player.name).push(speed);
         process.stderr.write(`${one.name} round ${round + 1} ${player.name}: ${speed.toFixed(1)} tokens/s\n`);
       }
-    const [speed, peer] = ["ours", "transformers"].map((name) => median(speeds.get(name)));
+    const speed = median(speeds.get("ours"));
+    const peer = o.python ? median(speeds.get("transformers")) : undefined;
     return {
       name: `decode/${one.name}`,
       ours: rounded(speed),
@@ -114,53 +119,6 @@ async function measure(one, dir, o) {
 }
 
 const rounded = (x) => Number(x.toFixed(1));
-const median = (values) => {
-  if (!values) return undefined;
-  const sorted = [...values].sort((a, b) => a - b);
-  const half = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
-};
-
-/** A process that does a turn for every line of JSON and answers with one. */
-class Player {
-  constructor(name, command, args) {
-    this.name = name;
-    this.child = spawn(command, args, { stdio: ["pipe", "pipe", "pipe"] });
-    this.errors = "";
-    this.child.stderr.on("data", (text) => {
-      this.errors += text;
-    });
-    this.child.stdin.on("error", () => {}); // a dead child is reported by turn()
-    this.closed = new Promise((done) => this.child.on("exit", done));
-    this.ended = new Promise((_, reject) => {
-      const fail = (why) => {
-        const last = this.errors.trim().split("\n").at(-1);
-        const advice =
-          name === "ours"
-            ? ""
-            : " Does that Python have torch and transformers? Without --python only Lyceum is measured.";
-        reject(new UsageError(`"${name}", run by ${command}, ${why}.${last ? ` It said: ${last}.` : ""}${advice}`));
-      };
-      this.child.on("error", (error) => fail(`could not be started (${error.message})`));
-      this.child.on("exit", (code, signal) => fail(`ended early (${signal ?? code})`));
-    });
-    this.ended.catch(() => {});
-    this.lines = createInterface({ input: this.child.stdout })[Symbol.asyncIterator]();
-  }
-  async turn(what) {
-    this.child.stdin.write(`${JSON.stringify(what)}\n`);
-    const { value, done } = await Promise.race([this.lines.next(), this.ended]);
-    return done ? await this.ended : JSON.parse(value);
-  }
-  /** Waits for the process to end by itself. */
-  async done() {
-    if ((await this.closed) !== 0) await this.ended;
-  }
-  close() {
-    this.child.stdin.end();
-    this.child.kill();
-  }
-}
 
 /** A Hugging Face folder that both sides load. */
 async function makeModel(dir) {
