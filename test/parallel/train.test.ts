@@ -160,7 +160,7 @@ test.runIf(hasMpi)("bytes held and sent are those of the ZeRO paper", () => {
   }
 });
 
-test.runIf(hasMpi)("a checkpoint of any layout goes on in any other", () => {
+test.runIf(hasMpi)("a checkpoint of any layout goes on in any other", { timeout: 400_000 }, () => {
   const half = ["saveEvery=5"];
   for (const [first, then] of [
     [
