@@ -292,6 +292,17 @@ function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer, 
       `model.hiddenSize (${shape.hiddenSize}) is not a multiple of model.numHeads (${shape.numHeads}); change one of them, or give model.headDim.`,
       2,
     );
+  if (shape.numHeads % (shape.numKvHeads ?? 1) !== 0)
+    throw new UserError(
+      `model.numHeads (${shape.numHeads}) is not a multiple of model.numKvHeads (${shape.numKvHeads}): each key and value head serves as many query heads.`,
+      2,
+    );
+  const headDim = shape.headDim ?? shape.hiddenSize / shape.numHeads;
+  if (headDim % 2 !== 0)
+    throw new UserError(
+      `A head of this model has ${headDim} numbers (model.headDim, or hiddenSize / numHeads); rotary embeddings turn them in pairs, so it must be even.`,
+      2,
+    );
   const llama: LlamaConfig = parseLlamaConfig(
     {
       vocab_size: tokenizer.vocabSize,

@@ -117,13 +117,15 @@ test("killed at any moment, a run that is resumed ends with the same bytes", asy
     await ended;
   }
   expect(kills).toBeGreaterThan(0);
+  // On a machine that is busy no round may have been long enough for the rest.
+  if (!existsSync(join(dir, "killed/model"))) expect(lyceum([...args, "--resume"]).code).toBe(0);
   const names = readdirSync(join(dir, "runs/p/model"));
   for (const name of names)
     expect(
       readFileSync(join(dir, "killed/model", name)).equals(readFileSync(join(dir, "runs/p/model", name))),
       name,
     ).toBe(true);
-}, 60_000);
+}, 180_000);
 
 test("Ctrl-C saves after the step, and tells how to go on", async () => {
   const child = spawn(process.execPath, [bin, "pretrain", "p.yaml", "--out", "stopped", "--set", "steps=100000"], {
@@ -154,6 +156,10 @@ test("a user's mistakes: what, where, what to do; exit code 2 for configuration,
   expect(complaint(["pretrain", "p.yaml", "--out", "x2", "--set", "model.numHeads=5"])).toContain(
     "model.hiddenSize (32) is not a multiple of model.numHeads (5)",
   );
+  expect(complaint(["pretrain", "p.yaml", "--out", "x2", "--set", "model.numKvHeads=3"])).toContain(
+    "model.numHeads (4) is not a multiple of model.numKvHeads (3)",
+  );
+  expect(complaint(["pretrain", "p.yaml", "--out", "x2", "--set", "model.headDim=7"])).toContain("must be even");
   expect(complaint(["sft", "s.yaml", "--out", "x3", "--set", "from=nowhere"], 1)).toContain("nowhere");
   expect(complaint(["chat", "runs/p/model"], 1)).toMatch(/base model/);
   expect(complaint(["generate", "nowhere", "--prompt", "x"], 1)).toMatch(/nowhere is not a model folder|nowhere/);
