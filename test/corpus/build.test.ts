@@ -185,6 +185,11 @@ describe("build", () => {
     expect(looser.gained.ids).toEqual(["short"]);
     expect(() => whatIf(join(dir, "one"), ["gopher.minWord=1"])).toThrow(/Did you mean "gopher.minWords"/);
     expect(() => whatIf(join(dir, "one"), ["gopher.minWords"])).toThrow(/write it as NAME=VALUE/);
+    expect(() => whatIf(join(dir, "one"), ["c4.minSentences=2"])).toThrow(/There is no rule "c4.minSentences"/);
+    // "near" is a copy of 0.95 to 1 of another: it stays when only closer ones go.
+    const exactOnly = whatIf(join(dir, "one"), ["deduplicate.near.threshold=1"]);
+    expect(exactOnly.gained.ids).toEqual(["near"]);
+    expect(() => whatIf(join(dir, "one"), ["deduplicate.near.threshold=0.5"])).toThrow(/were not recorded/);
     cpSync(join(dir, "recipe.yaml"), join(dir, "stricter.yaml"));
     const r = run("strict", "--set", "heuristics.thresholds={gopher.minWords: 155}", "--json");
     expect(r.code).toBe(0);

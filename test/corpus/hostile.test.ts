@@ -157,6 +157,18 @@ describe("the command", () => {
     expect(lyceum("extract", "deep.html").err).toMatch(/nested more than 10000 levels deep/);
   });
 
+  it.runIf(existsSync("/dev/full"))("a full disk met in a worker thread is told as a message, not as a bug", () => {
+    const file = put("two.jsonl", `${JSON.stringify({ id: "x", text: `${text} ${text}` })}\n`);
+    put("two.yaml", `sources: [{ name: a, files: [${file}] }]\n`);
+    mkdirSync(join(dir, "two/decisions"), { recursive: true });
+    mkdirSync(join(dir, "two/units"), { recursive: true });
+    symlinkSync("/dev/full", join(dir, "two/decisions/a-000000.jsonl.partial"));
+    const { code, err } = lyceum("build", "two.yaml", "--out", "two", "--workers", "2");
+    expect(code).toBe(1);
+    expect(err).toMatch(/^error: The disk is full/m);
+    expect(err).not.toMatch(/bug/);
+  });
+
   it("dedup --json gives pairs with their true similarity", () => {
     const words = Array.from({ length: 200 }, (_, i) => `word${(i * 7) % 97}x${i % 13}`);
     const changed = [...words];

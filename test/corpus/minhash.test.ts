@@ -100,6 +100,14 @@ describe("shingles and signatures", () => {
     expect(hasher.shingles(long).length).toBe(5);
   });
 
+  it("takes more bands below the usual threshold, unless they are given", () => {
+    expect(checkMinHash()).toMatchObject({ bands: 14, rows: 8 });
+    expect(checkMinHash({ threshold: 0.9 })).toMatchObject({ bands: 14, rows: 8 });
+    const { bands, rows } = checkMinHash({ threshold: 0.5 });
+    expect((1 - 0.5 ** rows) ** bands).toBeLessThan(1e-3);
+    expect(checkMinHash({ threshold: 0.5, bands: 20, rows: 5 })).toMatchObject({ bands: 20, rows: 5 });
+  });
+
   it("refuses options that make no sense", () => {
     expect(() => checkMinHash({ threshold: 0 })).toThrow(/threshold/);
     expect(() => checkMinHash({ bands: 2000 })).toThrow(/bands/);

@@ -1,5 +1,5 @@
 /** Bytes of a page or a text to a string: byte order mark, HTTP header, <meta>, then detection by chardet. */
-import { isUtf8 } from "node:buffer";
+import { isAscii, isUtf8 } from "node:buffer";
 import { analyse } from "chardet";
 
 export interface Decoded {
@@ -23,7 +23,7 @@ export function decode(bytes: Uint8Array, contentType?: string): Decoded {
   const meta = found?.[1] ?? found?.[2] ?? "";
   // Bytes that are valid UTF-8 with something beyond ASCII in them are hardly ever anything else, whatever is declared.
   const utf8 = asUtf8(bytes);
-  if (utf8 && (!http || !ascii(bytes) || /^utf-?8$/i.test(http))) return utf8;
+  if (utf8 && (!http || !isAscii(bytes) || /^utf-?8$/i.test(http))) return utf8;
   const declared = (http ? as(bytes, http, "http") : undefined) ?? (meta ? as(bytes, meta, "meta") : undefined);
   if (declared && declared.replaced < 0.001) return declared;
   const guess = analyse(bytes.length > 65536 ? bytes.subarray(0, 65536) : bytes)[0];
@@ -42,13 +42,8 @@ function byteOrderMark(b: Uint8Array): string | undefined {
 /** `isUtf8` and `toString` are several times faster than a TextDecoder that is to throw. */
 function asUtf8(bytes: Uint8Array): Decoded | undefined {
   if (!isUtf8(bytes)) return undefined;
-  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("utf8");
+  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString(isAscii(bytes) ? "latin1" : "utf8");
   return { text, charset: "utf-8", from: "utf-8", replaced: 0 };
-}
-
-function ascii(bytes: Uint8Array): boolean {
-  for (let i = 0; i < bytes.length; i++) if (bytes[i] > 127) return false;
-  return true;
 }
 
 function as(bytes: Uint8Array, charset: string, from: Decoded["from"]): Decoded | undefined {

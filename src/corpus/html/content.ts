@@ -288,8 +288,7 @@ const isMain = (element: Element, of: (e: Element) => Facts): boolean =>
 
 /** Whether an article ends between the two: what is beside it is another one, or none. */
 function leavesArticle(inner: Element, outer: Element): boolean {
-  for (let at: Element | undefined = inner; at && at !== outer; at = at.parent)
-    if (at.tag === "article" || /\barticleBody\b/.test(at.names)) return true;
+  for (let at: Element | undefined = inner; at && at !== outer; at = at.parent) if (at.tag === "article") return true;
   return false;
 }
 
