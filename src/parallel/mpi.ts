@@ -268,11 +268,13 @@ class MpiComm implements Comm {
       const began = performance.now();
       let told = false;
       let asked = false;
+      let waits = false;
       for (let polls = 1; !test(); polls++) {
-        if (polls % 16 !== 0) continue;
+        if (!waits && polls % 16 !== 0) continue;
         const waited = performance.now() - began;
         // Whoever waits for long leaves its core to others: where processes share cores, to the one that it waits for.
-        if (waited > SPIN) Atomics.wait(never, 0, 0, waited > 50 * SPIN ? (patient ? 2 : 0.5) : 0.05);
+        waits = waited > SPIN;
+        if (waits) Atomics.wait(never, 0, 0, waited > 50 * SPIN ? (patient ? 2 : 0.5) : 0.05);
         if (waited > limit / 2 && !told) {
           told = true;
           this.tellThatIWait();
