@@ -94,7 +94,7 @@ static inline __attribute__((always_inline)) void pack_pairs(uint32_t *out, int6
     /* Neither may writing run over the end of the panel, nor reading over the end of the matrix. */
     int64_t reach = (width + 15) / 16 * 16, end = reach == width ? pairs : smaller(pairs, rows - 1);
     for (; k < end && (K - 2 - 2 * k) * step + count >= reach; k++) {
-      __builtin_prefetch(x + (2 * k + 16) * step); __builtin_prefetch(x + (2 * k + 17) * step);
+      __builtin_prefetch(x + (2 * k + 48) * step); __builtin_prefetch(x + (2 * k + 49) * step);
       for (int64_t j = 0; j < width; j += 16)
         *(words_at *)(out + k * width + j) = pair_rows(x + 2 * k * step + j, x + (2 * k + 1) * step + j);
     }

@@ -50,7 +50,9 @@ test("kernels of a step, without those of evaluation; products by shape; a Chrom
   // Evaluation after the last step would add forward calls, and log p alone.
   expect(calls("attentionForward")).toBe(LAYERS);
   expect(calls("attentionBackward")).toBe(LAYERS);
-  expect(calls("rmsnormForward")).toBe(2 * LAYERS + 1);
+  // Twice in each layer, and again in the backward pass, which has not kept the results.
+  expect(calls("rmsnormForward")).toBe(4 * LAYERS + 1);
+  expect(calls("swigluForward")).toBe(2 * LAYERS);
   expect(calls("logprobForwardBackward")).toBe(1);
   expect(calls("logprobForward")).toBeUndefined();
   // Four matrices a layer, forward and twice backward.
