@@ -1,17 +1,6 @@
 /* The same products on AMX tiles: sixteen rows of W, as they lie in memory, are a tile of the first factor; x is packed once
  * as pairs along k, so that sixteen rows of it are a tile of the second. A result does not depend on how many there are. */
-#ifndef AMX_EMULATED
-#include <immintrin.h>
-#endif
-
-static void few_amx_configure(void) {
-  static __thread int done;
-  if (done) return;
-  struct { uint8_t palette, start_row, reserved[14]; uint16_t colsb[16]; uint8_t rows[16]; } __attribute__((packed)) config = {.palette = 1};
-  for (int t = 0; t < 8; t++) { config.colsb[t] = 64; config.rows[t] = 16; }
-  _tile_loadconfig(&config);
-  done = 1;
-}
+#include "amx.h"
 
 /* Packed x: for every 32 rows, for every 32 of k, two tiles [16 pairs][16 rows][2]. Where there is no row, a tile holds anything:
  * it only meets results that nobody takes. */
@@ -33,7 +22,7 @@ static void few_amx_block(const char *W, int64_t ldw, int64_t rows, int64_t K, c
   _Alignas(64) char edge[32][64];
   _Alignas(64) float sums[2][2][16][16];
   int64_t steps = (K + 31) / 32;
-  few_amx_configure();
+  amx_configure();
   for (int64_t b = 0; b < B; b += 32) {
     int wide = B - b > 16, high = rows > 16;
     const char *packed = x + b / 32 * steps * 2 * TILE_BYTES;

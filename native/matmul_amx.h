@@ -1,19 +1,8 @@
 /* The AMX micro-kernel: 32 x 32 results from four accumulator tiles, two tiles of A and two of B (Intel SDM, ch. "AMX").
  * A tile of A is 16 rows x 32 bf16 of k; a tile of B is 16 pairs along k x 16 columns; both are 16 rows of 64 bytes.
  * Compiled against software tiles (AMX_EMULATED) for the test on processors without them. */
-#ifndef AMX_EMULATED
-#include <immintrin.h>
-#endif
+#include "amx.h"
 enum { AMX_MR = 32 };
-
-static void amx_configure(void) {
-  static __thread int done;
-  if (done) return;
-  struct { uint8_t palette, start_row, reserved[14]; uint16_t colsb[16]; uint8_t rows[16]; } __attribute__((packed)) config = {.palette = 1};
-  for (int t = 0; t < 8; t++) { config.colsb[t] = 64; config.rows[t] = 16; }
-  _tile_loadconfig(&config);
-  done = 1;
-}
 
 /* out[32][32] = (first ? 0 : out) + A x B panel [K/2][32][2]; K is a multiple of 32. A's rows are `line` bytes apart, or with
  * line 0 it is a packed panel [K/32][32][32]. */
