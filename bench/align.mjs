@@ -2,9 +2,12 @@
 // on the same model, data and batch. Each contestant is a fresh process, in turns; figures are medians over all counted steps.
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { availableParallelism, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { COMMON, checkCounts, median, UsageError } from "./peers/player.mjs";
+
+export { UsageError };
 
 const HELP = `npm run bench -- align [options]
   --python PYTHON   a Python with torch, transformers and trl to compare with; without it only Lyceum is measured
@@ -14,8 +17,6 @@ const HELP = `npm run bench -- align [options]
   --rounds N        turns of each contestant (2)
   --threads N       threads of each contestant (all cores)`;
 
-export class UsageError extends Error {}
-
 const lyceum = fileURLToPath(new URL("../dist/cli/main.js", import.meta.url));
 const atlas = (name) => fileURLToPath(new URL(`../recipes/atlas/${name}`, import.meta.url));
 const script = fileURLToPath(new URL("./peers/torch_align.py", import.meta.url));
@@ -23,24 +24,18 @@ const MODEL = { hiddenSize: 256, intermediateSize: 704, numLayers: 4, numHeads: 
 const BATCH = { reward: 16, dpo: 16, ppo: 32 };
 const MINIBATCH = 16;
 const MAX_TOKENS = 32;
-const median = (x) => [...x].sort((a, b) => a - b)[Math.floor(x.length / 2)];
 
 export default async function main(args) {
   const { values: o } = parseArgs({
     args,
     options: {
-      python: { type: "string" },
-      json: { type: "boolean", default: false },
-      only: { type: "string" },
+      ...COMMON,
       steps: { type: "string", default: "8" },
       rounds: { type: "string", default: "2" },
-      threads: { type: "string", default: String(availableParallelism()) },
-      help: { type: "boolean", default: false },
     },
   });
   if (o.help) return console.log(HELP);
-  for (const key of ["steps", "rounds", "threads"])
-    if (!/^[1-9]\d*$/.test(o[key])) throw new UsageError(`--${key} must be a whole number above 0, not "${o[key]}".`);
+  checkCounts(o, "steps", "rounds", "threads");
   const names = Object.keys(BATCH).filter((name) => !o.only || name === o.only);
   if (names.length === 0)
     throw new UsageError(`There is no part "${o.only}". Known: ${Object.keys(BATCH).join(", ")}.`);

@@ -4,12 +4,12 @@
 // prompts included. Figures are medians over the rounds, in new tokens a second of the whole batch.
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
-import { availableParallelism, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { checkCounts, median, Player, UsageError } from "./peers/player.mjs";
+import { COMMON, checkCounts, median, Player, UsageError } from "./peers/player.mjs";
 
 export { UsageError };
 
@@ -33,14 +33,10 @@ export default async function main(args) {
   const { values: o } = parseArgs({
     args,
     options: {
-      python: { type: "string" },
-      json: { type: "boolean", default: false },
-      only: { type: "string" },
+      ...COMMON,
       tokens: { type: "string" },
       prompt: { type: "string", default: "8" },
       rounds: { type: "string", default: "5" },
-      threads: { type: "string", default: String(availableParallelism()) },
-      help: { type: "boolean", default: false },
       make: { type: "string" },
       worker: { type: "string" },
       int8: { type: "boolean", default: false },

@@ -1,10 +1,9 @@
 // Matrix products of a training step, beside torch.matmul (oneDNN, MKL) on the same shapes in bf16 and fp32, in turns
 // (peers/player.mjs). N tokens; Q K V, output, gate-up, down and logits, each forward, to its input and to its weight.
-import { availableParallelism } from "node:os";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { checkCounts, median, Player, UsageError } from "./peers/player.mjs";
+import { COMMON, checkCounts, median, Player, UsageError } from "./peers/player.mjs";
 
 export { UsageError };
 
@@ -35,13 +34,9 @@ export default async function main(args) {
   const { values: o } = parseArgs({
     args,
     options: {
-      python: { type: "string" },
-      json: { type: "boolean", default: false },
-      only: { type: "string" },
+      ...COMMON,
       precision: { type: "string", default: "bf16" },
       rounds: { type: "string", default: "5" },
-      threads: { type: "string", default: String(availableParallelism()) },
-      help: { type: "boolean", default: false },
       worker: { type: "boolean", default: false },
     },
   });

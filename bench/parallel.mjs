@@ -5,6 +5,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmdirSync, rmSync, wr
 import { cpus, tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { UsageError } from "./peers/player.mjs";
 
 const HELP = `npm run bench -- parallel [options]
   --json        one JSON object a line instead of the tables
@@ -12,7 +13,7 @@ const HELP = `npm run bench -- parallel [options]
   --steps N     steps of a run (8); the first three are not counted
   --rounds N    runs of each side of a comparison, in turns (3)`;
 
-export class UsageError extends Error {}
+export { UsageError };
 
 const lyceum = fileURLToPath(new URL("../dist/cli/main.js", import.meta.url));
 const text = fileURLToPath(new URL("../recipes/atlas/pretrain.jsonl", import.meta.url));

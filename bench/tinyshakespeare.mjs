@@ -6,6 +6,7 @@
 // 1.674, 1.683, 1.661; mean 1.672.
 import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
+import { UsageError } from "./peers/player.mjs";
 
 const PEER = 1.672;
 const CONTEXT = 64;
@@ -18,7 +19,7 @@ const HELP = `npm run bench -- tinyshakespeare --data FILE [options]
   --threads N       all cores
   --json            one JSON object`;
 
-export class UsageError extends Error {}
+export { UsageError };
 
 export default async function main(args) {
   const { values: o } = parseArgs({

@@ -3,13 +3,13 @@
 // and ids agree.
 import { createHash } from "node:crypto";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { availableParallelism, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { statements } from "../scripts/atlas/english.mjs";
-import { checkCounts, median, Player, UsageError } from "./peers/player.mjs";
+import { COMMON, checkCounts, median, Player, UsageError } from "./peers/player.mjs";
 
 export { UsageError };
 
@@ -28,16 +28,12 @@ export default async function main(args) {
   const { values: o } = parseArgs({
     args,
     options: {
-      python: { type: "string" },
-      json: { type: "boolean", default: false },
-      only: { type: "string" },
+      ...COMMON,
       text: { type: "string" },
       megabytes: { type: "string", default: "20" },
       "vocab-size": { type: "string", default: "16384" },
       pretokenizer: { type: "string", default: "llama3" },
       rounds: { type: "string", default: "3" },
-      threads: { type: "string", default: String(availableParallelism()) },
-      help: { type: "boolean", default: false },
       worker: { type: "string" },
     },
   });

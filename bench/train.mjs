@@ -1,11 +1,10 @@
 // Training speed and memory: forward, backward and an AdamW step in bf16, beside PyTorch doing the same.
 //
 // Contestants take turns (peers/player.mjs). Figures are medians over the rounds; peak memory is the process's largest resident set.
-import { availableParallelism } from "node:os";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { checkCounts, median, Player, UsageError } from "./peers/player.mjs";
+import { COMMON, checkCounts, median, Player, UsageError } from "./peers/player.mjs";
 
 export { UsageError };
 
@@ -29,15 +28,11 @@ export default async function main(args) {
   const { values: o } = parseArgs({
     args,
     options: {
-      python: { type: "string" },
-      json: { type: "boolean", default: false },
-      only: { type: "string" },
+      ...COMMON,
       steps: { type: "string" },
       rounds: { type: "string", default: "5" },
-      threads: { type: "string", default: String(availableParallelism()) },
       precision: { type: "string", default: "bf16" },
       compile: { type: "boolean", default: false },
-      help: { type: "boolean", default: false },
       worker: { type: "string" },
     },
   });

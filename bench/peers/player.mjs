@@ -3,6 +3,7 @@
  * meets all of them. Figures are medians over the turns.
  */
 import { spawn } from "node:child_process";
+import { availableParallelism } from "node:os";
 import { createInterface } from "node:readline";
 
 /** The user's mistake: main.mjs prints its message and no stack trace. */
@@ -41,6 +42,15 @@ export class Player {
     this.child.kill();
   }
 }
+
+/** Options (of parseArgs) that every benchmark with a peer takes. */
+export const COMMON = {
+  python: { type: "string" },
+  json: { type: "boolean", default: false },
+  only: { type: "string" },
+  threads: { type: "string", default: String(availableParallelism()) },
+  help: { type: "boolean", default: false },
+};
 
 export const median = (values) => {
   const sorted = [...values].sort((a, b) => a - b);
