@@ -10,7 +10,8 @@ import { openSafetensors, SharedWriter } from "../run/safetensors.js";
 import { takePart } from "../tensor/parameters.js";
 import { dtypeOf } from "../tensor/tensor.js";
 import { llamaConfigJson, readLlamaConfig } from "./config.js";
-import { type Head, Llama, type Precision } from "./llama.js";
+import { Llama, type Precision } from "./llama.js";
+import type { Head } from "./share.js";
 
 export interface LoadOptions {
   trainable?: boolean;

@@ -29,11 +29,12 @@ import {
   tokenLogProb,
   weighted,
 } from "../tensor/ops.js";
-import { ParameterSet, type ParameterSpec, tensorsOf, type Unit, zeroMissing } from "../tensor/parameters.js";
+import { ParameterSet, tensorsOf, type Unit, zeroMissing } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { LlamaConfig } from "./config.js";
 import { type LoraAdapter, loraLinear } from "./lora.js";
 import { ropeTables } from "./rope.js";
+import { EMBEDDING, type Head, parametersOf, type Share } from "./share.js";
 
 export type Precision = "bf16" | "fp32";
 
@@ -56,8 +57,6 @@ export interface KvCache {
   readonly values: Ptr[];
 }
 
-const EMBEDDING = "model.embed_tokens.weight";
-
 export interface Layer {
   inputNorm: Parameter;
   qkv: Parameter;
@@ -65,85 +64,6 @@ export interface Layer {
   mlpNorm: Parameter;
   gateUp: Parameter;
   down: Parameter;
-}
-
-/** What stands on the hidden states: the output matrix of a language model, or one number (reward and value models). */
-export type Head = "lm" | "scalar";
-
-const layerUnit = (index: number): string => `layer ${index}`;
-
-/** What one process has of a model that several share: a part of each layer, and some of the layers. */
-export interface Share {
-  tensor: { rank: number; size: number };
-  layers: { from: number; to: number };
-  first: boolean;
-  last: boolean;
-}
-
-function specs(c: LlamaConfig, head: Head, share: Share): ParameterSpec[] {
-  const { hiddenSize: d, intermediateSize: f, headDim } = c;
-  const { rank, size } = share.tensor;
-  /** Equal parts, each a multiple of `grain` rows (of a head, say). */
-  const cut = (full: number, grain = 1): { from: number; rows: number; full: number } => {
-    const { from, to } = part(full / grain, rank, size);
-    return { from: from * grain, rows: (to - from) * grain, full };
-  };
-  const whole = (n: number): { from: number; rows: number; full: number } => ({ from: 0, rows: n, full: n });
-  let stream = 0;
-  /** A matrix [rows, columns]; several names are stored one below the other. */
-  const matrix = (
-    unit: string,
-    columns: ReturnType<typeof cut>,
-    ...parts: [string, ReturnType<typeof cut>][]
-  ): ParameterSpec => ({
-    unit,
-    shape: [parts.reduce((n, [, r]) => n + r.rows, 0), columns.rows],
-    parts: parts.map(([name, { from, rows, full }]) => ({
-      name: `${name}.weight`,
-      rows,
-      ...(rows < full && { cut: { axis: 0 as const, from, full } }),
-      ...(columns.rows < columns.full && { cut: { axis: 1 as const, from: columns.from, full: columns.full } }),
-    })),
-    init: "normal",
-    stream: stream++,
-  });
-  const norm = (name: string): ParameterSpec => ({
-    unit: "vectors",
-    shape: [d],
-    parts: [{ name: `${name}.weight`, rows: d }],
-    init: "ones",
-    stream: stream++,
-  });
-  const width = whole(d);
-  const list: ParameterSpec[] = [];
-  const table = matrix("embedding", width, ["model.embed_tokens", cut(c.vocabSize)]);
-  const tied = head === "lm" && c.tieWordEmbeddings;
-  if (share.first || (share.last && tied)) list.push(table);
-  for (let i = 0; i < c.numLayers; i++) {
-    const at = `model.layers.${i}`;
-    const self = `${at}.self_attn`;
-    const unit = layerUnit(i);
-    const q = cut(c.numHeads * headDim, headDim);
-    const kv = cut(c.numKvHeads * headDim, headDim);
-    const inner = cut(f);
-    const layer = [
-      norm(`${at}.input_layernorm`),
-      matrix(unit, width, [`${self}.q_proj`, q], [`${self}.k_proj`, kv], [`${self}.v_proj`, kv]),
-      matrix(unit, q, [`${self}.o_proj`, width]),
-      norm(`${at}.post_attention_layernorm`),
-      matrix(unit, width, [`${at}.mlp.gate_proj`, inner], [`${at}.mlp.up_proj`, inner]),
-      matrix(unit, inner, [`${at}.mlp.down_proj`, width]),
-    ];
-    if (i >= share.layers.from && i < share.layers.to) list.push(...layer);
-  }
-  const finalNorm = norm("model.norm");
-  if (share.last) list.push(finalNorm);
-  const output =
-    head === "scalar"
-      ? matrix("head", width, ["score", whole(1)])
-      : matrix("head", width, ["lm_head", cut(c.vocabSize)]);
-  if (share.last && !tied) list.push(output);
-  return list;
 }
 
 export class Llama {
@@ -177,7 +97,7 @@ export class Llama {
     this.grid = options.grid ?? Grid.alone(device);
     this.pipe = new Pipe(device, this.grid.pipeline);
     this.share = this.shareOf(this.grid.pipeline.rank);
-    const list = specs(config, this.head, this.share);
+    const list = parametersOf(config, this.head, this.share);
     const trainable = options.trainable ?? true;
     this.parameters = new ParameterSet(
       device,
@@ -233,7 +153,7 @@ export class Llama {
     const tied = this.head === "lm" && this.config.tieWordEmbeddings;
     return Array.from({ length: this.grid.pipeline.size }, (_, stage) => {
       const share = this.shareOf(stage);
-      const set = tensorsOf(specs(this.config, this.head, share));
+      const set = tensorsOf(parametersOf(this.config, this.head, share));
       return tied && share.last && !share.first ? set.filter((t) => t.name !== EMBEDDING) : set;
     });
   }
