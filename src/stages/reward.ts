@@ -298,11 +298,12 @@ export function encodedPreferences(
   const encode = (files: readonly string[]) =>
     readPreferences(files, rejected).flatMap((p) => {
       const replies = encodePreference(encoder, p, data.contextLength);
-      if (typeof replies !== "string") return [{ key: `${p.source.file}:${p.source.line}`, replies }];
+      if (typeof replies !== "string") return [{ key: JSON.stringify(p.prompt), replies }];
       rejected.push({ ...p.source, reason: replies });
       return [];
     });
   const all = encode(data.train);
+  // By the prompt: wherever the file lies the same ones are held out, and no prompt is on both sides.
   const held = (key: string): boolean => !data.validation && isValidation(key, data.validationShare);
   const train = all.filter((r) => !held(r.key)).map((r) => r.replies);
   if (train.length === 0) {

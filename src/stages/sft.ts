@@ -206,9 +206,9 @@ export function readSamples(
       return [];
     });
   const records = encode(readConversations(data.train, rejected));
+  // By what is said: wherever the file lies the same records are held out, and no copy of one is on both sides.
   const held = (r: Record): boolean =>
-    !data.validation &&
-    isValidation(`${r.conversation.source.file}:${r.conversation.source.line}`, data.validationShare);
+    !data.validation && isValidation(JSON.stringify(r.conversation.messages), data.validationShare);
   const train = records.filter((r) => !held(r));
   if (train.length === 0)
     throw new UserError(`${data.train.join(", ")}: no token of any record can be trained on.${reasons(rejected)}`);

@@ -1,13 +1,16 @@
 /** Alignment stages on a model of a few thousand parameters: they do what they promise, and resume exactly. */
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { DialogueEncoder } from "../../src/dialogue/mask.js";
+import type { EncodedReply } from "../../src/dialogue/preference.js";
 import { generate } from "../../src/generate/generate.js";
 import { loadForGeneration } from "../../src/generate/loaded.js";
 import { RunFolder } from "../../src/run/folder.js";
 import { STAGES } from "../../src/stages/registry.js";
+import { encodedPreferences, preferenceData } from "../../src/stages/reward.js";
+import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 
 const root = mkdtempSync(join(tmpdir(), "lyceum-align-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }), 60_000);
@@ -408,3 +411,25 @@ test.each(["kto", "simpo", "orpo", "ipo", "hinge", "robust"])(
   },
   60_000,
 );
+
+test("which preferences are held out depends on their prompts, not on where the file lies; no prompt is on both sides", () => {
+  const pairs = Array.from({ length: 60 }, (_, i) => ({
+    prompt: `Number ${i % 30}?`,
+    chosen: `a ${animals[i % 4]} ${i}`,
+    rejected: `no ${animals[i % 3]} ${i}`,
+  }));
+  const tokenizer = Tokenizer.load(sftModel);
+  const split = (name: string) => {
+    mkdirSync(dirname(file(name)), { recursive: true });
+    const data = preferenceData.parse({ train: [jsonl(name, pairs)], validationShare: 0.3, contextLength: 64 });
+    const { train, validation } = encodedPreferences(data, tokenizer, 64);
+    return { train, validation };
+  };
+  const here = split("here/pairs.jsonl");
+  expect(split("there/deeper/pairs.jsonl")).toEqual(here);
+  const prompt = (r: EncodedReply[]): string => String(r[0].ids.slice(0, r[0].start));
+  const trained = new Set(here.train.map(prompt));
+  expect(here.validation.length).toBeGreaterThan(4);
+  expect(here.validation.length % 2).toBe(0); // both pairs of a prompt
+  for (const r of here.validation) expect(trained.has(prompt(r))).toBe(false);
+});
