@@ -66,6 +66,8 @@ describe.skipIf(!compiler)(title, () => {
       [70, 95, 130],
       [64, 17, 3],
       [129, 65, 33],
+      [70, 170, 1088], // rows read where they lie, and sums that wait between blocks of k
+      [33, 140, 1090],
     ])
       for (const tA of [0, 1])
         for (const tB of [0, 1]) {

@@ -73,6 +73,7 @@ const SIZES = [
   [65, 65, 65],
   [100, 130, 129],
   [257, 301, 515],
+  [30, 170, 4100], // longer than what the kernel passes over at a time
 ] as const;
 
 test("the sizes reach every number from 1 to 70 in every place", () => {
