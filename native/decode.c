@@ -100,7 +100,7 @@ static void swiglu_body(void *ctx, int64_t item, int thread) {
       load_row(r, t->R, b * 2 * t->F + t->F + f0, rows, t->dt);
       for (int64_t i = 0; i < rows; i++) u[i] += r[i];
     }
-    for (int64_t i = 0; i < rows; i++) g[i] = g[i] / (1.0f + fast_expf(-g[i])) * u[i];
+    for (int64_t i = 0; i < rows; i++) g[i] = g[i] * fast_sigmoid(g[i]) * u[i];
     store_row(t->y, b * t->F + f0, g, rows, t->dt);
   }
 }

@@ -46,7 +46,7 @@ static inline float fast_expf(float x) {
   memcpy(&s1, &b1, 4); memcpy(&s2, &b2, 4);
   return x == x ? p * s1 * s2 : x;
 }
-/* The same for numbers up to about 0, as a softmax has them: one step, and 0 instead of subnormal numbers. NaN stays NaN. */
+/* The same for numbers up to 87, as a softmax has them: one step, and 0 instead of subnormal numbers. NaN stays NaN. */
 static inline float fast_expf_negative(float x) {
   float xc = x < -88.0f ? -88.0f : x;
   float n = __builtin_rintf(xc * 1.44269504088896341f);
@@ -58,5 +58,9 @@ static inline float fast_expf_negative(float x) {
   int32_t bits = ((int32_t)n + 127) << 23; float s;
   memcpy(&s, &bits, 4);
   return p * s;
+}
+static inline float fast_sigmoid(float x) {
+  float s = 1.0f / (1.0f + fast_expf_negative(x < -87.0f ? 87.0f : -x));
+  return x < -87.0f ? 0 : s;
 }
 #endif

@@ -60,9 +60,10 @@ void ly_embedding_backward(const int32_t *ids, const void *dout /*[N,D]*/, void 
 /* h = x + residual (residual and h may be NULL: then h is x); y = h * rsqrt(mean(h^2) + eps) * weight. rstd[N] fp32. */
 void ly_rmsnorm_forward(const void *x, const void *residual, const void *weight /*[D]*/, void *h, void *y, float *rstd,
                         int64_t N, int64_t D, float eps, int dt);
-/* dx = d(loss)/dh (+ dh_extra when not NULL: the gradient that reaches h by the residual path). dweight accumulates. */
+/* dx = d(loss)/dh (+ dh_extra when not NULL: the gradient that reaches h by the residual path). dweight accumulates.
+ * y: where the forward pass's result is written once more, unless NULL; it may be dy. */
 void ly_rmsnorm_backward(const void *dy, const void *h, const void *weight, const float *rstd, const void *dh_extra,
-                         void *dx, void *dweight, int64_t N, int64_t D, int dt);
+                         void *dx, void *dweight, void *y, int64_t N, int64_t D, int dt);
 
 /* ---- rope.c -------------------------------------------------------------------------------------------------- */
 
@@ -111,7 +112,8 @@ void ly_quantize_rows(const void *W, int8_t *q, float *scale, int64_t N, int64_t
 
 /* gu[N, 2F] = gate and up side by side; y[N,F] = silu(gate) * up. */
 void ly_swiglu_forward(const void *gu, void *y, int64_t N, int64_t F, int dt);
-void ly_swiglu_backward(const void *dy, const void *gu, void *dgu, int64_t N, int64_t F, int dt);
+/* dgu may be gu itself. y: where the forward pass's result is written once more, unless NULL; it may be dy. */
+void ly_swiglu_backward(const void *dy, const void *gu, void *dgu, void *y, int64_t N, int64_t F, int dt);
 
 /* ---- logprob.c: hidden states x output matrix -> log p(token), in chunks of rows; full logits never exist ------ */
 

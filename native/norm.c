@@ -2,7 +2,7 @@
 #include "rows.h"
 
 typedef struct {
-  const void *x, *extra, *weight, *dy; void *h, *y; float *rstd, *partial; int64_t N, D; float eps; int dt;
+  const void *x, *extra, *weight, *dy; void *h, *y, *dx; float *rstd, *partial; int64_t N, D; float eps; int dt;
 } Norm;
 
 static void forward_body(void *ctx, int64_t block, int thread) {
@@ -38,15 +38,16 @@ static void backward_body(void *ctx, int64_t block, int thread) {
     load_row(g, t->dy, i * D, D, t->dt);
     for (int64_t d = 0; d < D; d++) { n[d] *= rstd; dw[d] += g[d] * n[d]; g[d] *= w[d]; dot += g[d] * n[d]; }
     dot /= (float)D;
+    if (t->y) { for (int64_t d = 0; d < D; d++) e[d] = n[d] * w[d]; store_row(t->y, i * D, e, D, t->dt); }
     for (int64_t d = 0; d < D; d++) g[d] = rstd * (g[d] - n[d] * dot);
     if (t->extra) { load_row(e, t->extra, i * D, D, t->dt); for (int64_t d = 0; d < D; d++) g[d] += e[d]; }
-    store_row(t->y, i * D, g, D, t->dt);
+    store_row(t->dx, i * D, g, D, t->dt);
   }
 }
-void ly_rmsnorm_backward(const void *dy, const void *h, const void *weight, const float *rstd, const void *dh_extra, void *dx, void *dweight, int64_t N, int64_t D, int dt) {
+void ly_rmsnorm_backward(const void *dy, const void *h, const void *weight, const float *rstd, const void *dh_extra, void *dx, void *dweight, void *y, int64_t N, int64_t D, int dt) {
   int64_t blocks = blocks_of(N);
   float *partial = ly_scratch(-1, 0, (size_t)((blocks + 1) * D) * 4), *sum = partial + blocks * D;
-  Norm t = {.x = h, .extra = dh_extra, .weight = weight, .dy = dy, .y = dx, .rstd = (float *)rstd, .partial = partial, .N = N, .D = D, .dt = dt};
+  Norm t = {.x = h, .extra = dh_extra, .weight = weight, .dy = dy, .dx = dx, .y = y, .rstd = (float *)rstd, .partial = partial, .N = N, .D = D, .dt = dt};
   ly_parallel(blocks, backward_body, &t);
   if (!dweight) return;
   memset(sum, 0, (size_t)D * 4);

@@ -43,7 +43,7 @@ export interface Device {
   // biome-ignore format: one line a kernel
   rmsnormForward(x: Ptr, residual: Ptr, weight: Ptr, h: Ptr, y: Ptr, rstd: Ptr, N: number, D: number, eps: number, dt: DType): void;
   // biome-ignore format: one line a kernel
-  rmsnormBackward(dy: Ptr, h: Ptr, weight: Ptr, rstd: Ptr, dhExtra: Ptr, dx: Ptr, dweight: Ptr, N: number, D: number, dt: DType): void;
+  rmsnormBackward(dy: Ptr, h: Ptr, weight: Ptr, rstd: Ptr, dhExtra: Ptr, dx: Ptr, dweight: Ptr, y: Ptr, N: number, D: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   rope(x: Ptr, ldx: number, pos: Ptr, cos: Ptr, sin: Ptr, N: number, heads: number, D: number, inverse: number, dt: DType): void;
   // biome-ignore format: one line a kernel
@@ -62,7 +62,7 @@ export interface Device {
   decodeSwiglu(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, y: Ptr, B: number, F: number, K: number, dt: DType): void;
   quantizeRows(W: Ptr, q: Ptr, scale: Ptr, N: number, K: number, dt: DType): void;
   swigluForward(gu: Ptr, y: Ptr, N: number, F: number, dt: DType): void;
-  swigluBackward(dy: Ptr, gu: Ptr, dgu: Ptr, N: number, F: number, dt: DType): void;
+  swigluBackward(dy: Ptr, gu: Ptr, dgu: Ptr, y: Ptr, N: number, F: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   logprobForward(hidden: Ptr, W: Ptr, target: Ptr, logp: Ptr, lse: Ptr, entropy: Ptr, N: number, D: number, V: number, invTemperature: number, dt: DType): void;
   // biome-ignore format: one line a kernel

@@ -49,8 +49,8 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   rmsnormForward([, residual, , , , , N, D, , dt]) {
     return { flops: 4 * N * D, bytes: (residual === 0 ? 2 : 4) * N * D * w(dt) };
   },
-  rmsnormBackward([, , , , extra, , , N, D, dt]) {
-    return { flops: 8 * N * D, bytes: (extra === 0 ? 3 : 4) * N * D * w(dt) };
+  rmsnormBackward([, , , , extra, , , y, N, D, dt]) {
+    return { flops: 8 * N * D, bytes: (3 + (extra === 0 ? 0 : 1) + (y === 0 ? 0 : 1)) * N * D * w(dt) };
   },
   rope: ([, , , , , N, heads, D, , dt]) => ({ flops: 3 * N * heads * D, bytes: 2 * N * heads * D * w(dt) }),
   attentionForward([, , , cu, nseq, N, H, KV, D, , dt], device) {
@@ -81,7 +81,7 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   decodeSwiglu: ([, , , wt, , , B, F, K, dt]) => few(B, 2 * F, K, wt, dt, B * F * w(dt)),
   quantizeRows: ([, , , N, K, dt]) => ({ flops: 2 * N * K, bytes: N * K * (w(dt) + 1) }),
   swigluForward: ([, , N, F, dt]) => ({ flops: 6 * N * F, bytes: 3 * N * F * w(dt) }),
-  swigluBackward: ([, , , N, F, dt]) => ({ flops: 12 * N * F, bytes: 5 * N * F * w(dt) }),
+  swigluBackward: ([, , , y, N, F, dt]) => ({ flops: 12 * N * F, bytes: (y === 0 ? 5 : 6) * N * F * w(dt) }),
   logprobForward: ([, , , , , , N, D, V, , dt]) => ({ flops: 2 * N * D * V, bytes: (N + V) * D * w(dt) }),
   logprobBackward: ([, , , , , , , N, D, V, , dt]) => ({ flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) }),
   entropyBackward: ([, , , , , , , , N, D, V, , dt]) => ({ flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) }),

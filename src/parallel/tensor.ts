@@ -20,7 +20,7 @@ export function sumBackward(tape: Tape, x: Tensor, comm: Comm): Tensor {
   if (comm.size === 1 || !tape.recording) return x;
   const y = tape.share(x);
   y.requiresGrad = x.requiresGrad;
-  y.again = x.again;
+  y.madeAgain = x.madeAgain;
   return tape.record(y, (dy) => {
     comm.allReduce(dy.ptr, dy.size, dy.dtype);
     tape.accumulate(x, tape.share(dy));

@@ -4,7 +4,7 @@
  * GPT, as Korthikanti et al. 2022 count it (section 4, table 2; s tokens a sequence, b sequences, h hidden size, a heads, t tensor
  * parallel): s b h (10 + 24 / t + 5 a s / (h t)); with sequence parallelism all of it is divided by t; recomputed: 2 s b h.
  * Llama, as Lyceum keeps it: input and the middle of the residual path (2 d), queries, keys and values, the attention's result,
- * gate and up; the norms' results and SwiGLU's are made again, which costs one pass each; no dropout. Attention in blocks (Dao et al. 2022) keeps no s x s matrix.
+ * gate and up; the norms' results and SwiGLU's are made again on the way back; no dropout. Attention in blocks (Dao et al. 2022) keeps no s x s matrix.
  */
 import type { ModelShape } from "./shape.js";
 import type { Precision } from "./states.js";
@@ -51,7 +51,7 @@ export const logitBytes = (shape: ModelShape, c: ActivationCase, logits: "chunke
 export function backwardWorkspace(shape: ModelShape, c: ActivationCase): number {
   const e = c.precision === "bf16" ? 2 : 4;
   const f = shape.intermediateSize;
-  const mlp = shape.mlp === "swiglu" ? 4 * f : 2 * f;
+  const mlp = shape.mlp === "swiglu" ? f : 2 * f; // the gradients of gate and up take their place
   const attention = 2 * shape.numHeads * shape.headDim + 2 * shape.numKvHeads * shape.headDim;
   return c.tokens * e * (2 * shape.hiddenSize + Math.max(mlp, attention) / c.tensor);
 }

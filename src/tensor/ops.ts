@@ -31,15 +31,20 @@ export function linear(tape: Tape, x: Tensor, W: Parameter, residual?: Tensor, a
   });
 }
 
-/** For y = alpha * x W^T: adds to W's gradient, and returns x's when it is asked for. */
+/** For y = alpha * x W^T: adds to W's gradient, as soon as x is there, and returns x's gradient when it is asked for. */
 export function linearBackward(tape: Tape, x: Tensor, W: Parameter, dy: Tensor, alpha = 1): Tensor | undefined {
   const { device } = tape;
   const [N, K] = x.shape;
   const [M] = W.shape;
   const dt = x.dtype;
-  if (W.requiresGrad)
-    // biome-ignore format: one product
-    device.matmul(1, 0, M, K, N, alpha, dy.ptr, dt, M, x.ptr, dt, K, W.gradBeta(), W.gradPtr, dt, K, 0, 1, 0, 0, 0);
+  if (W.requiresGrad) {
+    dy.storage.retain();
+    x.storage.whenMade(() => {
+      // biome-ignore format: one product
+      device.matmul(1, 0, M, K, N, alpha, dy.ptr, dt, M, x.ptr, dt, K, W.gradBeta(), W.gradPtr, dt, K, 0, 1, 0, 0, 0);
+      dy.storage.release();
+    });
+  }
   if (!x.requiresGrad) return undefined;
   const dx = tape.tensor(dt, [N, K]);
   device.matmul(0, 0, N, K, M, alpha, dy.ptr, dt, M, W.ptr, dt, K, 0, dx.ptr, dt, K, 0, 1, 0, 0, 0);
@@ -53,14 +58,16 @@ export function rmsNorm(tape: Tape, x: Tensor, weight: Parameter, eps: number): 
   const dt = x.dtype;
   const y = tape.tensor(dt, x.shape, x.requiresGrad || weight.requiresGrad);
   const rstd = tape.tensor(F32, [N]);
-  const make = (ptr: Ptr): void => device.rmsnormForward(x.ptr, 0, weight.ptr, 0, ptr, rstd.ptr, N, D, eps, dt);
-  make(y.ptr);
-  y.again = make;
+  device.rmsnormForward(x.ptr, 0, weight.ptr, 0, y.ptr, rstd.ptr, N, D, eps, dt);
+  y.madeAgain = true;
   const backward = (dy: Tensor): void => {
     const dx = tape.tensor(dt, x.shape);
     const extra = x.grad; // what reached x by the residual path is added in the same pass
     const dweight = weight.requiresGrad ? weight.gradForAccumulation() : 0;
-    device.rmsnormBackward(dy.ptr, x.ptr, weight.ptr, rstd.ptr, extra?.ptr ?? 0, dx.ptr, dweight, N, D, dt);
+    tape.makeAgain(y, dy, (again) => {
+      // biome-ignore format: one call
+      device.rmsnormBackward(dy.ptr, x.ptr, weight.ptr, rstd.ptr, extra?.ptr ?? 0, dx.ptr, dweight, again, N, D, dt);
+    });
     extra?.storage.release();
     x.grad = undefined;
     tape.accumulate(x, dx);
@@ -125,16 +132,21 @@ export function attention(tape: Tape, qkv: Tensor, layout: Layout, a: AttentionS
   return tape.record(y, backward, [lse]);
 }
 
-/** SwiGLU (Shazeer 2020): gu[N, 2F] holds gate and up side by side; silu(gate) * up: [N, F]. */
+/**
+ * SwiGLU (Shazeer 2020): gu[N, 2F] holds gate and up side by side; silu(gate) * up: [N, F]. Backward puts the gradient in the place
+ * of gu, which nothing needs after that.
+ */
 export function swiglu(tape: Tape, gu: Tensor): Tensor {
+  const { device } = tape;
   const [N, F2] = gu.shape;
   const y = tape.tensor(gu.dtype, [N, F2 / 2], gu.requiresGrad);
-  const make = (ptr: Ptr): void => tape.device.swigluForward(gu.ptr, ptr, N, F2 / 2, gu.dtype);
-  make(y.ptr);
-  y.again = make;
+  device.swigluForward(gu.ptr, y.ptr, N, F2 / 2, gu.dtype);
+  y.madeAgain = true;
   return tape.record(y, (dy) => {
-    const dgu = tape.tensor(gu.dtype, gu.shape);
-    tape.device.swigluBackward(dy.ptr, gu.ptr, dgu.ptr, N, F2 / 2, gu.dtype);
+    const dgu = tape.share(gu);
+    tape.makeAgain(y, dy, (again) => {
+      device.swigluBackward(dy.ptr, gu.ptr, dgu.ptr, again, N, F2 / 2, gu.dtype);
+    });
     tape.accumulate(gu, dgu);
   });
 }

@@ -12,19 +12,15 @@ import { Arena } from "./arena.js";
 /** Memory shared by tensors; counted, so that a gradient can flow to two places without a copy. */
 class Storage {
   refs = 1;
-  private again: ((ptr: Ptr) => void) | undefined;
+  /** The memory was given back before its time; who still wants the values waits until they are made again. */
+  private waiting: (() => void)[] | undefined;
   constructor(
     private place: Ptr,
     readonly bytes: number,
     private readonly arena: Arena | undefined,
   ) {}
   get ptr(): Ptr {
-    if (this.again) {
-      this.place = this.arena!.alloc(this.bytes);
-      const make = this.again;
-      this.again = undefined;
-      make(this.place);
-    }
+    if (this.waiting) throw new Error("These values were dropped: whenMade says when they are there again.");
     return this.place;
   }
   retain(): this {
@@ -32,19 +28,36 @@ class Storage {
     return this;
   }
   release(): void {
-    if (--this.refs === 0 && !this.again) this.arena?.release(this.place, this.bytes);
+    if (--this.refs === 0 && !this.waiting) this.arena?.release(this.place, this.bytes);
   }
-  /** Gives the memory back; who asks for it again gets other memory, which `again` fills. */
-  drop(again: (ptr: Ptr) => void): void {
+  /** Gives the memory back. */
+  drop(): void {
     this.arena?.release(this.place, this.bytes);
-    this.again = again;
+    this.waiting = [];
+  }
+  /** Whether somebody waits for values that were dropped. */
+  get missed(): boolean {
+    return (this.waiting?.length ?? 0) > 0;
+  }
+  /** Runs `use` when the values are there: at once, if they were not dropped. */
+  whenMade(use: () => void): void {
+    if (this.waiting) this.waiting.push(use);
+    else use();
+  }
+  /** Runs what waits, with the values in memory of somebody else's. */
+  lend(place: Ptr): void {
+    const waiting = this.waiting ?? [];
+    this.waiting = undefined;
+    this.place = place;
+    for (const use of waiting) use();
+    this.waiting = [];
   }
 }
 
 export class Tensor {
   grad: Tensor | undefined;
-  /** Set by operations whose result is cheaper to make again than to keep: writes the same values to `ptr`. */
-  again: ((ptr: Ptr) => void) | undefined;
+  /** Set by operations that in their backward pass make their result once more, if it is missed: it need not be kept till then. */
+  madeAgain = false;
   constructor(
     readonly device: Device,
     readonly storage: Storage,
@@ -161,11 +174,26 @@ export class Tape {
   }
 
   /**
-   * Called when the forward pass is done with `t`: where its operation can make it again from what is kept anyway, its memory is
-   * free until the backward pass asks for it.
+   * Called when the forward pass is done with `t`: where its operation makes it once more in its own backward pass, on the way, its
+   * memory is free until then. What other operations want of it meanwhile waits (`whenMade`).
    */
   drop(t: Tensor): void {
-    if (this.recording && t.requiresGrad && t.again) t.storage.drop(t.again);
+    if (this.recording && t.requiresGrad && t.madeAgain) t.storage.drop();
+  }
+
+  /**
+   * For such an operation's backward pass: make(ptr) with where its result `y` shall be written, 0 for nowhere; in the place of `dy`, the
+   * result's gradient, where nobody else has that.
+   */
+  makeAgain(y: Tensor, dy: Tensor, make: (ptr: Ptr) => void): void {
+    if (!y.storage.missed) {
+      make(0);
+      return;
+    }
+    const place = dy.storage.refs === 1 ? this.share(dy) : this.tensor(y.dtype, y.shape);
+    make(place.ptr);
+    y.storage.lend(place.ptr);
+    place.storage.release();
   }
 
   /** A tape for one more pass that is under way at the same time; lane 0 is this one. */

@@ -36,7 +36,7 @@ test.each(DTYPES)("forward, backward, and the statistics between them, %s", (_, 
         return 1 / Math.sqrt(dot(row, row) / D + 1e-5);
       });
       expectClose(b.get(rstd, N), statistics, 1e-6, `rstd ${N}x${D}`);
-      b.device.rmsnormBackward(pdy, px, pw, rstd, 0, dx, dw, N, D, dt);
+      b.device.rmsnormBackward(pdy, px, pw, rstd, 0, dx, dw, 0, N, D, dt);
       const loss = (): number => dot(dy, rmsnorm(x, w, D, 1e-5));
       expectSlopes(b.get(dx, N * D, dt), loss, x, tolerance(dt, 1e-4), `dx ${N}x${D}`);
       expectSlopes(b.get(dw, D, dt), loss, w, tolerance(dt, 1e-4), `dw ${N}x${D}`);
@@ -51,13 +51,14 @@ test.each(DTYPES)("the residual path's gradient is added, the weight's accumulat
     const [px, pw, pdy, pextra, rstd] = [b.put(x, dt), b.put(w, dt), b.put(dy, dt), b.put(extra, dt), b.alloc(N)];
     const [y, dx, dw] = [b.alloc(N * D, dt), b.alloc(N * D, dt), b.put(start, dt)];
     b.device.rmsnormForward(px, 0, pw, 0, y, rstd, N, D, 1e-5, dt);
-    b.device.rmsnormBackward(pdy, px, pw, rstd, pextra, dx, dw, N, D, dt);
+    b.device.rmsnormBackward(pdy, px, pw, rstd, pextra, dx, dw, 0, N, D, dt);
     const loss = (): number => dot(dy, rmsnorm(x, w, D, 1e-5)) + dot(extra, x) + dot(start, w);
     expectSlopes(b.get(dx, N * D, dt), loss, x, tolerance(dt, 1e-4), "dx");
     expectSlopes(b.get(dw, D, dt), loss, w, tolerance(dt, 1e-4), "dw");
     const alone = b.alloc(N * D, dt);
-    b.device.rmsnormBackward(pdy, px, pw, rstd, pextra, alone, 0, N, D, dt);
+    b.device.rmsnormBackward(pdy, px, pw, rstd, pextra, alone, 0, pdy, N, D, dt);
     expect(b.bytes(alone, N * D, dt)).toBe(b.bytes(dx, N * D, dt));
+    expectClose(b.get(pdy, N * D, dt), b.get(y, N * D, dt), tolerance(dt), "y made again, where its gradient was");
   });
 });
 
@@ -98,7 +99,7 @@ test("zeros stay zeros, huge values keep their direction, NaN and infinity stay 
     }
     expect(Y.subarray(2 * D, 3 * D).every(Number.isNaN)).toBe(true);
     expect(Y[3 * D + 3]).toBeNaN();
-    b.device.rmsnormBackward(b.put(numbers(5 * D, 2), F32), px, pw, rstd, 0, dx, 0, 5, D, F32);
+    b.device.rmsnormBackward(b.put(numbers(5 * D, 2), F32), px, pw, rstd, 0, dx, 0, 0, 5, D, F32);
     const finite = [0, 1, 2, 3, 4].map((i) =>
       b
         .get(dx, 5 * D)
@@ -115,7 +116,7 @@ test.each(DTYPES)("the number of threads does not change a byte, %s", (_, dt) =>
     const [px, pw, pdy] = [b.put(numbers(N * D, 1), dt), b.put(numbers(D, 2), dt), b.put(numbers(N * D, 3), dt)];
     const [y, rstd, dx, dw] = [b.alloc(N * D, dt), b.alloc(N), b.alloc(N * D, dt), b.put(new Float64Array(D), dt)];
     b.device.rmsnormForward(px, 0, pw, 0, y, rstd, N, D, 1e-5, dt);
-    b.device.rmsnormBackward(pdy, px, pw, rstd, pdy, dx, dw, N, D, dt);
+    b.device.rmsnormBackward(pdy, px, pw, rstd, pdy, dx, dw, 0, N, D, dt);
     return b.bytes(y, N * D, dt) + b.bytes(rstd, N) + b.bytes(dx, N * D, dt) + b.bytes(dw, D, dt);
   });
 });

@@ -26,8 +26,13 @@ test.each(DTYPES)("forward and backward, %s", (_, dt) => {
       const [p, pdy, y, dgu] = [b.put(gu, dt), b.put(dy, dt), b.alloc(N * F, dt), b.alloc(N * 2 * F, dt)];
       b.device.swigluForward(p, y, N, F, dt);
       expectClose(b.get(y, N * F, dt), swiglu(gu, F), tolerance(dt), `y ${N}x${F}`);
-      b.device.swigluBackward(pdy, p, dgu, N, F, dt);
+      b.device.swigluBackward(pdy, p, dgu, 0, N, F, dt);
+      const bytes = b.bytes(dgu, N * 2 * F, dt);
       expectSlopes(b.get(dgu, N * 2 * F, dt), () => dot(dy, swiglu(gu, F)), gu, tolerance(dt, 1e-4), `dgu ${N}x${F}`);
+      // In place, and with the result made again where its gradient was.
+      b.device.swigluBackward(pdy, p, p, pdy, N, F, dt);
+      expect(b.bytes(p, N * 2 * F, dt)).toBe(bytes);
+      expectClose(b.get(pdy, N * F, dt), b.get(y, N * F, dt), tolerance(dt), `y again ${N}x${F}`);
     }
   });
 });
@@ -56,7 +61,7 @@ test("saturates without NaN, forward and backward; a NaN comes through", () => {
     b.device.swigluForward(p, y, 1, F, F32);
     expectClose(b.get(y, 4), Float64Array.from([1e4, 0, 90, 0]), 1e-6);
     expect(b.get(y, F)[5]).toBeCloseTo(0);
-    b.device.swigluBackward(b.put(new Float64Array(F).fill(1), F32), p, dgu, 1, F, F32);
+    b.device.swigluBackward(b.put(new Float64Array(F).fill(1), F32), p, dgu, 0, 1, F, F32);
     const slope = b.get(dgu, 2 * F);
     expectClose(slope.subarray(0, 6), Float64Array.from([1, 0, 1, 0, 1, 0]), 1e-6);
     expect([b.get(y, F)[6], slope[6], slope[13]]).toEqual([Number.NaN, Number.NaN, Number.NaN]);
@@ -69,7 +74,7 @@ test.each(DTYPES)("the number of threads does not change a byte, %s", (_, dt) =>
     const [p, pdy] = [b.put(numbers(N * 2 * F, 1, 4), dt), b.put(numbers(N * F, 2), dt)];
     const [y, dgu] = [b.alloc(N * F, dt), b.alloc(N * 2 * F, dt)];
     b.device.swigluForward(p, y, N, F, dt);
-    b.device.swigluBackward(pdy, p, dgu, N, F, dt);
+    b.device.swigluBackward(pdy, p, dgu, 0, N, F, dt);
     return b.bytes(y, N * F, dt) + b.bytes(dgu, N * 2 * F, dt);
   });
 });
