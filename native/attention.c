@@ -2,7 +2,8 @@
  * FlashAttention-2 for the backward pass): the T x T matrix never exists. Keys and values are packed once for all tiles (and
  * heads) that meet them; tiles above the diagonal are not computed. */
 #include "rows.h"
-enum { TILE = 64, KEYS = 128 /* of the forward pass: keys a running softmax takes in at a time */, MANY = 32 };
+/* Keys that a running softmax takes in at a time; of the backward pass, keys and queries of a tile. */
+enum { KEYS = 256, TILE = 64, QUERIES = 128, MANY = 32 };
 
 typedef struct {
   const char *qkv, *out, *dout; char *y; float *lse; const int32_t *cu; int64_t N; int H, KV, D, dt, nseq; float scale; size_t size;
@@ -10,60 +11,57 @@ typedef struct {
 } Attention;
 static int64_t width(const Attention *t) { return (int64_t)(t->H + 2 * t->KV) * t->D; }
 static const char *at(const Attention *t, const char *base, int64_t row, int64_t ld, int64_t column) { return base + (size_t)(row * ld + column) * t->size; }
-/* Rows of a tile: as many of TILE as fill the registers of the product. */
-static int64_t tile_rows(int dt) { return TILE / ly_gemm_rows(dt) * ly_gemm_rows(dt); }
 static int64_t whole(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 /* A row of probabilities in the storage type, so that the product that follows runs in it. */
 static void put(const Attention *t, char *tile, int64_t at, const float *x, int64_t n) { store_row(tile, at, x, n, t->dt); }
 
-/* x[n] = exp(x - max), n a multiple of 16; the sum. */
-static float exp_row(float *x, int64_t n, float max) {
-  float lane[16] = {0}, sum = 0;
+/* x[n] = exp((x - max) scale), n a multiple of 16; the sum. */
+static float exp_row(float *x, int64_t n, float max, float scale) {
+  float lane[16] = {0};
   for (int64_t i = 0; i < n; i += 16)
-    for (int j = 0; j < 16; j++) { float e = fast_expf_negative(x[i + j] - max); x[i + j] = e; lane[j] += e; }
-  for (int j = 0; j < 16; j++) sum += lane[j];
-  return sum;
+    for (int j = 0; j < 16; j++) { float e = fast_expf_negative((x[i + j] - max) * scale); x[i + j] = e; lane[j] += e; }
+  return sum_lanes(lane);
 }
 
-/* One item: a sequence and heads that share their keys and values; query tiles from the top down, for each the keys up to the diagonal. */
+/* One item: a sequence and heads that share their keys and values; from the top down as many queries as a product has rows, for each the
+ * keys up to the diagonal. */
 static void forward_body(void *ctx, int64_t item, int thread) {
   const Attention *t = ctx;
   int per = t->together, items = t->H / per, first = (int)(item % items) * per, kvHead = first / (t->H / t->KV), D = t->D;
-  int64_t begin = t->cu[item / items], T = t->cu[item / items + 1] - begin, ld = width(t), tile = tile_rows(t->dt);
+  int64_t begin = t->cu[item / items], T = t->cu[item / items + 1] - begin, ld = width(t), tile = ly_gemm_rows(t->dt);
   ly_packed k = ly_pack(thread, 6, T, D, at(t, t->qkv, begin, ld, (int64_t)(t->H + kvHead) * D), 1, ld, t->dt);
   ly_packed v = ly_pack(thread, 7, D, T, at(t, t->qkv, begin, ld, (int64_t)(t->H + t->KV + kvHead) * D), ld, 1, t->dt);
-  float *s = ly_scratch(thread, 5, (size_t)(TILE * KEYS * 2 + TILE * D) * 4), *o = s + TILE * KEYS, max[TILE], sum[TILE];
-  char *p = (char *)(o + TILE * D);
+  float *s = ly_scratch(thread, 5, (size_t)(tile * (KEYS * 2 + D)) * 4), *o = s + tile * KEYS, max[TILE], sum[TILE];
+  char *p = (char *)(o + tile * D);
   for (int head = first; head < first + per; head++)
     for (int64_t i0 = 0; i0 < T; i0 += tile) {
       int64_t rows = smaller(tile, T - i0);
-      for (int64_t i = 0; i < rows; i++) { max[i] = -INFINITY; sum[i] = 0; }
-      memset(o, 0, (size_t)(TILE * D) * 4);
       for (int64_t j0 = 0; j0 < i0 + rows; j0 += KEYS) {
         int64_t keys = smaller(KEYS, smaller(whole(i0 + rows, 32), T) - j0), padded = whole(keys, 16);
-        ly_gemm(thread, rows, keys, D, t->scale, at(t, t->qkv, begin + i0, ld, (int64_t)head * D), ld, 1, &k, j0, 0, s, KEYS, 0);
+        ly_gemm(thread, rows, keys, D, 1, at(t, t->qkv, begin + i0, ld, (int64_t)head * D), ld, 1, &k, j0, 0, s, KEYS, 0);
         for (int64_t i = 0; i < rows; i++) {
           float *x = s + i * KEYS;
           int64_t seen = i0 + i - j0 + 1;
           for (int64_t j = seen < 0 ? 0 : seen; j < padded; j++) x[j] = -INFINITY;
           float m = row_max(x, padded);
-          m = m > max[i] ? m : max[i];
-          if (seen <= 0) memset(x, 0, (size_t)padded * 4);
+          if (j0 == 0) { max[i] = m; sum[i] = exp_row(x, padded, m, t->scale); }
+          else if (seen <= 0) memset(x, 0, (size_t)padded * 4);
           else {
-            float keep = fast_expf(max[i] - m);
-            if (j0) for (int d = 0; d < D; d++) o[i * D + d] *= keep;
-            sum[i] = sum[i] * keep + exp_row(x, padded, m);
+            m = m > max[i] ? m : max[i];
+            float keep = fast_expf_negative((max[i] - m) * t->scale);
+            for (int d = 0; d < D; d++) o[i * D + d] *= keep;
+            sum[i] = sum[i] * keep + exp_row(x, padded, m, t->scale);
             max[i] = m;
           }
           put(t, p, i * KEYS, x, padded);
         }
-        ly_gemm(thread, rows, D, keys, 1, p, KEYS, 1, &v, 0, j0, o, D, 1);
+        ly_gemm(thread, rows, D, keys, 1, p, KEYS, 1, &v, 0, j0, o, D, j0 > 0);
       }
       for (int64_t i = 0; i < rows; i++) {
         float inverse = 1.0f / sum[i];
         for (int d = 0; d < D; d++) o[i * D + d] *= inverse;
         store_row(t->y, (begin + i0 + i) * t->H * D + (int64_t)head * D, o + i * D, D, t->dt);
-        t->lse[(int64_t)head * t->N + begin + i0 + i] = max[i] + logf(sum[i]);
+        t->lse[(int64_t)head * t->N + begin + i0 + i] = max[i] * t->scale + logf(sum[i]);
       }
     }
 }
@@ -74,18 +72,27 @@ void ly_attention_forward(const void *qkv, void *out, float *lse, const int32_t 
   ly_parallel((int64_t)nseq * (H / t.together), forward_body, &t);
 }
 
+/* A row of scores x and of dP g, for queries from..to of a tile, becomes one of P and of dS. From the front `unseen` queries are before the
+ * key; of those the first `skip` were not computed, as those from `cols` on. */
+static void gradients_of_scores(float *restrict x, float *restrict g, const float *restrict lse, const float *restrict delta, int64_t skip, int64_t unseen, int64_t cols, float scale) {
+  for (int64_t i = 0; i < skip; i++) g[i] = 0;
+  for (int64_t i = 0; i < unseen; i++) x[i] = -INFINITY;
+  for (int64_t i = cols; i < QUERIES; i++) x[i] = g[i] = 0; /* lse is infinite there */
+  for (int64_t i = 0; i < QUERIES; i++) { float e = fast_expf_negative(x[i] * scale - lse[i]); x[i] = e; g[i] = e * (g[i] - delta[i]) * scale; }
+}
+
 /* One item: a sequence and a key-value head with all its query heads, so that dK and dV have one writer. Tiles stand upright
  * (a row is a key), so that four of the five products read them as they lie:
  *   P' = exp(K Q' scale - lse);  dV += P' dO;  dS' = P' (V dO' - rowsum(dO O)) scale;  dK += dS' Q;  dQ += dS K */
 static void backward_body(void *ctx, int64_t item, int thread) {
   const Attention *t = ctx;
   int kvHead = (int)(item % t->KV), group = t->H / t->KV, D = t->D, dt = t->dt;
-  int64_t begin = t->cu[item / t->KV], T = t->cu[item / t->KV + 1] - begin, ld = width(t), lo = (int64_t)t->H * D, tile = tile_rows(dt), Tp = T + TILE;
+  int64_t begin = t->cu[item / t->KV], T = t->cu[item / t->KV + 1] - begin, ld = width(t), lo = (int64_t)t->H * D, block = ly_gemm_rows(dt), tile = TILE / block * block, Tp = T + QUERIES;
   const char *k = at(t, t->qkv, begin, ld, (int64_t)(t->H + kvHead) * D), *v = at(t, t->qkv, begin, ld, (int64_t)(t->H + t->KV + kvHead) * D);
   ly_packed keys = ly_pack(thread, 6, D, T, k, ld, 1, dt);
   float *dq = ly_scratch(thread, 11, (size_t)(3 * T * D + 2 * Tp + 2 * D) * 4), *dk = dq + T * D, *dv = dk + T * D, *delta = dv + T * D, *lse = delta + Tp, *a = lse + Tp, *b = a + D;
-  float *s = ly_scratch(thread, 5, (size_t)(TILE * TILE * 4) * 4), *dp = s + TILE * TILE;
-  char *p = (char *)(dp + TILE * TILE), *ds = p + TILE * TILE * t->size;
+  float *s = ly_scratch(thread, 5, (size_t)(TILE * QUERIES * 4) * 4), *dp = s + TILE * QUERIES;
+  char *p = (char *)(dp + TILE * QUERIES), *ds = p + TILE * QUERIES * t->size;
   memset(dk, 0, (size_t)(2 * T * D) * 4);
   for (int head = kvHead * group; head < (kvHead + 1) * group; head++) {
     const char *q = at(t, t->qkv, begin, ld, (int64_t)head * D), *dout = at(t, t->dout, begin, lo, (int64_t)head * D);
@@ -102,21 +109,19 @@ static void backward_body(void *ctx, int64_t item, int thread) {
     for (int64_t i = T; i < Tp; i++) { delta[i] = 0; lse[i] = INFINITY; } /* no query: no probability */
     for (int64_t j0 = 0; j0 < T; j0 += tile) {
       int64_t rows = smaller(tile, T - j0);
-      for (int64_t i0 = j0 / 32 * 32; i0 < T; i0 += TILE) {
-        int64_t cols = smaller(TILE, T - i0);
-        ly_gemm(thread, rows, cols, D, t->scale, at(t, k, j0, ld, 0), ld, 1, &q_columns, i0, 0, s, TILE, 0);
-        ly_gemm(thread, rows, cols, D, 1, at(t, v, j0, ld, 0), ld, 1, &dout_columns, i0, 0, dp, TILE, 0);
-        for (int64_t j = 0; j < rows; j++) {
-          float *restrict x = s + j * TILE, *restrict g = dp + j * TILE; const float *restrict l = lse + i0, *restrict dl = delta + i0;
-          int64_t unseen = smaller(TILE, j0 + j - i0);
-          for (int64_t i = cols; i < TILE; i++) x[i] = g[i] = 0;
-          for (int64_t i = 0; i < unseen; i++) x[i] = -INFINITY;
-          for (int64_t i = 0; i < TILE; i++) { float e = fast_expf_negative(x[i] - l[i]); x[i] = e; g[i] = e * (g[i] - dl[i]) * t->scale; }
-          put(t, p, j * TILE, x, TILE); put(t, ds, j * TILE, g, TILE);
+      for (int64_t i0 = j0 / 32 * 32; i0 < T; i0 += QUERIES) {
+        int64_t cols = smaller(QUERIES, T - i0);
+        for (int64_t r = 0; r < rows; r += block) {
+          int64_t lines = smaller(block, rows - r), skip = j0 + r > i0 ? smaller((j0 + r - i0) / 32 * 32, cols) : 0, seen = cols - skip; /* of the queries from i0 on */
+          float *x = s + r * QUERIES + skip, *g = dp + r * QUERIES + skip;
+          ly_gemm(thread, lines, seen, D, 1, at(t, k, j0 + r, ld, 0), ld, 1, &q_columns, i0 + skip, 0, x, QUERIES, 0);
+          ly_gemm(thread, lines, seen, D, 1, at(t, v, j0 + r, ld, 0), ld, 1, &dout_columns, i0 + skip, 0, g, QUERIES, 0);
+          for (int64_t j = r; j < r + lines; j++) gradients_of_scores(s + j * QUERIES, dp + j * QUERIES, lse + i0, delta + i0, skip, smaller(QUERIES, j0 + j - i0), cols, t->scale);
+          for (int64_t j = r; j < r + lines; j++) { put(t, p, j * QUERIES, s + j * QUERIES, QUERIES); put(t, ds, j * QUERIES, dp + j * QUERIES, QUERIES); }
+          ly_gemm(thread, lines, D, seen, 1, at(t, p, r, QUERIES, skip), QUERIES, 1, &dout_rows, 0, i0 + skip, dv + (j0 + r) * D, D, 1);
+          ly_gemm(thread, lines, D, seen, 1, at(t, ds, r, QUERIES, skip), QUERIES, 1, &q_rows, 0, i0 + skip, dk + (j0 + r) * D, D, 1);
         }
-        ly_gemm(thread, rows, D, cols, 1, p, TILE, 1, &dout_rows, 0, i0, dv + j0 * D, D, 1);
-        ly_gemm(thread, rows, D, cols, 1, ds, TILE, 1, &q_rows, 0, i0, dk + j0 * D, D, 1);
-        ly_gemm(thread, cols, D, rows, 1, ds, 1, TILE, &keys, 0, j0, dq + i0 * D, D, 1);
+        ly_gemm(thread, cols, D, rows, 1, ds, 1, QUERIES, &keys, 0, j0, dq + i0 * D, D, 1);
       }
     }
     for (int64_t i = 0; i < T; i++) store_row(t->y, (begin + i) * ld + (int64_t)head * D, dq + i * D, D, dt);

@@ -1,30 +1,30 @@
 /* log p(token) from hidden states and the output matrix, in chunks of rows: the full logits never exist.
  * Backward: d(logit)[v] = g (1[v = target] - p[v]) * inv_temperature, which two products turn into dhidden and dW. */
 #include "rows.h"
-/* About 16 MiB of fp32 logits at a time: enough rows that W, which every chunk reads and whose gradient every chunk adds to,
- * does not pass by too often. */
-static int64_t chunk_rows(int64_t N, int64_t V) {
-  int64_t rows = (16 << 20) / (4 * V);
+/* About 16 MiB of fp32 logits at a time: enough rows that W, which every chunk reads, does not pass by too often. Their gradients in
+ * bf16 are gathered up to 32 MiB: to the gradient of W, every piece of them is one more pass over it. */
+static int64_t rows_in(int64_t bytes, int64_t N, int64_t row) {
+  int64_t rows = bytes / row;
   rows = rows < 64 ? 64 : rows / 64 * 64;
   return rows < N ? rows : N;
 }
 
 typedef struct {
   float *logits; const int32_t *target; float *logp, *lse, *entropy; const float *known_lse, *known_entropy, *g; void *dlogits;
-  int64_t rows, V; float scale; int dt;
+  int64_t rows, V, ld; float scale; int dt;
 } Chunk;
 
 /* A target of V or more is a row of another process's part of W: log p is then -lse, and no logit here is the target's.
  * One row: log p, log sum exp, entropy; then, when gradients are asked for, the row of d(logits). */
 static void row_body(void *ctx, int64_t i, int thread) {
   const Chunk *t = ctx; int64_t V = t->V; (void)thread;
-  float *restrict x = t->logits + i * V, scale = t->scale;
+  float *restrict x = t->logits + i * t->ld, scale = t->scale;
   int32_t target = t->target[i];
   if (target < 0) {
     if (t->logp) t->logp[i] = 0;
     if (t->lse) t->lse[i] = 0;
     if (t->entropy) t->entropy[i] = 0;
-    if (t->dlogits) memset((char *)t->dlogits + (size_t)(i * V) * (t->dt == LY_F32 ? 4 : 2), 0, (size_t)V * (t->dt == LY_F32 ? 4 : 2));
+    if (t->dlogits) memset((char *)t->dlogits + (size_t)(i * t->ld) * (t->dt == LY_F32 ? 4 : 2), 0, (size_t)V * (t->dt == LY_F32 ? 4 : 2));
     return;
   }
   float lse;
@@ -46,7 +46,7 @@ static void row_body(void *ctx, int64_t i, int thread) {
   if (t->known_entropy) { /* of the entropy: dH / dz = -p (log p + H) */
     float H = t->known_entropy[i];
     for (int64_t v = 0; v < V; v++) { float logp = x[v] * scale - lse, p = fast_expf(logp); x[v] = p == 0 ? 0 : -g * p * (logp + H); }
-    if (t->dlogits != t->logits) store_row(t->dlogits, i * V, x, V, t->dt);
+    if (t->dlogits != t->logits) store_row(t->dlogits, i * t->ld, x, V, t->dt);
     return;
   }
   /* From lse, as where only that is known: so both ways give the same bytes. */
@@ -54,7 +54,7 @@ static void row_body(void *ctx, int64_t i, int thread) {
     for (int64_t v = 0; v < V; v++) x[v] = -g * fast_expf_negative(x[v] * scale - lse); /* dlogits are the logits' memory */
     if (target < V) x[target] += g;
   } else {
-    bf16 *restrict y = (bf16 *)t->dlogits + i * V;
+    bf16 *restrict y = (bf16 *)t->dlogits + i * t->ld;
     for (int64_t v = 0; v < V; v++) y[v] = f32_to_bf16(-g * fast_expf_negative(x[v] * scale - lse));
     if (target < V) y[target] = f32_to_bf16(g - g * fast_expf_negative(x[target] * scale - lse));
   }
@@ -68,22 +68,27 @@ static void add_sum_body(void *ctx, int64_t v, int thread) {
 
 static void run(const void *hidden, const void *W, const int32_t *target, float *logp, float *lse, float *entropy, const float *known_lse,
                 const float *known_entropy, const float *g, void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float scale, int dt) {
-  int64_t rows = chunk_rows(N, V), size = dt == LY_F32 ? 4 : 2;
-  float *logits = ly_scratch(-1, 2, (size_t)(rows * V) * 4);
-  void *dlogits = !g ? NULL : dt == LY_F32 ? (void *)logits : ly_scratch(-1, 3, (size_t)(rows * V) * 2);
-  /* Several chunks add to dW: in bf16 that would round each time, so they meet in fp32 and are added once. */
-  float *sum = g && dW && dt == LY_BF16 && rows < N ? ly_scratch(-1, 4, (size_t)(V * D) * 4) : NULL;
-  for (int64_t at = 0; at < N; at += rows) {
-    int64_t n = smaller(rows, N - at);
-    const char *h = (const char *)hidden + (size_t)(at * D * size);
-    ly_matmul(0, 1, n, V, D, 1, h, dt, D, W, dt, D, 0, logits, LY_F32, V, NULL, 1, 0, 0, 0);
-    Chunk t = {logits, target + at, logp ? logp + at : NULL, lse ? lse + at : NULL, entropy ? entropy + at : NULL,
-               known_lse ? known_lse + at : NULL, known_entropy ? known_entropy + at : NULL, g ? g + at : NULL, dlogits, n, V, scale, dt};
-    ly_parallel(n, row_body, &t);
+  int64_t size = dt == LY_F32 ? 4 : 2, ld = V + 32; /* rows a multiple of 4 KiB apart would share a set of the cache */
+  int64_t rows = rows_in(16 << 20, N, 4 * V), all = !g ? N : dt == LY_F32 ? rows : rows_in(32 << 20, N, 2 * V);
+  float *logits = ly_scratch(-1, 2, (size_t)(rows * ld) * 4);
+  char *dlogits = !g ? NULL : dt == LY_F32 ? (char *)logits : ly_scratch(-1, 3, (size_t)(all * ld) * 2);
+  /* Several pieces add to dW: in bf16 that would round each time, so they meet in fp32 and are added once. */
+  float *sum = g && dW && dt == LY_BF16 && all < N ? ly_scratch(-1, 4, (size_t)(V * D) * 4) : NULL;
+  for (int64_t from = 0; from < N; from += all) {
+    int64_t piece = smaller(all, N - from);
+    for (int64_t at = from; at < from + piece; at += rows) {
+      int64_t n = smaller(rows, from + piece - at);
+      ly_matmul(0, 1, n, V, D, 1, (const char *)hidden + (size_t)(at * D * size), dt, D, W, dt, D, 0, logits, LY_F32, ld, NULL, 1, 0, 0, 0);
+      Chunk t = {logits, target + at, logp ? logp + at : NULL, lse ? lse + at : NULL, entropy ? entropy + at : NULL,
+                 known_lse ? known_lse + at : NULL, known_entropy ? known_entropy + at : NULL, g ? g + at : NULL,
+                 g ? dlogits + (size_t)((at - from) * ld * size) : NULL, n, V, ld, scale, dt};
+      ly_parallel(n, row_body, &t);
+    }
     if (!g) continue;
-    if (dhidden) ly_matmul(0, 0, n, D, V, 1, dlogits, dt, V, W, dt, D, 0, (char *)dhidden + (size_t)(at * D * size), dt, D, NULL, 1, 0, 0, 0);
-    if (sum) ly_matmul(1, 0, V, D, n, 1, dlogits, dt, V, h, dt, D, at > 0, sum, LY_F32, D, NULL, 1, 0, 0, 0);
-    else if (dW) ly_matmul(1, 0, V, D, n, 1, dlogits, dt, V, h, dt, D, 1, dW, dt, D, NULL, 1, 0, 0, 0);
+    const char *h = (const char *)hidden + (size_t)(from * D * size);
+    if (dhidden) ly_matmul(0, 0, piece, D, V, 1, dlogits, dt, ld, W, dt, D, 0, (char *)dhidden + (size_t)(from * D * size), dt, D, NULL, 1, 0, 0, 0);
+    if (sum) ly_matmul(1, 0, V, D, piece, 1, dlogits, dt, ld, h, dt, D, from > 0, sum, LY_F32, D, NULL, 1, 0, 0, 0);
+    else if (dW) ly_matmul(1, 0, V, D, piece, 1, dlogits, dt, ld, h, dt, D, 1, dW, dt, D, NULL, 1, 0, 0, 0);
   }
   if (sum) ly_parallel(V, add_sum_body, &(Sum){sum, dW, D, dt});
 }

@@ -27,16 +27,16 @@ enum { NR32 = 2 * VL };
 #define ROW_GROUPS(MR) (((MR) + 2) / 3)
 #define ROW(pointers, i, line) ((pointers)[(i) / 3] + (i) % 3 * (line))
 
-/* out[MR32][NR32] = (first ? 0 : out) + A B over K. line 0: A is a packed panel. */
-static inline __attribute__((always_inline)) void fp32_rows(int64_t K, const char *a, int64_t line, int64_t step, const float *b, float *out, int first) {
+/* out[MR32][NR32], rows ldo apart, = (first ? 0 : out) + A B over K. line 0: A is a packed panel. */
+static inline __attribute__((always_inline)) void fp32_rows(int64_t K, const char *a, int64_t line, int64_t step, const float *b, float *out, int64_t ldo, int first) {
   vec acc[MR32][2];
   const char *p[ROW_GROUPS(MR32)];
 #pragma GCC unroll 14
   for (int i = 0; i < ROW_GROUPS(MR32); i++) p[i] = a + 3 * i * line;
 #pragma GCC unroll 14
   for (int i = 0; i < MR32; i++) {
-    acc[i][0] = first ? (vec){0} : *(const vec *)(out + i * NR32);
-    acc[i][1] = first ? (vec){0} : *(const vec *)(out + i * NR32 + VL);
+    acc[i][0] = first ? (vec){0} : *(const vec *)(out + i * ldo);
+    acc[i][1] = first ? (vec){0} : *(const vec *)(out + i * ldo + VL);
   }
   for (int64_t k = 0; k < K; k++, b += NR32) {
     vec b0 = *(const vec *)b, b1 = *(const vec *)(b + VL);
@@ -49,11 +49,11 @@ static inline __attribute__((always_inline)) void fp32_rows(int64_t K, const cha
     for (int i = 0; i < ROW_GROUPS(MR32); i++) p[i] += step;
   }
 #pragma GCC unroll 14
-  for (int i = 0; i < MR32; i++) { *(vec *)(out + i * NR32) = acc[i][0]; *(vec *)(out + i * NR32 + VL) = acc[i][1]; }
+  for (int i = 0; i < MR32; i++) { *(vec *)(out + i * ldo) = acc[i][0]; *(vec *)(out + i * ldo + VL) = acc[i][1]; }
 }
-static void kernel_f32(int64_t K, const void *a, int64_t line, const void *b, float *out, int first) {
-  if (line) fp32_rows(K, a, line, 4, b, out, first);
-  else fp32_rows(K, a, 4, 4 * MR32, b, out, first);
+static void kernel_f32(int64_t K, const void *a, int64_t line, const void *b, float *out, int64_t ldo, int first) {
+  if (line) fp32_rows(K, a, line, 4, b, out, ldo, first);
+  else fp32_rows(K, a, 4, 4 * MR32, b, out, ldo, first);
 }
 
 #if defined(LY_ISA_AMX)
@@ -65,15 +65,15 @@ enum { MR16 = AMX_MR, NR16 = 32, KSTEP = 32 };
 #include <immintrin.h>
 #define HAS_BF16 1
 enum { MR16 = 14, NR16 = 32, KSTEP = 2 };
-static inline __attribute__((always_inline)) void bf16_rows(int64_t K, const char *a, int64_t line, int64_t step, const bf16 *b, float *out, int first) {
+static inline __attribute__((always_inline)) void bf16_rows(int64_t K, const char *a, int64_t line, int64_t step, const bf16 *b, float *out, int64_t ldo, int first) {
   __m512 acc[MR16][2];
   const char *p[ROW_GROUPS(MR16)];
 #pragma GCC unroll 14
   for (int i = 0; i < ROW_GROUPS(MR16); i++) p[i] = a + 3 * i * line;
 #pragma GCC unroll 14
   for (int i = 0; i < MR16; i++) {
-    acc[i][0] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(out + i * NR16);
-    acc[i][1] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(out + i * NR16 + 16);
+    acc[i][0] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(out + i * ldo);
+    acc[i][1] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(out + i * ldo + 16);
   }
   for (int64_t k = 0; k < K; k += 2, b += 2 * NR16) {
     __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + 32);
@@ -89,11 +89,11 @@ static inline __attribute__((always_inline)) void bf16_rows(int64_t K, const cha
     for (int i = 0; i < ROW_GROUPS(MR16); i++) p[i] += step;
   }
 #pragma GCC unroll 14
-  for (int i = 0; i < MR16; i++) { _mm512_storeu_ps(out + i * NR16, acc[i][0]); _mm512_storeu_ps(out + i * NR16 + 16, acc[i][1]); }
+  for (int i = 0; i < MR16; i++) { _mm512_storeu_ps(out + i * ldo, acc[i][0]); _mm512_storeu_ps(out + i * ldo + 16, acc[i][1]); }
 }
-static void kernel_bf16(int64_t K, const void *a, int64_t line, const void *b, float *out, int first) {
-  if (line) bf16_rows(K, a, line, 4, b, out, first);
-  else bf16_rows(K, a, 4, 4 * MR16, b, out, first);
+static void kernel_bf16(int64_t K, const void *a, int64_t line, const void *b, float *out, int64_t ldo, int first) {
+  if (line) bf16_rows(K, a, line, 4, b, out, ldo, first);
+  else bf16_rows(K, a, 4, 4 * MR16, b, out, ldo, first);
 }
 #else
 #define HAS_BF16 0
@@ -115,12 +115,12 @@ static Plan plan_of(int dtA, int dtB, int64_t K) {
   if (HAS_BF16 && dtA == LY_BF16 && dtB == LY_BF16) return (Plan){1, MR16, NR16, K, (K + KSTEP - 1) / KSTEP * KSTEP, KC16, 2};
   return (Plan){0, MR32, NR32, K, K, KC32, 4};
 }
-static void run_kernel(int half, int64_t K, const void *a, int64_t line, const void *b, float *out, int first) {
+static void run_kernel(int half, int64_t K, const void *a, int64_t line, const void *b, float *out, int64_t ldo, int first) {
 #if HAS_BF16
-  if (half) { kernel_bf16(K, a, line, b, out, first); return; }
+  if (half) { kernel_bf16(K, a, line, b, out, ldo, first); return; }
 #endif
   (void)half;
-  kernel_f32(K, a, line, b, out, first);
+  kernel_f32(K, a, line, b, out, ldo, first);
 }
 
 /* ---- packing (pack.h), in the form that the plan asks for ---- */
@@ -179,10 +179,10 @@ static Rows rows_of(const Plan *p, int thread, int64_t N, int64_t rows, const vo
   return (Rows){a, 0, panel, NULL};
 }
 /* Panel i of them, from element k on, times K elements of a panel of B. */
-static void multiply(const Plan *p, const Rows *r, int64_t i, int64_t rows, int64_t k, int64_t K, const char *b, float *out, int first) {
+static void multiply(const Plan *p, const Rows *r, int64_t i, int64_t rows, int64_t k, int64_t K, const char *b, float *out, int64_t ldo, int first) {
   int packed = !r->line || (r->tail && (i + 1) * p->mr > rows);
   const char *a = r->line && packed ? r->tail : r->a + i * r->panel;
-  run_kernel(p->half, K, a + (size_t)(packed ? k * p->mr : k) * p->size, packed ? 0 : r->line, b + (size_t)(k * p->nr) * p->size, out, first);
+  run_kernel(p->half, K, a + (size_t)(packed ? k * p->mr : k) * p->size, packed ? 0 : r->line, b + (size_t)(k * p->nr) * p->size, out, ldo, first);
 }
 
 /* ---- the serial product, of a B that is packed already ---- */
@@ -206,7 +206,8 @@ void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const voi
     const char *b = B->panels + (n0 + j) / p.nr * B->panel + (size_t)(k0 * p.nr) * p.size;
     int64_t cols = min64(p.nr, N - j);
     for (int64_t i = 0; i < M; i += p.mr) {
-      multiply(&p, &a, i / p.mr, M, 0, p.Kp, b, tile, 1);
+      if (alpha == 1.0f && cols == p.nr && M - i >= p.mr) { multiply(&p, &a, i / p.mr, M, 0, p.Kp, b, C + i * ldc + j, ldc, !accumulate); continue; }
+      multiply(&p, &a, i / p.mr, M, 0, p.Kp, b, tile, p.nr, 1);
       for (int64_t r = 0; r < min64(p.mr, M - i); r++) {
         float *restrict c = C + (i + r) * ldc + j; const float *restrict t = tile + r * p.nr;
         if (accumulate) for (int64_t x = 0; x < cols; x++) c[x] += alpha * t[x];
@@ -266,7 +267,7 @@ static void product_body(void *ctx, int64_t item, int thread) {
       for (int64_t j = from; j < to; j++)
         for (int64_t i = 0; i < blocks; i++) {
           float *out = waiting ? waiting + (i * ABREAST + j - from) * tile : one;
-          multiply(p, &a, i, rows, k, K, t->packed + j * t->panel, out, k == 0);
+          multiply(p, &a, i, rows, k, K, t->packed + j * t->panel, out, p->nr, k == 0);
           if (last) store_tile(t, out, row0 + i * p->mr, min64(p->mr, rows - i * p->mr), j * p->nr, min64(p->nr, t->N - j * p->nr));
         }
       k += K;

@@ -4,22 +4,23 @@
 #include "amx.h"
 enum { AMX_MR = 32 };
 
-/* out[32][32] = (first ? 0 : out) + A x B panel [K/2][32][2]; K is a multiple of 32. A's rows are `line` bytes apart, or with
+/* out[32][32], rows ldo apart, = (first ? 0 : out) + A x B panel [K/2][32][2]; K is a multiple of 32. A's rows are `line` bytes apart, or with
  * line 0 it is a packed panel [K/32][32][32]. */
-static void kernel_amx(int64_t K, const void *pa, int64_t line, const void *pb, float *out, int first) {
+static void kernel_amx(int64_t K, const void *pa, int64_t line, const void *pb, float *out, int64_t ldo, int first) {
   const char *a = pa, *b = pb;
+  float *low = out + 16 * ldo;
   int64_t stride = line ? line : 64, step = line ? 64 : 2048;
   amx_configure();
   if (first) { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
-  else { _tile_loadd(0, out, 128); _tile_loadd(1, out + 16, 128); _tile_loadd(2, out + 512, 128); _tile_loadd(3, out + 528, 128); }
+  else { _tile_loadd(0, out, 4 * ldo); _tile_loadd(1, out + 16, 4 * ldo); _tile_loadd(2, low, 4 * ldo); _tile_loadd(3, low + 16, 4 * ldo); }
   for (int64_t k = 0; k < K; k += 32, a += step, b += 2048) {
     _tile_loadd(4, a, stride); _tile_loadd(5, a + 16 * stride, stride);
     _tile_loadd(6, b, 128); _tile_loadd(7, b + 64, 128);
     _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, out, 128); _tile_stored(1, out + 16, 128);
-  _tile_stored(2, out + 512, 128); _tile_stored(3, out + 528, 128);
+  _tile_stored(0, out, 4 * ldo); _tile_stored(1, out + 16, 4 * ldo);
+  _tile_stored(2, low, 4 * ldo); _tile_stored(3, low + 16, 4 * ldo);
 }
 
 /* Rows of A as [K/32][32 rows][32 of k], zero where the panel is larger than the matrix. */

@@ -25,19 +25,29 @@ static inline void add_to_row(void *y, int64_t at, const float *restrict x, int6
   if (dt == LY_F32) { float *d = (float *)y + at; for (int64_t i = 0; i < n; i++) d[i] += x[i]; }
   else { bf16 *d = (bf16 *)y + at; for (int64_t i = 0; i < n; i++) d[i] = f32_to_bf16(bf16_to_f32(d[i]) + x[i]); }
 }
+static inline float sum_lanes(const float lane[16]) {
+#ifdef __AVX512F__
+  return _mm512_reduce_add_ps(_mm512_loadu_ps(lane));
+#else
+  float sum = 0;
+  for (int j = 0; j < 16; j++) sum += lane[j];
+  return sum;
+#endif
+}
 /* The largest of n, -inf of none; NaN is passed over. In lanes, because compilers leave a comparison that may meet NaN serial. */
 static inline float row_max(const float *x, int64_t n) {
-  float lane[16], max = -INFINITY;
+  float max = -INFINITY;
   int64_t i = 0;
 #ifdef __AVX512F__
   __m512 most = _mm512_set1_ps(-INFINITY);
   for (; i + 16 <= n; i += 16) most = _mm512_max_ps(_mm512_loadu_ps(x + i), most); /* of a NaN and `most`: `most` */
-  _mm512_storeu_ps(lane, most);
+  max = _mm512_reduce_max_ps(most);
 #else
+  float lane[16];
   for (int j = 0; j < 16; j++) lane[j] = max;
   for (; i + 16 <= n; i += 16) for (int j = 0; j < 16; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-#endif
   for (int j = 0; j < 16; j++) max = lane[j] > max ? lane[j] : max;
+#endif
   for (; i < n; i++) max = x[i] > max ? x[i] : max;
   return max;
 }

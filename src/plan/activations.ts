@@ -41,11 +41,11 @@ export const layerInput = (shape: ModelShape, c: ActivationCase): number =>
 /** Bytes around the layers, where the last one is: final norm's input and result, and their gradient. */
 export const headActivations = (shape: ModelShape, c: ActivationCase): number => 3 * layerInput(shape, c);
 
-/** Logits: full ones are fp32 with their gradient in place; in chunks, 24 MiB at most (as Lyceum makes them). */
+/** Logits: full ones are fp32 with their gradient in place; in chunks, 16 MiB at most, and 32 of their gradients (as Lyceum makes them). */
 export const logitBytes = (shape: ModelShape, c: ActivationCase, logits: "chunked" | "full"): number =>
   logits === "full"
     ? (c.tokens * shape.vocabSize * 4) / c.tensor
-    : Math.min(c.tokens * shape.vocabSize * 6, 24 * 2 ** 20);
+    : Math.min(c.tokens * shape.vocabSize * 4, 16 * 2 ** 20) + Math.min(c.tokens * shape.vocabSize * 2, 32 * 2 ** 20);
 
 /** Gradients of activations, and results made again, that live while the backward pass is in one layer. */
 export function backwardWorkspace(shape: ModelShape, c: ActivationCase): number {

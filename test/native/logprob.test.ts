@@ -118,9 +118,9 @@ test("minus infinity is a token that never comes; NaN and infinity are seen in t
 });
 
 test("the gradient of W over several chunks is rounded once, and chunks make no difference to log p", () => {
-  // 17,000 tokens in the vocabulary: a chunk is 64 rows. The first row's gradient of W[0] is 1, and each further chunk
+  // 140,000 tokens in the vocabulary: gradients are gathered for 64 rows. The first row's gradient of W[0] is 1, and each further chunk
   // adds 0.45 of a unit of the last place of 1 in bf16: rounded after each chunk it would stay at 1.
-  const [N, D, V] = [256, 1, 17_000];
+  const [N, D, V] = [256, 1, 140_000];
   const [h, W] = [new Float64Array(N).fill(1), held(numbers(V, 1, 4), BF16)];
   const g = Float64Array.from({ length: N }, (_, i) => (i === 0 ? 1 : i % 64 === 0 ? 0.45 * 2 ** -7 : 0));
   const log = logprob(h.subarray(0, 1), W, [0], D, 1).logp[0];
