@@ -41,8 +41,10 @@ export interface Comm {
   recv(x: Ptr, bytes: number, from: number, tag: number): void;
 
   /** The same, begun and not waited for. Begun in the same order on every rank. */
+  startAllReduce(x: Ptr, n: number, dtype: DType): Pending;
   startReduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add?: boolean): Pending;
   startAllGather(x: Ptr, bytes: number, out: Ptr): Pending;
+  startBroadcast(x: Ptr, bytes: number, root: number): Pending;
   startSend(x: Ptr, bytes: number, to: number, tag: number): Pending;
   startRecv(x: Ptr, bytes: number, from: number, tag: number): Pending;
 
@@ -83,6 +85,7 @@ export function single(device: Device): Comm {
     broadcast: () => {},
     send: nobody,
     recv: nobody,
+    startAllReduce: () => done,
     startReduceScatter(x, n, dtype, out, add) {
       reduceScatter(x, n, dtype, out, add);
       return done;
@@ -91,6 +94,7 @@ export function single(device: Device): Comm {
       copy(x, out, bytes);
       return done;
     },
+    startBroadcast: () => done,
     startSend: nobody,
     startRecv: nobody,
     gatherNumbers: (values) => [[...values]],

@@ -35,6 +35,23 @@ if (scenario === "collectives") {
     while (!pending.test());
     result[`reduceScatter ${name}`] = bits(own, piece * (dtype === F32 ? 4 : 2));
   }
+  // Three sums at once, one of a length that does not divide, waited for in another order on every rank.
+  const lengths = [1001, 64 * size, 333];
+  const sums = lengths.map((n, k) => {
+    const x = noise(n, 200 + 10 * k + rank, BF16);
+    return { x, n, pending: comm.startAllReduce(x, n, BF16) };
+  });
+  const other = device.alloc(8);
+  device.bytes(other, 8).fill(rank + 1);
+  const sent = comm.startBroadcast(other, 8, 0);
+  for (let i = 0; i < 3; i++) {
+    const { pending } = sums[(i + rank) % 3];
+    if (rank % 2) pending.wait();
+    else while (!pending.test());
+  }
+  while (!sent.test());
+  result.sums = sums.map(({ x, n }) => bits(x, n * 2));
+  result.startBroadcast = bits(other, 8);
   const z = device.alloc(size * 7);
   device.bytes(z + rank * 7, 7).fill(rank + 1);
   comm.allGather(z + rank * 7, 7, z);
@@ -59,6 +76,19 @@ if (scenario === "collectives") {
   const before = comm.bytesSent;
   comm.allReduce(x, 1024 * size, F32);
   report({ rank, sent: comm.bytesSent - before });
+} else if (scenario === "crossed") {
+  // Rank 0 wants the sum before it sends; rank 1 asks for the message before it looks after the sum.
+  const x = noise(100, rank, F32);
+  const sum = comm.startAllReduce(x, 100, F32);
+  const at = device.alloc(8);
+  if (rank === 0) {
+    sum.wait();
+    comm.send(x, 8, 1, 3);
+  } else {
+    comm.recv(at, 8, 0, 3);
+    sum.wait();
+  }
+  report({ same: rank === 0 || bits(at, 8) === bits(x, 8) });
 } else if (scenario === "missing") {
   if (rank === 1) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20_000);
   comm.barrier();
