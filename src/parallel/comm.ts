@@ -48,6 +48,8 @@ export interface Comm {
   startSend(x: Ptr, bytes: number, to: number, tag: number): Pending;
   startRecv(x: Ptr, bytes: number, from: number, tag: number): Pending;
 
+  /** pieces[r] goes to rank r; what every rank has for this one, in the order of the ranks. Less than 2 GiB in all. */
+  allToAll(pieces: readonly Uint8Array[]): Uint8Array[];
   /** Every rank's numbers (as many on each), in the order of the ranks. */
   gatherNumbers(values: readonly number[]): number[][];
   /** Every rank's text, in the order of the ranks. */
@@ -97,6 +99,7 @@ export function single(device: Device): Comm {
     startBroadcast: () => done,
     startSend: nobody,
     startRecv: nobody,
+    allToAll: (pieces) => [...pieces],
     gatherNumbers: (values) => [[...values]],
     gatherText: (text) => [text],
     barrier: () => {},

@@ -367,6 +367,43 @@ class MpiComm implements Comm {
     pending.wait(patient);
   }
 
+  allToAll(pieces: readonly Uint8Array[]): Uint8Array[] {
+    const { device, size, rank, mpi } = this;
+    // Lengths and starts of what is sent, then of what is received.
+    const lists = device.alloc(16 * size);
+    const [sent, sentAt, received, receivedAt] = [0, 1, 2, 3].map((k) => lists + 4 * size * k);
+    const lay = (lengths: Ptr, starts: Ptr): number => {
+      const [n, at] = [device.i32(lengths, size), device.i32(starts, size)];
+      let total = 0;
+      for (let r = 0; r < size; r++) {
+        at[r] = total;
+        total += n[r];
+      }
+      if (total >= 2 ** 31) throw new Error(`An all-to-all of ${total} bytes: it must be less than 2 GiB.`);
+      return total;
+    };
+    device.i32(sent, size).set(pieces.map((piece) => piece.length));
+    const what = "an all-to-all";
+    const { alltoall, alltoallv } = mpi.call;
+    const out = lay(sent, sentAt);
+    this.start(what, (request) => alltoall(sent, 4, mpi.byte, received, 4, mpi.byte, this.comm, request)).wait();
+    const into = lay(received, receivedAt);
+    const from = device.alloc(Math.max(1, out));
+    const to = device.alloc(Math.max(1, into));
+    for (const [r, piece] of pieces.entries())
+      device.bytes(from + device.i32(sentAt, size)[r], piece.length).set(piece);
+    this.sent += out - pieces[rank].length;
+    this.start(what, (request) =>
+      alltoallv(from, sent, sentAt, mpi.byte, to, received, receivedAt, mpi.byte, this.comm, request),
+    ).wait();
+    const [n, at] = [device.i32(received, size), device.i32(receivedAt, size)];
+    const all = Array.from({ length: size }, (_, r) => device.bytes(to + at[r], n[r]).slice());
+    device.free(from, Math.max(1, out));
+    device.free(to, Math.max(1, into));
+    device.free(lists, 16 * size);
+    return all;
+  }
+
   gatherNumbers(values: readonly number[]): number[][] {
     const own = new Uint8Array(Float64Array.from(values).buffer);
     return this.gatherBytes(own).map((piece) => [...new Float64Array(piece.buffer)]);

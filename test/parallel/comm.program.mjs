@@ -70,7 +70,21 @@ if (scenario === "collectives") {
   const half = comm.split(rank % 2, -rank);
   result.half = [half.rank, half.size, half.gatherNumbers([rank]).flat()];
   result.texts = comm.gatherText(`${"é".repeat(rank)}from ${rank}`);
+  // A piece of another size for each, and none for some.
+  const pieces = Array.from({ length: size }, (_, r) => new Uint8Array(r === 0 ? 0 : 3 * rank + r).fill(16 * rank + r));
+  const got = comm.allToAll(pieces);
+  result.allToAll = got.map((piece) => [piece.length, ...new Set(piece)]);
   report(result);
+} else if (scenario === "bands") {
+  // Signatures of 40 units, of which many are the same in a band; in rounds of a few records.
+  const { BuildFolder } = await import("../../dist/corpus/folder.js");
+  const { shareBands } = await import("../../dist/corpus/bands.js");
+  const { folder, units, options, round } = JSON.parse(process.argv[3]);
+  const sentBefore = comm.bytesSent;
+  const { documents, buckets } = shareBands(new BuildFolder(folder), units, options, comm, round).among(
+    Array.from({ length: 1000 }, (_, i) => i).filter((i) => i % 5 > 0),
+  );
+  report({ rank, documents, of: [...buckets.of], sent: comm.bytesSent - sentBefore });
 } else if (scenario === "bytes") {
   const x = noise(1024 * size, rank, F32);
   const before = comm.bytesSent;

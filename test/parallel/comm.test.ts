@@ -64,6 +64,9 @@ test.runIf(hasMpi).each([2, 4])("collectives on %i ranks: sums are the same bits
     expect(r.ring).toBe(`0${(r.rank + size - 1) % size}`.repeat(8));
     const half = ranks.filter((k) => k % 2 === r.rank % 2).reverse();
     expect(r.half).toEqual([half.indexOf(r.rank), half.length, half]);
+    expect(r.allToAll).toEqual(
+      ranks.map((k) => (3 * k + r.rank > 0 && r.rank > 0 ? [3 * k + r.rank, 16 * k + r.rank] : [0])),
+    );
     expect(r.texts).toEqual(ranks.map((k) => `${"é".repeat(k)}from ${k}`));
   }
 });
@@ -108,6 +111,7 @@ test("one process alone: collectives are what they were", () => {
   comm.allGather(x, 256, out);
   expect(bits(out, 256)).toBe(before);
   expect(comm.gatherText("a")).toEqual(["a"]);
+  expect(comm.allToAll([Uint8Array.of(1, 2)])).toEqual([Uint8Array.of(1, 2)]);
 });
 
 test("a launcher is known by its environment", () => {
