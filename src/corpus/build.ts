@@ -3,15 +3,16 @@
  * A unit that was finished by an earlier run with the same input, settings and code is not done again; what is written does
  * not depend on the number of workers nor on how often the run was killed.
  *
- * Under mpirun each process does every so many of the units, in one folder that all of them see. MinHash signatures are part
- * of a unit's files, so they meet there; the first process then does the rest, as if an earlier run had done the units.
+ * Under mpirun each process does every so many of the units, in one folder that all of them see. Then they exchange the bands of
+ * their MinHash signatures, and the first process does the rest, as if an earlier run had done the units.
  */
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { duration, type Progress, peakMemory } from "../run/progress.js";
-import { type Duplicates, findDuplicates, type UnitOfSource } from "./duplicates.js";
+import { type SharedBands, shareBands } from "./bands.js";
+import { type Duplicates, findDuplicates, nearOptions, type UnitOfSource } from "./duplicates.js";
 import { type Finished, joinRejected, writeKept, writeTokens } from "./finish.js";
 import { BuildFolder, unitName } from "./folder.js";
 import {
@@ -90,13 +91,15 @@ export async function buildTogether(
   const plan = planBuild(recipe);
   try {
     const pool = await openPool({ dir, recipe, blockLists: loadBlockLists(recipe.url) }, workers);
+    let done: Unit[];
     try {
-      await readAndJudge(own, recipe, plan, pool, progress, { read: 0, judged: 0, reused: 0 }, world);
+      done = await readAndJudge(own, recipe, plan, pool, progress, { read: 0, judged: 0, reused: 0 }, world);
     } finally {
       await pool.close();
     }
     world.barrier(true);
-    const summary = first ? await buildAll(recipe, own, plan, workers, progress, began) : undefined;
+    const bands = bandsOfAll(own, recipe, world, done);
+    const summary = first ? await buildAll(recipe, own, plan, workers, progress, began, bands) : undefined;
     // Nobody leaves before all is written. (One that fails ends the job: it must not wait for the others here.)
     world.barrier(true);
     return summary;
@@ -106,6 +109,23 @@ export async function buildTogether(
   }
 }
 
+/**
+ * Who shares a band among the units of all processes, of which this one has done `done`; undefined when that is not asked for, or
+ * when an earlier run has finished all. Signatures are read from the units' files, which a build that is killed finds again.
+ */
+function bandsOfAll(folder: BuildFolder, recipe: Recipe, world: Comm, done: readonly Unit[]): SharedBands | undefined {
+  const options = nearOptions(recipe);
+  if (!options) return undefined;
+  const own = done.map(({ unit, kept, judged: { key } }) => ({ unit, kept, judged: { key } }));
+  const lists = world.gatherText(JSON.stringify(own)).map((text) => JSON.parse(text) as typeof own);
+  // Unit u is the work of process u mod N.
+  const count = lists.reduce((n, list) => n + list.length, 0);
+  const units = Array.from({ length: count }, (_, u) => lists[u % world.size][Math.floor(u / world.size)]);
+  const finished = world.rank === 0 && folder.finished("all.finished", finishKey(recipe, units)) !== undefined;
+  if (world.gatherNumbers([finished ? 1 : 0])[0][0] === 1) return undefined;
+  return shareBands(folder, units, options, world);
+}
+
 async function buildAll(
   recipe: Recipe,
   folder: BuildFolder,
@@ -113,6 +133,7 @@ async function buildAll(
   workers: number,
   progress: BuildProgress,
   began: number,
+  bands?: SharedBands,
 ): Promise<BuildSummary> {
   const { dir } = folder;
   folder.write("recipe.yaml", toYaml(recipe));
@@ -128,7 +149,7 @@ async function buildAll(
   const counts = emptyCounts();
   for (const { source, judged, read } of units)
     if (source !== AGAINST) addCounts(counts, { ...judged.counts, rejected: read.rejected });
-  const { duplicates, finished } = await finish(folder, recipe, units, progress);
+  const { duplicates, finished } = await finish(folder, recipe, units, progress, bands);
   const stages = stagesOf(recipe, counts, duplicates, finished);
   checkConservation(stages);
   const summary: BuildSummary = {
@@ -173,7 +194,12 @@ async function readAndJudge(
       const at: Partial<Unit> = { unit, source: source.name, priority: source.priority };
       units.push(at as Unit);
       const done = (result: { read?: ReadMarker; judged: JudgedMarker }, marker: ReadMarker): void => {
-        Object.assign(at, { read: marker, judged: result.judged, documents: marker.documents });
+        Object.assign(at, {
+          read: marker,
+          judged: result.judged,
+          documents: marker.documents,
+          kept: result.judged.counts.kept,
+        });
         show(source.name, marker, result.judged.counts);
       };
       if (input) {
@@ -255,20 +281,15 @@ function tracker(plan: Plan, progress: BuildProgress): (source: string, read: Re
   };
 }
 
-/** Deduplication and the last stage; one marker for both, as each looks at the whole corpus. */
-async function finish(
-  folder: BuildFolder,
-  recipe: Recipe,
-  units: readonly Unit[],
-  progress: Progress,
-): Promise<{ duplicates: Duplicates; finished: Finished }> {
+/** Hash of all that deduplication and the last stage depend on. */
+function finishKey(recipe: Recipe, units: readonly { unit: string; judged: { key: string } }[]): string {
   const { deduplicate, minCharacters, split, tokenizer, seed } = recipe;
   const tokenizerPrint =
     typeof tokenizer === "string" && existsSync(`${tokenizer}/tokenizer.json`)
       ? sha256(readFileSync(`${tokenizer}/tokenizer.json`))
       : "";
   const weights = recipe.sources.map((s) => [s.name, s.priority, s.weight]);
-  const key = sha256(
+  return sha256(
     JSON.stringify([
       codeVersion(),
       units.map((u) => [u.unit, u.judged.key]),
@@ -281,6 +302,17 @@ async function finish(
       weights,
     ]),
   );
+}
+
+/** Deduplication and the last stage; one marker for both, as each looks at the whole corpus. */
+async function finish(
+  folder: BuildFolder,
+  recipe: Recipe,
+  units: readonly Unit[],
+  progress: Progress,
+  bands?: SharedBands,
+): Promise<{ duplicates: Duplicates; finished: Finished }> {
+  const key = finishKey(recipe, units);
   const before = folder.finished<{
     key: string;
     files: Record<string, number>;
@@ -289,7 +321,7 @@ async function finish(
   }>("all.finished", key);
   if (before) return before;
   progress.status("looking for duplicates", false);
-  const duplicates = findDuplicates(folder, units, recipe);
+  const duplicates = findDuplicates(folder, units, recipe, bands);
   progress.status("writing what is kept", false);
   const finished = writeKept(folder, units, recipe);
   joinRejected(folder, units);

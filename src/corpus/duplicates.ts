@@ -1,9 +1,10 @@
 /** Deduplication over the whole corpus: exact, then near, from the index that the units left. Writes a row beside every document. */
 import { closeSync, openSync, readFileSync, readSync } from "node:fs";
+import { type SharedBands, shareBands } from "./bands.js";
 import { applySpans, type Span, spanMap } from "./document.js";
 import { exactDuplicates, type Overlap, overlapTable, type Standing, type Twin } from "./exact.js";
 import { type BuildFolder, readRows, toRows } from "./folder.js";
-import { checkMinHash, nearDuplicates } from "./minhash.js";
+import { checkMinHash, type MinHashOptions, nearDuplicates } from "./minhash.js";
 import { AGAINST } from "./plan.js";
 import type { Recipe } from "./recipe.js";
 import { RepeatFinder, textSpans, tokensOf } from "./substring.js";
@@ -14,6 +15,8 @@ export interface UnitOfSource {
   source: string;
   priority: number;
   documents: number;
+  /** Documents in the unit's index, each with a signature. */
+  kept: number;
 }
 
 /** A row of duplicates/UNIT.jsonl: null, or the document's twin. */
@@ -47,7 +50,17 @@ interface Entry extends Standing {
   index: IndexEntry;
 }
 
-export function findDuplicates(folder: BuildFolder, units: readonly UnitOfSource[], recipe: Recipe): Duplicates {
+/** How a recipe looks for near duplicates; undefined when it does not. */
+export const nearOptions = ({ deduplicate, seed }: Recipe): MinHashOptions | undefined =>
+  deduplicate?.near ? checkMinHash({ ...deduplicate.near, seed }) : undefined;
+
+/** `bands`: what several processes have found about the bands of these units; one alone finds it here. */
+export function findDuplicates(
+  folder: BuildFolder,
+  units: readonly UnitOfSource[],
+  recipe: Recipe,
+  bands?: SharedBands,
+): Duplicates {
   const settings = recipe.deduplicate;
   const result: Duplicates = {
     exact: 0,
@@ -73,10 +86,11 @@ export function findDuplicates(folder: BuildFolder, units: readonly UnitOfSource
         )
       : [];
     mark(twins, "exact", entries, rows);
-    if (settings.near) {
+    const options = nearOptions(recipe);
+    if (options) {
       const gone = new Set(twins.map((t) => t.index));
       const left = entries.flatMap((_, i) => (gone.has(i) ? [] : [i]));
-      const near = findNear(folder, units, entries, left, recipe, first);
+      const near = findNear(folder, units, entries, left, options, first, bands);
       result.candidates = near.candidates;
       result.verified = near.verified;
       mark(near.twins, "near", entries, rows);
@@ -140,15 +154,16 @@ function findNear(
   units: readonly UnitOfSource[],
   entries: readonly Entry[],
   left: readonly number[],
-  recipe: Recipe,
+  options: MinHashOptions,
   fixed: number,
+  bands = shareBands(folder, units, options),
 ): { twins: Twin[]; candidates: number; verified: number } {
-  const options = checkMinHash({ ...(recipe.deduplicate?.near || {}), seed: recipe.seed });
   const hashes = options.bands * options.rows;
-  const signatures = new Uint32Array(left.length * hashes);
+  const { documents, buckets } = bands.among(left);
+  const signatures = new Uint32Array(documents.length * hashes);
   let loaded = -1;
   let own = new Uint32Array(0);
-  for (const [i, entry] of left.entries()) {
+  for (const [i, entry] of documents.entries()) {
     const { unit, place } = entries[entry];
     if (unit !== loaded) {
       const bytes = readFileSync(folder.path(`index/${units[unit].unit}.bin`));
@@ -161,14 +176,15 @@ function findNear(
   try {
     const found = nearDuplicates(
       {
-        documents: left.map((i) => entries[i]),
+        documents: documents.map((i) => entries[i]),
         signatures,
-        textOf: (i) => texts.of(entries[left[i]]),
-        fixed: left.filter((i) => i < fixed).length,
+        buckets,
+        textOf: (i) => texts.of(entries[documents[i]]),
+        fixed: documents.filter((i) => i < fixed).length,
       },
       options,
     );
-    return { ...found, twins: found.twins.map((t) => ({ ...t, index: left[t.index], kept: left[t.kept] })) };
+    return { ...found, twins: found.twins.map((t) => ({ ...t, index: documents[t.index], kept: documents[t.kept] })) };
   } finally {
     texts.close();
   }

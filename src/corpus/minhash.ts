@@ -105,6 +105,8 @@ export interface Corpus {
   textOf(index: number): string;
   /** The first `fixed` documents belong to another data set (--against): they are compared with, and never go. */
   fixed?: number;
+  /** Who shares a band with whom, where that is known (bands.ts). */
+  buckets?: Buckets;
 }
 
 export interface NearDuplicates {
@@ -114,35 +116,41 @@ export interface NearDuplicates {
   verified: number;
 }
 
-/** For every band the bucket of a document (-1: alone in it), and how many buckets there are. */
-function bucketsOf(signatures: Uint32Array, n: number, bands: number, rows: number): { of: Int32Array; count: number } {
-  const kernels = openTextKernels();
+/** For every band the bucket of each document, of[band * documents + i] (-1: alone in it, or in none), a number below `count`. */
+export interface Buckets {
+  of: Int32Array;
+  count: number;
+}
+
+function bucketsOf(signatures: Uint32Array, n: number, bands: number, rows: number): Buckets {
   const keys = new BigUint64Array(n * bands);
-  kernels.minhashBands(signatures, n, bands, rows, keys);
-  const order = new Uint32Array(n);
-  const keyWork = new BigUint64Array(n);
-  const orderWork = new Uint32Array(n);
+  openTextKernels().minhashBands(signatures, n, bands, rows, keys);
   const of = new Int32Array(n * bands).fill(-1);
   const hashes = bands * rows;
   let count = 0;
-  for (let band = 0; band < bands; band++) {
-    const column = keys.subarray(band * n, (band + 1) * n);
-    kernels.minhashOrder(column, order, keyWork, orderWork, n);
-    for (let i = 0; i < n; ) {
-      let end = i + 1;
-      while (end < n && column[end] === column[i]) end++;
-      if (end - i > 1) {
-        for (let j = i; j < end; j++) if (!isEmpty(signatures, order[j], hashes)) of[band * n + order[j]] = count;
-        count++;
-      }
-      i = end;
-    }
-  }
+  for (let band = 0; band < bands; band++)
+    eachRepeated(keys.subarray(band * n, (band + 1) * n), (places) => {
+      for (const place of places) if (!isEmpty(signatures, place, hashes)) of[band * n + place] = count;
+      count++;
+    });
   return { of, count };
 }
 
+/** Calls `found` with the places of every key that stands in `keys` more than once. Leaves them sorted. */
+export function eachRepeated(keys: BigUint64Array, found: (places: Uint32Array) => void): void {
+  const n = keys.length;
+  const order = new Uint32Array(n);
+  openTextKernels().minhashOrder(keys, order, new BigUint64Array(n), new Uint32Array(n), n);
+  for (let i = 0; i < n; ) {
+    let end = i + 1;
+    while (end < n && keys[end] === keys[i]) end++;
+    if (end - i > 1) found(order.subarray(i, end));
+    i = end;
+  }
+}
+
 /** The signature of a text without a word; such texts are no one's twins here. */
-function isEmpty(signatures: Uint32Array, index: number, hashes: number): boolean {
+export function isEmpty(signatures: Uint32Array, index: number, hashes: number): boolean {
   for (let i = index * hashes; i < (index + 1) * hashes; i++) if (signatures[i] !== 0xffffffff) return false;
   return true;
 }
@@ -189,7 +197,7 @@ export function nearDuplicates(corpus: Corpus, options: Partial<MinHashOptions> 
   const { bands, rows, threshold } = hasher.options;
   const { documents, signatures, fixed = 0 } = corpus;
   const n = documents.length;
-  const buckets = bucketsOf(signatures, n, bands, rows);
+  const buckets = corpus.buckets ?? bucketsOf(signatures, n, bands, rows);
   const order = Uint32Array.from({ length: n }, (_, i) => i);
   order.sort((a, b) => (a < fixed ? 0 : 1) - (b < fixed ? 0 : 1) || keepBefore(documents[a], documents[b]));
   const head = new Int32Array(buckets.count).fill(-1);

@@ -41,11 +41,15 @@ export interface Comm {
   recv(x: Ptr, bytes: number, from: number, tag: number): void;
 
   /** The same, begun and not waited for. Begun in the same order on every rank. */
+  startAllReduce(x: Ptr, n: number, dtype: DType): Pending;
   startReduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add?: boolean): Pending;
   startAllGather(x: Ptr, bytes: number, out: Ptr): Pending;
+  startBroadcast(x: Ptr, bytes: number, root: number): Pending;
   startSend(x: Ptr, bytes: number, to: number, tag: number): Pending;
   startRecv(x: Ptr, bytes: number, from: number, tag: number): Pending;
 
+  /** pieces[r] goes to rank r; what every rank has for this one, in the order of the ranks. Less than 2 GiB in all. */
+  allToAll(pieces: readonly Uint8Array[]): Uint8Array[];
   /** Every rank's numbers (as many on each), in the order of the ranks. */
   gatherNumbers(values: readonly number[]): number[][];
   /** Every rank's text, in the order of the ranks. */
@@ -83,6 +87,7 @@ export function single(device: Device): Comm {
     broadcast: () => {},
     send: nobody,
     recv: nobody,
+    startAllReduce: () => done,
     startReduceScatter(x, n, dtype, out, add) {
       reduceScatter(x, n, dtype, out, add);
       return done;
@@ -91,8 +96,10 @@ export function single(device: Device): Comm {
       copy(x, out, bytes);
       return done;
     },
+    startBroadcast: () => done,
     startSend: nobody,
     startRecv: nobody,
+    allToAll: (pieces) => [...pieces],
     gatherNumbers: (values) => [[...values]],
     gatherText: (text) => [text],
     barrier: () => {},

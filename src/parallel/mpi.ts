@@ -5,15 +5,13 @@
  * longer than the limit names the ranks that never came to it, and ends the job.
  */
 import { hostname } from "node:os";
-import koffi from "koffi";
 import { type Device, type DType, dtypeBytes, type Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
-import type { Comm, Pending } from "./comm.js";
+import { type Comm, done, type Pending } from "./comm.js";
+import { BLOCK, handleAt, type Mpi, openMpi } from "./mpi-library.js";
 
 /** Seconds that a collective may wait for a rank; the environment variable LYCEUM_MPI_TIMEOUT changes it. */
 const DEFAULT_TIMEOUT = 300;
-/** For counts above what an int holds, bytes travel in blocks of this size; sizes are multiples of it then. */
-const BLOCK = 64;
 /** Milliseconds that a wait polls without a pause. */
 const SPIN = 1;
 /** Nobody ever wakes who waits for this: a pause. */
@@ -30,12 +28,6 @@ function timeLimit(): number {
   return seconds;
 }
 
-const LIBRARIES = {
-  openmpi: ["libmpi.so.40", "libmpi.so.80", "libmpi.so.20", "libmpi.so", "libmpi.dylib"],
-  mpich: ["libmpich.so.12", "libmpi.so.12", "libmpich.so", "libmpi.so", "libmpi.12.dylib", "libmpi.dylib"],
-};
-type Flavour = keyof typeof LIBRARIES;
-
 /** Rank and size as the launcher announces them in the environment; undefined when no launcher started this process. */
 export function launched(env: NodeJS.ProcessEnv = process.env): { rank: number; size: number } | undefined {
   for (const [rank, size] of [
@@ -48,132 +40,10 @@ export function launched(env: NodeJS.ProcessEnv = process.env): { rank: number; 
   return undefined;
 }
 
-interface Mpi {
-  flavour: Flavour;
-  world: number;
-  byte: number;
-  block: number;
-  sharedType: number;
-  infoNull: number;
-  statusIgnore: number;
-  call: Record<
-    | "split"
-    | "splitShared"
-    | "rank"
-    | "size"
-    | "alltoall"
-    | "allgather"
-    | "bcast"
-    | "isend"
-    | "irecv"
-    | "iprobe"
-    | "barrier"
-    | "test"
-    | "finalize"
-    | "abort",
-    (...args: number[]) => number
-  >;
-  explain(code: number): string;
-}
-
-let opened: Mpi | undefined;
-
-/** Loads the library and starts MPI. Throws a UserError when there is none, saying what to install. */
-function open(device: Device): Mpi {
-  if (opened) return opened;
-  timeLimit(); // a mistake in it is told before anything starts
-  const { library, flavour } = load();
-  const openmpi = flavour === "openmpi";
-  const H = openmpi ? "uintptr_t" : "int"; // handles are addresses in Open MPI, and numbers in MPICH
-  const handle = (symbol: string, number: number): number =>
-    openmpi ? Number(koffi.address(library.symbol(symbol))) : number;
-  const world = handle("ompi_mpi_comm_world", 0x44000000);
-  const byte = handle("ompi_mpi_byte", 0x4c00010d);
-  const func = (name: string, args: string): ((...args: number[]) => number) => {
-    const f = library.func(`int ${name}(${args.replaceAll("H", H).replaceAll("P", "uintptr_t")})`);
-    return (...values) => f(...values);
-  };
-  const scratch = device.alloc(64);
-  const word = device.i32(scratch, 16);
-  const code = func("MPI_Init_thread", "P, P, int, P")(0, 0, 0, scratch);
-  if (code !== 0) throw new UserError(`MPI could not start (MPI_Init_thread: ${code}).`);
-  func("MPI_Comm_set_errhandler", "H, H")(world, handle("ompi_mpi_errors_return", 0x54000001));
-  const blockAt = device.alloc(64);
-  func("MPI_Type_contiguous", "int, H, P")(BLOCK, byte, blockAt);
-  func("MPI_Type_commit", "P")(blockAt);
-  const block = openmpi
-    ? Number(new BigUint64Array(device.bytes(blockAt, 8).slice().buffer)[0])
-    : device.i32(blockAt, 1)[0];
-  const freeType = func("MPI_Type_free", "P");
-  const errorString = library.func("int MPI_Error_string(int, uintptr_t, uintptr_t)");
-  const text = device.alloc(1024);
-  opened = {
-    flavour,
-    world,
-    byte,
-    block,
-    sharedType: openmpi ? 0 : 1,
-    infoNull: handle("ompi_mpi_info_null", 0x1c000000),
-    statusIgnore: openmpi ? 0 : 1,
-    call: {
-      split: func("MPI_Comm_split", "H, int, int, P"),
-      splitShared: func("MPI_Comm_split_type", "H, int, int, H, P"),
-      rank: func("MPI_Comm_rank", "H, P"),
-      size: func("MPI_Comm_size", "H, P"),
-      alltoall: func("MPI_Ialltoall", "P, int, H, P, int, H, H, P"),
-      allgather: func("MPI_Iallgather", "P, int, H, P, int, H, H, P"),
-      bcast: func("MPI_Ibcast", "P, int, H, int, H, P"),
-      isend: func("MPI_Isend", "P, int, H, int, int, H, P"),
-      irecv: func("MPI_Irecv", "P, int, H, int, int, H, P"),
-      iprobe: func("MPI_Iprobe", "int, int, H, P, P"),
-      barrier: func("MPI_Ibarrier", "H, P"),
-      test: func("MPI_Test", "P, P, P"),
-      finalize: func("MPI_Finalize", ""),
-      abort: func("MPI_Abort", "H, int"),
-    },
-    explain(code) {
-      errorString(code, text, scratch);
-      return Buffer.from(device.bytes(text, word[0])).toString();
-    },
-  };
-  const mpi = opened;
-  process.on("exit", (code) => {
-    if (code === 0) {
-      freeType(blockAt);
-      mpi.call.finalize();
-    } else mpi.call.abort(world, code); // the others would wait for this rank for ever
-  });
-  return mpi;
-}
-
-function load(): { library: ReturnType<typeof koffi.load>; flavour: Flavour } {
-  const named = process.env.LYCEUM_MPI_LIBRARY;
-  // Under a launcher the library must be the launcher's own.
-  const order: Flavour[] = process.env.PMI_RANK !== undefined ? ["mpich", "openmpi"] : ["openmpi", "mpich"];
-  for (const name of named ? [named] : order.flatMap((flavour) => LIBRARIES[flavour])) {
-    let library: ReturnType<typeof koffi.load>;
-    try {
-      library = koffi.load(name, { global: true, lazy: true });
-    } catch {
-      continue;
-    }
-    try {
-      library.symbol("ompi_mpi_comm_world");
-      return { library, flavour: "openmpi" };
-    } catch {
-      return { library, flavour: "mpich" };
-    }
-  }
-  throw new UserError(
-    named
-      ? `The MPI library that LYCEUM_MPI_LIBRARY names cannot be loaded: ${named}.`
-      : "No MPI library was found. Install Open MPI (Debian, Ubuntu: apt-get install openmpi-bin libopenmpi3; Fedora: dnf install openmpi; macOS: brew install open-mpi) or MPICH, or name its library in LYCEUM_MPI_LIBRARY.",
-  );
-}
-
 /** All ranks of the job. Starts MPI; it ends with the process. */
 export function mpiWorld(device: Device): Comm {
-  const mpi = open(device);
+  timeLimit(); // a mistake in it is told before anything starts
+  const mpi = openMpi(device);
   return new MpiComm(device, mpi, mpi.world, "all ranks");
 }
 
@@ -186,15 +56,15 @@ export function whoIsWho(world: Comm): void {
 
 /** Ranks of the job that share this machine's memory and cores. */
 export function ranksOnThisHost(device: Device): number {
-  const mpi = open(device);
+  const mpi = openMpi(device);
   const out = device.alloc(64);
   mpi.call.splitShared(mpi.world, mpi.sharedType, 0, mpi.infoNull, out);
   mpi.call.size(handleAt(device, mpi, out), out + 32);
   return device.i32(out + 32, 1)[0];
 }
 
-const handleAt = (device: Device, mpi: Mpi, at: Ptr): number =>
-  mpi.flavour === "openmpi" ? Number(new BigUint64Array(device.bytes(at, 8).slice().buffer)[0]) : device.i32(at, 1)[0];
+/** Communicators with an all-reduce whose second half has not begun. Whoever waits, for whatever it is, moves them on. */
+const summing = new Set<MpiComm>();
 
 interface Wait extends Pending {
   /** `patient`: beyond the limit it tells once who is missing, and waits on. */
@@ -211,6 +81,13 @@ class MpiComm implements Comm {
   private readonly slots: Ptr[] = [];
   private readonly scratchBlocks = new Map<number, Ptr[]>();
   private readonly hosts: string[] = [];
+  /**
+   * The same ranks once more, for what follows when a sum is there: that is at another time on every rank, and
+   * collectives of one communicator must begin in one order.
+   */
+  private readonly second: number = 0;
+  /** All-reduces that are still summed, in the order in which they were begun. */
+  private readonly sums: { pieces: Pending; handRound: () => void }[] = [];
 
   constructor(
     private readonly device: Device,
@@ -225,6 +102,10 @@ class MpiComm implements Comm {
     };
     this.rank = read(mpi.call.rank);
     this.size = read(mpi.call.size);
+    if (this.size > 1) {
+      this.check(mpi.call.split(comm, 0, this.rank, out));
+      this.second = handleAt(device, mpi, out);
+    }
     device.free(out, 64);
     this.hosts = this.gatherText(hostname());
   }
@@ -270,6 +151,7 @@ class MpiComm implements Comm {
       let asked = false;
       let waits = false;
       for (let polls = 1; !test(); polls++) {
+        for (const comm of summing) comm.moveOn();
         if (!waits && polls % 16 !== 0) continue;
         const waited = performance.now() - began;
         // Whoever waits for long leaves its core to others: where processes share cores, to the one that it waits for.
@@ -359,22 +241,92 @@ class MpiComm implements Comm {
   }
 
   startAllGather(x: Ptr, bytes: number, out: Ptr): Pending {
+    return this.gatherOver(this.comm, x, bytes, out);
+  }
+
+  private gatherOver(comm: number, x: Ptr, bytes: number, out: Ptr): Pending {
     const [count, type] = this.counted(bytes);
     this.sent += bytes * (this.size - 1);
+    const call = (from: Ptr, request: Ptr): number =>
+      this.mpi.call.allgather(from, count, type, out, count, type, comm, request);
     // MPI forbids that a rank's piece is read where it is written, unless it is told so: MPI_IN_PLACE, which is 1 in
     // Open MPI and -1 in MPICH. Where it is not in its place, or its address cannot be given, the piece is copied.
     const inside = x >= out && x < out + bytes * this.size;
     if (inside && x === out + bytes * this.rank && this.mpi.flavour === "openmpi")
-      return this.start("an all-gather", (request) =>
-        this.mpi.call.allgather(1, count, type, out, count, type, this.comm, request),
-      );
+      return this.start("an all-gather", (request) => call(1, request));
     const own = inside ? this.take(bytes) : 0;
     if (own) this.device.bytes(own, bytes).set(this.device.bytes(x, bytes));
     return this.start(
       "an all-gather",
-      (request) => this.mpi.call.allgather(own || x, count, type, out, count, type, this.comm, request),
+      (request) => call(own || x, request),
       () => own && this.giveBack(own, bytes),
     );
+  }
+
+  startAllReduce(x: Ptr, n: number, dtype: DType): Pending {
+    const { device, size, rank } = this;
+    if (size === 1) return done;
+    const width = dtypeBytes(dtype);
+    // Pieces of equal size, in x itself where it divides into such, else in a copy that is padded.
+    const least = BLOCK / width;
+    const piece = Math.ceil(n / size / least) * least;
+    const fits = piece * size === n;
+    const padded = fits ? 0 : this.take(piece * size * width);
+    const all = padded || x;
+    if (padded) device.bytes(padded, n * width).set(device.bytes(x, n * width));
+    const own = all + rank * piece * width;
+    let gather: Pending | undefined;
+    let over = false;
+    const finish = (): true => {
+      if (padded && !over) {
+        device.bytes(x, n * width).set(device.bytes(padded, n * width));
+        this.giveBack(padded, piece * size * width);
+      }
+      over = true;
+      return true;
+    };
+    this.sums.push({
+      pieces: this.startReduceScatter(all, piece, dtype, own),
+      handRound: () => {
+        gather = this.gatherOver(this.second, own, piece * width, all);
+      },
+    });
+    summing.add(this);
+    return {
+      test: () => {
+        this.moveOn();
+        return over || (gather?.test() === true && finish());
+      },
+      wait: () => {
+        while (!gather) this.nextSum(true);
+        gather.wait();
+        finish();
+      },
+    };
+  }
+
+  /** Begins the second halves of all-reduces whose sums are there. */
+  private moveOn(): void {
+    while (this.nextSum(false));
+  }
+  /** Whether the oldest all-reduce is summed (with `wait`: now it is), and its second half has begun. */
+  private nextSum(wait: boolean): boolean {
+    const sum = this.sums[0];
+    if (wait) sum.pieces.wait();
+    else if (!sum?.pieces.test()) return false;
+    // While this one waited, another wait may have moved it on.
+    if (this.sums[0] === sum) {
+      this.sums.shift();
+      sum.handRound();
+      if (this.sums.length === 0) summing.delete(this);
+    }
+    return true;
+  }
+
+  startBroadcast(x: Ptr, bytes: number, root: number): Pending {
+    const [count, type] = this.counted(bytes);
+    if (this.rank === root) this.sent += bytes * (this.size - 1);
+    return this.start("a broadcast", (request) => this.mpi.call.bcast(x, count, type, root, this.comm, request));
   }
 
   startSend(x: Ptr, bytes: number, to: number, tag: number): Pending {
@@ -391,11 +343,17 @@ class MpiComm implements Comm {
     );
   }
 
+  allReduce(x: Ptr, n: number, dtype: DType): void {
+    this.startAllReduce(x, n, dtype).wait();
+  }
   reduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add = false): void {
     this.startReduceScatter(x, n, dtype, out, add).wait();
   }
   allGather(x: Ptr, bytes: number, out: Ptr): void {
     this.startAllGather(x, bytes, out).wait();
+  }
+  broadcast(x: Ptr, bytes: number, root: number): void {
+    this.startBroadcast(x, bytes, root).wait();
   }
   send(x: Ptr, bytes: number, to: number, tag: number): void {
     this.startSend(x, bytes, to, tag).wait();
@@ -404,34 +362,46 @@ class MpiComm implements Comm {
     this.startRecv(x, bytes, from, tag).wait();
   }
 
-  allReduce(x: Ptr, n: number, dtype: DType): void {
-    const width = dtypeBytes(dtype);
-    if (n % (this.size * BLOCK) === 0) {
-      const own = x + ((this.rank * n) / this.size) * width;
-      this.reduceScatter(x, n / this.size, dtype, own);
-      this.allGather(own, (n / this.size) * width, x);
-      return;
-    }
-    const piece = Math.ceil(n / this.size / BLOCK) * BLOCK;
-    const bytes = piece * this.size * width;
-    const padded = this.take(bytes);
-    this.device.bytes(padded, n * width).set(this.device.bytes(x, n * width));
-    const own = padded + this.rank * piece * width;
-    this.reduceScatter(padded, piece, dtype, own);
-    this.allGather(own, piece * width, padded);
-    this.device.bytes(x, n * width).set(this.device.bytes(padded, n * width));
-    this.giveBack(padded, bytes);
-  }
-
-  broadcast(x: Ptr, bytes: number, root: number): void {
-    const [count, type] = this.counted(bytes);
-    if (this.rank === root) this.sent += bytes * (this.size - 1);
-    this.start("a broadcast", (request) => this.mpi.call.bcast(x, count, type, root, this.comm, request)).wait();
-  }
-
   barrier(patient = false): void {
     const pending = this.start("a barrier", (request) => this.mpi.call.barrier(this.comm, request));
     pending.wait(patient);
+  }
+
+  allToAll(pieces: readonly Uint8Array[]): Uint8Array[] {
+    const { device, size, rank, mpi } = this;
+    // Lengths and starts of what is sent, then of what is received.
+    const lists = device.alloc(16 * size);
+    const [sent, sentAt, received, receivedAt] = [0, 1, 2, 3].map((k) => lists + 4 * size * k);
+    const lay = (lengths: Ptr, starts: Ptr): number => {
+      const [n, at] = [device.i32(lengths, size), device.i32(starts, size)];
+      let total = 0;
+      for (let r = 0; r < size; r++) {
+        at[r] = total;
+        total += n[r];
+      }
+      if (total >= 2 ** 31) throw new Error(`An all-to-all of ${total} bytes: it must be less than 2 GiB.`);
+      return total;
+    };
+    device.i32(sent, size).set(pieces.map((piece) => piece.length));
+    const what = "an all-to-all";
+    const { alltoall, alltoallv } = mpi.call;
+    const out = lay(sent, sentAt);
+    this.start(what, (request) => alltoall(sent, 4, mpi.byte, received, 4, mpi.byte, this.comm, request)).wait();
+    const into = lay(received, receivedAt);
+    const from = device.alloc(Math.max(1, out));
+    const to = device.alloc(Math.max(1, into));
+    for (const [r, piece] of pieces.entries())
+      device.bytes(from + device.i32(sentAt, size)[r], piece.length).set(piece);
+    this.sent += out - pieces[rank].length;
+    this.start(what, (request) =>
+      alltoallv(from, sent, sentAt, mpi.byte, to, received, receivedAt, mpi.byte, this.comm, request),
+    ).wait();
+    const [n, at] = [device.i32(received, size), device.i32(receivedAt, size)];
+    const all = Array.from({ length: size }, (_, r) => device.bytes(to + at[r], n[r]).slice());
+    device.free(from, Math.max(1, out));
+    device.free(to, Math.max(1, into));
+    device.free(lists, 16 * size);
+    return all;
   }
 
   gatherNumbers(values: readonly number[]): number[][] {

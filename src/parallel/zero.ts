@@ -22,8 +22,6 @@ export type ZeroStage = 0 | 1 | 2 | 3;
 
 export class ZeroKeeper implements Keeper {
   readonly pieces: number;
-  /** For all-gathers that begin when a reduce-scatter ends, in among others that the program begins. */
-  private readonly second: Comm;
   private set!: ParameterSet;
   private device!: Device;
   private dtype!: DType;
@@ -52,7 +50,6 @@ export class ZeroKeeper implements Keeper {
     private readonly memory?: StateMemory,
   ) {
     this.pieces = comm.size;
-    this.second = comm.split(0, comm.rank);
   }
 
   private get bytes(): number {
@@ -141,7 +138,7 @@ export class ZeroKeeper implements Keeper {
     if (pass === "backward" || !lastLayer || !trains(unit)) this.giveUp(unit);
   }
 
-  /** Moves transfers on, in the order in which they began: what follows one must begin in one order on all ranks. */
+  /** Moves transfers on. */
   poke(): void {
     while (this.underWay[0]?.test()) this.underWay.shift();
   }
@@ -187,33 +184,29 @@ export class ZeroKeeper implements Keeper {
     const n = this.share(unit);
     const buffer = unit.grads;
     if (stage >= 2) {
-      const { grads } = this.own[unit.index];
       unit.grads = 0;
-      this.follow(comm.startReduceScatter(buffer, n, dtype, grads, this.reduced.has(unit)), () =>
-        this.giveBuffer(unit, buffer),
-      );
-    } else {
-      const piece = buffer + comm.rank * n * bytes;
-      // Data parallelism without ZeRO updates every replica in full: it needs the other pieces too.
-      this.follow(comm.startReduceScatter(buffer, n, dtype, piece), () => {
-        if (stage === 0) this.underWay.push(this.second.startAllGather(piece, n * bytes, buffer));
-      });
+      this.reduceAway(unit, buffer);
     }
+    // Data parallelism without ZeRO updates every replica in full: it needs the other pieces too.
+    else if (stage === 0) this.underWay.push(comm.startAllReduce(buffer, unit.length, dtype));
+    else this.underWay.push(comm.startReduceScatter(buffer, n, dtype, buffer + comm.rank * n * bytes));
     this.reduced.add(unit);
   }
 
-  /** Watches a transfer; `then` runs once when it is done. */
-  private follow(pending: Pending, then?: () => void): void {
+  /** 2 and 3: only the own piece of the sum is kept, and the buffer is given back. */
+  private reduceAway(unit: Unit, buffer: Ptr): void {
+    const { grads } = this.own[unit.index];
+    const sum = this.comm.startReduceScatter(buffer, this.share(unit), this.dtype, grads, this.reduced.has(unit));
     let over = false;
     const finish = (): true => {
-      if (!over) then?.();
+      if (!over) this.giveBuffer(unit, buffer);
       over = true;
       return true;
     };
     this.underWay.push({
-      test: () => pending.test() && finish(),
+      test: () => sum.test() && finish(),
       wait: () => {
-        pending.wait();
+        sum.wait();
         finish();
       },
     });

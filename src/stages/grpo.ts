@@ -18,13 +18,16 @@ import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter, withoutLora } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
-import { onlyAlone, type RunFolder } from "../run/folder.js";
+import { sumNumbers } from "../parallel/comm.js";
+import { Grid } from "../parallel/grid.js";
+import { UserError } from "../run/errors.js";
+import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { loraSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { openJudge } from "./judge.js";
-import { klOf, policyLoss } from "./ppo.js";
+import { klOf, ownPart, policyLoss } from "./ppo.js";
 import {
   checkFinite,
   type Episode,
@@ -33,6 +36,7 @@ import {
   readPrompts,
   replyLogProbs,
   rollout,
+  shareEpisodes,
   showEpisodes,
 } from "./rollout.js";
 
@@ -114,7 +118,10 @@ export function tokenWeights(
   });
 }
 
-/** Leaves the gradient of the loss of the replies `which`; tells that loss, and the means over their tokens of KL and clipping. */
+/**
+ * Leaves the gradient of the loss of the replies `which`, each process that of its share of them; tells that loss, and the means
+ * over their tokens of KL and clipping.
+ */
 export function backwardGroups(
   actor: Llama,
   tape: Tape,
@@ -122,51 +129,74 @@ export function backwardGroups(
   x: { episodes: readonly EncodedReply[]; old: PerToken; reference: PerToken; advantages: readonly number[] },
   config: Pick<GrpoConfig, "clipRange" | "klCoef" | "temperature" | "lossType" | "maxTokens">,
 ): { loss: number; kl: number; clipped: number } {
-  const batch = replyBatch(which.map((i) => x.episodes[i]));
-  const lengths = batch.spans.map((s) => s.to - s.from);
+  const own = ownPart(actor, which);
+  const batch = replyBatch(own.map((i) => x.episodes[i]));
+  const lengths = which.map((i) => x.old[i].length);
   const tokens = lengths.reduce((a, b) => a + b, 0);
-  const weights = tokenWeights(lengths, config);
+  const all = tokenWeights(lengths, config);
+  const weights = new Map(which.map((i, k) => [i, all[k]]));
   const logp = actor.logProbs(tape, batch, batch.targets, config.temperature);
   const now = actor.device.f32(logp.ptr, logp.size);
   const gradient = tape.tensor(F32, logp.shape);
   const slopes = actor.device.f32(gradient.ptr, logp.size).fill(0);
-  const sums = { loss: 0, kl: 0, clipped: 0 };
+  let [loss, kl, clipped] = [0, 0, 0];
   batch.spans.forEach(({ from, to }, s) => {
-    const i = which[s];
+    const i = own[s];
+    const weight = weights.get(i)!;
     for (let row = from; row < to; row++) {
       const t = row - from;
       const token = grpoLoss(now[row], x.old[i][t], x.reference[i][t], x.advantages[i], config);
-      sums.loss += token.loss * weights[s];
-      sums.kl += token.kl / tokens;
-      sums.clipped += (token.clipped ? 1 : 0) / tokens;
-      slopes[row] = token.slope * weights[s];
+      loss += token.loss * weight;
+      kl += token.kl / tokens;
+      clipped += (token.clipped ? 1 : 0) / tokens;
+      slopes[row] = token.slope * weight;
     }
   });
+  const { keeper } = actor.trainable;
+  keeper.lastMicroBatch = true;
   tape.backward(logp, gradient);
+  keeper.lastMicroBatch = false;
   tape.reset();
-  return sums;
+  [loss, kl, clipped] = sumNumbers(actor.grid.data, [loss, kl, clipped]);
+  return { loss, kl, clipped };
 }
 
 export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
-  onlyAlone("grpo", run);
   const device = openCpu({ threads: config.threads });
+  const grid = Grid.of(device, run.world, config.parallel, run.dir);
+  if (grid.tensor.size * grid.pipeline.size > 1)
+    throw new UserError(
+      "grpo runs on several processes with parallel.data and parallel.zero, not with tensor or pipeline.",
+      2,
+    );
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
-  const { precision, seed, temperature } = config;
+  const { precision, seed, temperature, batchSize, groupSize, minibatchSize } = config;
   const tokenizer = Tokenizer.load(config.from);
   const rejected: Rejected[] = [];
   const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
 
-  const actor = loadLlama(device, resumed && !config.lora ? resumed : config.from, precision);
+  // Groups stay together; of a minibatch every process has its share.
+  const mine = grid.share(batchSize, "batchSize");
+  const replies = batchSize * groupSize;
+  grid.share(Math.min(minibatchSize, replies), "minibatchSize");
+  grid.share(replies % minibatchSize, "the last minibatch");
+  const judge = await openJudge(config.reward, device, precision, tokenizer, config.from, grid);
+  const actor = loadLlama(device, resumed && !config.lora ? resumed : config.from, precision, { grid });
   if (config.lora) attachLora(actor, config.lora, seed);
+  actor.recompute = config.recompute;
   // Without a KL term there is no reference; with LoRA it is the actor without its adapters.
   const ref =
-    config.lora || config.klCoef === 0 ? undefined : loadLlama(device, config.from, precision, { trainable: false });
-  const judge = await openJudge(config.reward, device, precision, tokenizer, config.from);
-  const replies = config.batchSize * config.groupSize;
-  const perStep = config.epochs * Math.ceil(replies / config.minibatchSize);
-  const trainer = new Trainer(actor.trainable, config.optimizer, config.schedule, config.steps * perStep);
+    config.lora || config.klCoef === 0
+      ? undefined
+      : loadLlama(device, config.from, precision, { trainable: false, grid, name: "ref" });
+  const keepers = [actor, ref].flatMap((model) => model?.parameters.keeper ?? []);
+  const perStep = config.epochs * Math.ceil(replies / minibatchSize);
+  const trainer = new Trainer(actor.trainable, config.optimizer, config.schedule, config.steps * perStep, {
+    memory: grid.stateMemory("actor"),
+    checkEvery: config.parallel.checkEvery,
+  });
   if (resumed) {
     if (config.lora) loadAdapter(actor, resumed);
     trainer.load(resumed, run.startStep * perStep);
@@ -177,42 +207,54 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   let scores: number[] = [];
   /** What the step is working on, for the file that is left when a number is not finite. */
   let batch: unknown;
+
+  /** Each process replies to its prompts and looks at its replies; then everybody has all of them. */
+  const gather = async (step: number) => {
+    const asked = promptsOfStep(prompts, step, batchSize, seed)
+      .slice(mine.from, mine.to)
+      .flatMap((p) => Array.from({ length: groupSize }, () => p));
+    batch = asked.map(({ ids, source }) => ({ ids: [...ids], source }));
+    const own = rollout(actor, tokenizer, asked, {
+      maxTokens: config.maxTokens,
+      temperature,
+      seed: seed * 1_000_003 + step,
+      firstRow: mine.from * groupSize,
+    });
+    const shown = own.map((e) => ({ ids: [...e.ids], start: e.start, source: e.prompt.source }));
+    batch = shown;
+    const ownScores = (await judge.score(own)).map((s, i) => (own[i].finished ? s : s - config.missingEosPenalty));
+    batch = shown.map((e, i) => ({ ...e, score: ownScores[i] }));
+    const ask = (model: Llama) => replyLogProbs(model, own, temperature);
+    const ownOld = ask(actor);
+    const ownReference = config.klCoef === 0 ? ownOld : ref ? ask(ref) : withoutLora(actor, () => ask(actor));
+    checkFinite(`Step ${step}: a log-probability of the actor`, ownOld);
+    checkFinite(`Step ${step}: a log-probability of the reference`, ownReference);
+    return shareEpisodes(grid, own, ownScores, [ownOld, ownReference]);
+  };
+
   await runLoop(run, config, {
     steps: config.steps,
     show: ["loss", "reward", "kl", "clip_ratio", "val/reply_length"],
     async step(step) {
-      const asked = promptsOfStep(prompts, step, config.batchSize, seed).flatMap((p) =>
-        Array.from({ length: config.groupSize }, () => p),
-      );
-      batch = asked.map(({ ids, source }) => ({ ids: [...ids], source }));
-      const sampling = { maxTokens: config.maxTokens, temperature, seed: seed * 1_000_003 + step };
-      episodes = rollout(actor, tokenizer, asked, sampling);
-      batch = episodes.map((e) => ({ ids: [...e.ids], start: e.start, source: e.prompt.source }));
-      scores = (await judge.score(episodes)).map((s, i) => (episodes[i].finished ? s : s - config.missingEosPenalty));
-      batch = episodes.map((e, i) => ({
-        ids: [...e.ids],
-        start: e.start,
-        source: e.prompt.source,
-        score: scores[i],
-      }));
-      const advantages = groupAdvantages(scores, config.groupSize, config.scaleByStd);
-      const old = replyLogProbs(actor, episodes, temperature);
-      const ask = (model: Llama) => replyLogProbs(model, episodes, temperature);
-      const reference = config.klCoef === 0 ? old : ref ? ask(ref) : withoutLora(actor, () => ask(actor));
-      checkFinite(`Step ${step}: a log-probability of the actor`, old);
-      checkFinite(`Step ${step}: a log-probability of the reference`, reference);
+      // While replies are written and read, weights that lie elsewhere (ZeRO-3, offload) are here.
+      for (const keeper of keepers) keeper.hold(true);
+      const gathered = await gather(step);
+      for (const keeper of keepers) keeper.hold(false);
+      ({ episodes, scores } = gathered);
+      const [old, reference] = gathered.perToken;
+      const advantages = groupAdvantages(scores, groupSize, config.scaleByStd);
 
       const totals = { loss: 0, kl: 0, clipped: 0, gradNorm: 0 };
       let update = (step - 1) * perStep;
       for (let epoch = 0; epoch < config.epochs; epoch++) {
         const order = episodes.map((_, i) => shuffled(i, replies, seed + step, epoch));
-        for (let from = 0; from < replies; from += config.minibatchSize) {
-          const which = order.slice(from, from + config.minibatchSize);
+        for (let from = 0; from < replies; from += minibatchSize) {
+          const which = order.slice(from, from + minibatchSize);
           const result = trainer.step(++update, () => {
-            const own = backwardGroups(actor, tape, which, { episodes, old, reference, advantages }, config);
-            totals.kl += own.kl / perStep;
-            totals.clipped += own.clipped / perStep;
-            return own.loss;
+            const found = backwardGroups(actor, tape, which, { episodes, old, reference, advantages }, config);
+            totals.kl += found.kl / perStep;
+            totals.clipped += found.clipped / perStep;
+            return found.loss;
           });
           totals.loss += result.loss / perStep;
           totals.gradNorm += result.gradNorm / perStep;
@@ -236,18 +278,19 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
       evaluate: () => ({}),
       sample: () => (episodes.length === 0 ? undefined : showEpisodes(episodes, scores, config.samples.count)),
     }),
+    stateBytes: () => trainer.stateBytes(),
     batch: () => batch,
     save(dir) {
       if (config.lora) saveAdapter(actor, dir);
       else saveLlama(actor, dir);
-      tokenizer.save(dir);
+      if (run.first) tokenizer.save(dir);
       trainer.save(dir);
     },
   });
   mergeLora(actor);
-  run.result("model", (dir) => {
+  trainer.results(run, (dir) => {
     saveLlama(actor, dir);
-    tokenizer.save(dir);
+    if (run.first) tokenizer.save(dir);
   });
   tape.arena.close();
   trainer.close();

@@ -276,7 +276,7 @@ export function backwardValues(
 }
 
 /** The replies of a minibatch that are this process's to work on. */
-function ownPart({ grid }: Llama, which: readonly number[]): number[] {
+export function ownPart({ grid }: Llama, which: readonly number[]): number[] {
   const { from, to } = grid.share(which.length, "the last minibatch");
   return which.slice(from, to);
 }

@@ -35,6 +35,23 @@ if (scenario === "collectives") {
     while (!pending.test());
     result[`reduceScatter ${name}`] = bits(own, piece * (dtype === F32 ? 4 : 2));
   }
+  // Three sums at once, one of a length that does not divide, waited for in another order on every rank.
+  const lengths = [1001, 64 * size, 333];
+  const sums = lengths.map((n, k) => {
+    const x = noise(n, 200 + 10 * k + rank, BF16);
+    return { x, n, pending: comm.startAllReduce(x, n, BF16) };
+  });
+  const other = device.alloc(8);
+  device.bytes(other, 8).fill(rank + 1);
+  const sent = comm.startBroadcast(other, 8, 0);
+  for (let i = 0; i < 3; i++) {
+    const { pending } = sums[(i + rank) % 3];
+    if (rank % 2) pending.wait();
+    else while (!pending.test());
+  }
+  while (!sent.test());
+  result.sums = sums.map(({ x, n }) => bits(x, n * 2));
+  result.startBroadcast = bits(other, 8);
   const z = device.alloc(size * 7);
   device.bytes(z + rank * 7, 7).fill(rank + 1);
   comm.allGather(z + rank * 7, 7, z);
@@ -53,12 +70,39 @@ if (scenario === "collectives") {
   const half = comm.split(rank % 2, -rank);
   result.half = [half.rank, half.size, half.gatherNumbers([rank]).flat()];
   result.texts = comm.gatherText(`${"é".repeat(rank)}from ${rank}`);
+  // A piece of another size for each, and none for some.
+  const pieces = Array.from({ length: size }, (_, r) => new Uint8Array(r === 0 ? 0 : 3 * rank + r).fill(16 * rank + r));
+  const got = comm.allToAll(pieces);
+  result.allToAll = got.map((piece) => [piece.length, ...new Set(piece)]);
   report(result);
+} else if (scenario === "bands") {
+  // Signatures of 40 units, of which many are the same in a band; in rounds of a few records.
+  const { BuildFolder } = await import("../../dist/corpus/folder.js");
+  const { shareBands } = await import("../../dist/corpus/bands.js");
+  const { folder, units, options, round } = JSON.parse(process.argv[3]);
+  const sentBefore = comm.bytesSent;
+  const { documents, buckets } = shareBands(new BuildFolder(folder), units, options, comm, round).among(
+    Array.from({ length: 1000 }, (_, i) => i).filter((i) => i % 5 > 0),
+  );
+  report({ rank, documents, of: [...buckets.of], sent: comm.bytesSent - sentBefore });
 } else if (scenario === "bytes") {
   const x = noise(1024 * size, rank, F32);
   const before = comm.bytesSent;
   comm.allReduce(x, 1024 * size, F32);
   report({ rank, sent: comm.bytesSent - before });
+} else if (scenario === "crossed") {
+  // Rank 0 wants the sum before it sends; rank 1 asks for the message before it looks after the sum.
+  const x = noise(100, rank, F32);
+  const sum = comm.startAllReduce(x, 100, F32);
+  const at = device.alloc(8);
+  if (rank === 0) {
+    sum.wait();
+    comm.send(x, 8, 1, 3);
+  } else {
+    comm.recv(at, 8, 0, 3);
+    sum.wait();
+  }
+  report({ same: rank === 0 || bits(at, 8) === bits(x, 8) });
 } else if (scenario === "missing") {
   if (rank === 1) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20_000);
   comm.barrier();

@@ -48,12 +48,25 @@ test.runIf(hasMpi).each([2, 4])("collectives on %i ranks: sums are the same bits
       expect(r[`reduceScatter ${name}`]).toBe(bits(pieces.at + r.rank * width, width));
     }
   }
+  const sums = [1001, 64 * size, 333].map((n, k) => {
+    const sum = expected(
+      n,
+      ranks.map((r) => 200 + 10 * k + r),
+      BF16,
+    );
+    return bits(sum.at, sum.bytes);
+  });
   for (const r of results) {
+    expect(r.sums).toEqual(sums);
+    expect(r.startBroadcast).toBe("01".repeat(8));
     expect(r.allGather).toBe(ranks.map((k) => `0${k + 1}`.repeat(7)).join(""));
     expect(r.broadcast).toBe(`0${size - 1}`.repeat(5));
     expect(r.ring).toBe(`0${(r.rank + size - 1) % size}`.repeat(8));
     const half = ranks.filter((k) => k % 2 === r.rank % 2).reverse();
     expect(r.half).toEqual([half.indexOf(r.rank), half.length, half]);
+    expect(r.allToAll).toEqual(
+      ranks.map((k) => (3 * k + r.rank > 0 && r.rank > 0 ? [3 * k + r.rank, 16 * k + r.rank] : [0])),
+    );
     expect(r.texts).toEqual(ranks.map((k) => `${"é".repeat(k)}from ${k}`));
   }
 });
@@ -61,6 +74,12 @@ test.runIf(hasMpi).each([2, 4])("collectives on %i ranks: sums are the same bits
 test.runIf(hasMpi)("an all-reduce sends 2 (N-1)/N of its bytes from every rank", () => {
   const { results } = runRanks(4, program("comm.program.mjs"), ["bytes"]);
   expect(results.map((r) => r.sent)).toEqual(Array(4).fill(((2 * 3) / 4) * 4 * 1024 * 4));
+});
+
+test.runIf(hasMpi)("a sum goes on while its rank waits for something else", () => {
+  const run = runRanks(2, program("comm.program.mjs"), ["crossed"], { LYCEUM_MPI_TIMEOUT: "20" });
+  expect(run.stderr).toBe("");
+  expect(run.results).toEqual([{ same: true }, { same: true }]);
 });
 
 test.runIf(hasMpi)("a rank that never comes is named, and the job ends", () => {
@@ -82,6 +101,8 @@ test("one process alone: collectives are what they were", () => {
   device.randomNormal(x, 64, 3, 0, 0, 1, F32);
   const before = bits(x, 256);
   comm.allReduce(x, 64, F32);
+  comm.startAllReduce(x, 64, F32).wait();
+  comm.startBroadcast(x, 256, 0).wait();
   expect(bits(x, 256)).toBe(before);
   const out = device.alloc(64 * 4);
   device.fill(out, 1, 64, F32);
@@ -90,6 +111,7 @@ test("one process alone: collectives are what they were", () => {
   comm.allGather(x, 256, out);
   expect(bits(out, 256)).toBe(before);
   expect(comm.gatherText("a")).toEqual(["a"]);
+  expect(comm.allToAll([Uint8Array.of(1, 2)])).toEqual([Uint8Array.of(1, 2)]);
 });
 
 test("a launcher is known by its environment", () => {

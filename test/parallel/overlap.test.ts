@@ -29,6 +29,7 @@ function slow(events: string[]): Comm {
     ...single(device),
     size: 2,
     split: () => comm,
+    startAllReduce: () => transfer("reduce"),
     startReduceScatter: () => transfer("reduce"),
     startAllGather: () => transfer("gather"),
     gatherNumbers: (values) => [[...values], [...values]],

@@ -58,6 +58,17 @@ batchSize: 4
 nll: 0.1
 loss: kto
 `,
+  grpo: `${common}from: tuned/model
+reward: judge.mjs
+prompts: [prefs.jsonl]
+maxTokens: 8
+batchSize: 4
+groupSize: 4
+minibatchSize: 12
+epochs: 2
+lossType: grpo
+`,
+  prefer: "from: tuned/model\nreward: judge.mjs\nprompts: [prefs.jsonl]\n",
   ppo: `${common}from: tuned/model
 reward: judge.mjs
 prompts: [prefs.jsonl]
@@ -99,6 +110,11 @@ const cases = (
     ["ppo", 2, ["parallel.zero=1"]],
     ["ppo", 2, ["parallel.zero=3", "parallel.offload=disk"]],
     ["ppo", 4, ["parallel.zero=2"]],
+    ["grpo", 2, []],
+    ["grpo", 2, ["parallel.zero=3", "parallel.offload=disk"]],
+    ["grpo", 2, ["lora.rank=4", "parallel.zero=2"]],
+    ["grpo", 4, ["parallel.zero=1"]],
+    ["grpo", 2, [`reward=${root}/reward 1 /model`, "parallel.zero=3"]],
   ] as [string, number, string[]][]
 ).map(([name, ranks, set]) => {
   const own = set.filter((s) => !s.startsWith("parallel."));
@@ -108,14 +124,14 @@ const cases = (
 });
 const refused = {
   ppo: job(2, "ppo", ["parallel.tensor=2"]),
-  grpo: job(2, "grpo", []),
+  grpo: job(2, "grpo", ["parallel.pipeline=2"]),
+  prefer: job(2, "prefer", []),
   lora: job(2, "sft", ["parallel.tensor=2", "lora.rank=4"]),
 };
 
 describe.runIf(hasMpi)("stages on several ranks", () => {
   beforeAll(() => {
     for (const [name, text] of Object.entries(stages)) writeFileSync(`${root}/${name}.yaml`, text);
-    writeFileSync(`${root}/grpo.yaml`, stages.ppo.replace(/minibatchSize.*|epochs.*|entropyCoef.*/g, ""));
     runJobs(jobs, { LYCEUM_MPI_TIMEOUT: "60" });
   }, 600_000);
 
@@ -125,7 +141,8 @@ describe.runIf(hasMpi)("stages on several ranks", () => {
 
   test("what cannot be shared out says so", () => {
     expect(refused.ppo.stderr).toMatch(/ppo runs on several processes with parallel\.data and parallel\.zero/);
-    expect(refused.grpo.stderr).toMatch(/grpo runs in one process; 2 were started/);
+    expect(refused.grpo.stderr).toMatch(/grpo runs on several processes with parallel\.data and parallel\.zero/);
+    expect(refused.prefer.stderr).toMatch(/prefer runs in one process; 2 were started/);
     expect(refused.lora.stderr).toMatch(/Adapters \(lora\) sit on whole matrices/);
   });
 });
