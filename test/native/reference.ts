@@ -269,7 +269,7 @@ export function logprob(
       for (let d = 0; d < D; d++) s += hidden[i * D + d] * W[v * D + d];
       return s * invTemperature;
     });
-    const max = Math.max(...logits);
+    const max = logits.reduce((a, b) => Math.max(a, b));
     const lse = max + Math.log(logits.reduce((s, x) => s + Math.exp(x - max), 0));
     entropy[i] = logits.reduce((s, x) => s - Math.exp(x - lse) * (x - lse), 0);
     return t < 0 ? 0 : logits[t] - lse;
