@@ -131,6 +131,29 @@ static Counter *gathered(Trainer *t) {
   return all;
 }
 int64_t ly_bpe_train_words(void *trainer) { return gathered(trainer)->words; }
+int64_t ly_bpe_train_size(void *trainer) {
+  Counter *c = gathered(trainer);
+  int64_t size = 0, n;
+  for (int64_t i = 0; i < c->slots; i++) if (c->slot[i].count) { bytes_of(c, &c->slot[i], &n); size += n; }
+  return size;
+}
+void ly_bpe_train_list(void *trainer, uint8_t *bytes, int64_t *starts, int64_t *counts) {
+  Counter *c = gathered(trainer);
+  int64_t at = 0, n;
+  for (int64_t i = 0; i < c->slots; i++) {
+    if (!c->slot[i].count) continue;
+    const uint8_t *p = bytes_of(c, &c->slot[i], &n);
+    memcpy(bytes + at, p, (size_t)n);
+    *starts++ = at;
+    *counts++ = c->slot[i].count;
+    at += n;
+  }
+  *starts = at;
+}
+void ly_bpe_train_add(void *trainer, const uint8_t *bytes, const int64_t *starts, const int64_t *counts, int64_t n) {
+  Counter *c = gathered(trainer);
+  for (int64_t i = 0; i < n; i++) add_word(c, bytes + starts[i], starts[i + 1] - starts[i], counts[i]);
+}
 
 /* ---- pairs ---- */
 

@@ -186,6 +186,11 @@ void ly_bpe_encode(const void *model, const uint8_t *text, const int64_t *starts
 void *ly_bpe_train_open(int pattern, const uint8_t *classes);
 void ly_bpe_train_count(void *trainer, const uint8_t *text, const int64_t *starts, int64_t n); /* texts as for ly_bpe_encode */
 int64_t ly_bpe_train_words(void *trainer); /* different words so far */
+/* What was counted, for the trainer of another process: the words' bytes end to end (ly_bpe_train_size of them), word i from
+ * starts[i] to starts[i+1]-1, and how often each occurred. Of `bytes` 16 more than the words' can be read in ly_bpe_train_add. */
+int64_t ly_bpe_train_size(void *trainer);
+void ly_bpe_train_list(void *trainer, uint8_t *bytes, int64_t *starts, int64_t *counts);
+void ly_bpe_train_add(void *trainer, const uint8_t *bytes, const int64_t *starts, const int64_t *counts, int64_t n);
 /* Merges the most frequent pair (ties: the lower ids) until the vocabulary has `wanted` tokens or no pair occurs min_frequency times.
  * The first n tokens are given: token i has the bytes starts[i] .. starts[i+1]-1 of tokens (none: it cannot come of a merge).
  * merges[wanted,3]: left, right, merged id. Returns how many. Call once. */

@@ -1,12 +1,14 @@
 /** `lyceum tokenizer train | encode`. */
 import { readFileSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { type Rejected, readDocuments } from "../corpus/read.js";
+import { type Comm, sumNumbers } from "../parallel/comm.js";
 import { launched } from "../parallel/mpi.js";
 import { UserError } from "../run/errors.js";
 import type { Pretokenizer } from "../tokenizer/pretokenize.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { trainBpeOn } from "../tokenizer/train.js";
+import { trainBpeOn, trainBpeTogether } from "../tokenizer/train.js";
 
 interface TrainFlags {
   vocabSize: string;
@@ -20,26 +22,44 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
     throw new UserError(`--pretokenizer is "${flags.pretokenizer}"; it must be one of ${PRETOKENIZERS.join(", ")}.`, 2);
   if (!/^\d+$/.test(flags.vocabSize))
     throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be a whole number.`, 2);
-  // Counting words and merging pairs is one process's work, on all its cores: of several, the first does it.
-  const job = launched();
-  if (job && job.rank > 0) return;
-  if (job && job.size > 1) console.error(`one of the ${job.size} processes trains, on all its cores`);
+  const world = await join();
   const rejected: Rejected[] = [];
   let documents = 0;
   const texts = async function* () {
-    for await (const { text } of readDocuments(files, rejected, "the files of the command")) {
+    for await (const { text } of readDocuments(files, rejected, "the files of the command", world)) {
       documents++;
       yield text;
     }
-    for (const r of rejected) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
+    for (const r of world ? everyones(world, rejected) : rejected)
+      console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
   };
-  const tokenizer = await trainBpeOn(texts(), {
+  const options = {
     vocabSize: Number(flags.vocabSize),
     pretokenizer: flags.pretokenizer as Pretokenizer,
     specialTokens: flags.special,
-  });
+  };
+  const tokenizer = world ? await trainBpeTogether(texts(), options, world) : await trainBpeOn(texts(), options);
+  if (world) [documents] = sumNumbers(world, [documents]);
+  if (!tokenizer) return;
   tokenizer.save(flags.out);
   console.log(`${flags.out}: ${tokenizer.vocabSize} tokens from ${documents} documents`);
+}
+
+/** Under mpirun: all processes of the job, which share a host's cores. Each counts the words of its share of the documents. */
+async function join(): Promise<Comm | undefined> {
+  if (!launched()) return undefined;
+  const { openCpu } = await import("../device/cpu.js");
+  const { openWorld, threadsPerRank } = await import("../parallel/grid.js");
+  const device = openCpu({ threads: 1 });
+  const world = openWorld(device);
+  openCpu({ threads: threadsPerRank(device, availableParallelism()) });
+  if (world.rank > 0) console.error = console.log = () => {}; // the first one speaks for all
+  return world;
+}
+
+function everyones(world: Comm, rejected: readonly Rejected[]): Rejected[] {
+  world.barrier(true); // one has more to read than another
+  return world.gatherText(JSON.stringify(rejected)).flatMap((text) => JSON.parse(text) as Rejected[]);
 }
 
 /** Tokens that the tokenizer puts around a text (bos, say) are added, as Hugging Face's `encode` does. */

@@ -12,20 +12,27 @@ export type { Document, Rejected } from "./document.js";
 
 /**
  * Every document that can be trained on, in order; the others go to `rejected`. Throws UserError (exit code 2) for a path
- * that is not there or not of a known format. `where`: what names the paths, for that message.
+ * that is not there or not of a known format. `where`: what names the paths, for that message. `share`: of several processes each
+ * reads every so many of the files, or where there are fewer files than processes, takes every so many of the documents.
  */
 export async function* readDocuments(
   paths: readonly string[],
   rejected: Rejected[],
   where = "data.train or data.validation",
+  { rank, size }: { rank: number; size: number } = { rank: 0, size: 1 },
 ): AsyncGenerator<Document> {
-  const reject = (record: Rejected): void => void rejected.push(record);
-  for (const file of listFiles(paths, where)) {
+  const files = listFiles(paths, where);
+  const byFile = files.length >= size;
+  // Where all read a file, one tells what cannot be used of it.
+  const reject = (record: Rejected): void => void ((byFile || rank === 0) && rejected.push(record));
+  let seen = 0;
+  for (const [f, file] of files.entries()) {
+    if (byFile && f % size !== rank) continue;
     const documents = isPlainText(file) ? [await readText(file, reject)] : documentsOf([file], "", reject);
     for await (const document of documents)
       if (document === undefined) continue;
       else if (document.text.trim() === "") reject({ ...document.source, reason: "the text is empty" });
-      else yield document;
+      else if (byFile || seen++ % size === rank) yield document;
   }
 }
 

@@ -91,6 +91,9 @@ export interface Device {
   bpeTrainOpen(pattern: number, classes: Ptr): Ptr;
   bpeTrainCount(trainer: Ptr, text: Ptr, starts: Ptr, n: number): void;
   bpeTrainWords(trainer: Ptr): number;
+  bpeTrainSize(trainer: Ptr): number;
+  bpeTrainList(trainer: Ptr, bytes: Ptr, starts: Ptr, counts: Ptr): void;
+  bpeTrainAdd(trainer: Ptr, bytes: Ptr, starts: Ptr, counts: Ptr, n: number): void;
   // biome-ignore format: one line a kernel
   bpeTrainMerge(trainer: Ptr, byteIds: Ptr, tokens: Ptr, starts: Ptr, n: number, wanted: number, minFrequency: number, merges: Ptr): number;
   bpeTrainClose(trainer: Ptr): void;

@@ -18,6 +18,7 @@ import { type LlamaConfig, parseLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
+import { type Comm, sumNumbers } from "../parallel/comm.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
@@ -26,7 +27,7 @@ import { pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { trainBpeOn } from "../tokenizer/train.js";
+import { trainBpeOn, trainBpeTogether } from "../tokenizer/train.js";
 import { backwardMeanLoss, meanLoss } from "./clm.js";
 
 const natural = z.int().min(1);
@@ -193,29 +194,37 @@ async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, 
       `${shards.train} holds token shards, which a tokenizer has made already: name its folder under \`tokenizer\`.`,
       2,
     );
-  if (!run.world) return trainTokenizer(config, wanted);
+  const trained = await trainTokenizer(config, wanted, run.world);
+  if (!run.world) return trained!;
   const dir = `${run.dir}/data/tokenizer`;
-  await run.once(async () => (await trainTokenizer(config, wanted)).save(dir));
+  await run.once(async () => trained!.save(dir));
   return Tokenizer.load(dir);
 }
 
+/** Of several processes each counts the words of its share of the documents, and the first has the tokenizer. */
 async function trainTokenizer(
   config: PretrainConfig,
   wanted: Exclude<z.output<typeof tokenizerSchema>, string>,
-): Promise<Tokenizer> {
+  world?: Comm,
+): Promise<Tokenizer | undefined> {
   const rejected: Rejected[] = [];
   const texts = async function* () {
     let documents = 0;
-    for await (const { text } of readDocuments(config.data.train, rejected)) {
+    for await (const { text } of readDocuments(config.data.train, rejected, undefined, world)) {
       documents++;
       yield text;
     }
+    if (world) {
+      world.barrier(true);
+      [documents] = sumNumbers(world, [documents]);
+    }
     if (documents === 0) throw noDocuments(config.data.train, rejected);
+    if (world && world.rank > 0) return;
     if (wanted.prompts.length > 0)
       for (const { messages } of readConversations(wanted.prompts, []))
         yield* messages.filter((m) => m.role === "user").map((m) => m.content);
   };
-  return trainBpeOn(texts(), wanted);
+  return world ? trainBpeTogether(texts(), wanted, world) : trainBpeOn(texts(), wanted);
 }
 
 /**

@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto";
 import { isMainThread } from "node:worker_threads";
 import { currentCpu } from "../device/cpu.js";
 import type { Device, Ptr } from "../device/device.js";
+import type { Comm } from "../parallel/comm.js";
 import type { BpeModel } from "./bpe.js";
 import { CHAR_TO_BYTE } from "./bytes.js";
 import type { Pretokenizer } from "./pretokenize.js";
@@ -232,6 +233,18 @@ function cut(text: string): string[] {
   return out;
 }
 
+/** Tag of the messages that carry counts. */
+const COUNTS = 1;
+
+/** Counted words in one piece of memory: starts[words + 1], counts[words], and what the words are spelled with. */
+function laid(memory: Memory, words: number, bytes: number) {
+  // Large messages travel in blocks of 64 bytes; and 16 bytes behind the last word are read.
+  const size = Math.ceil((8 * (2 * words + 1) + bytes + 16) / 64) * 64;
+  const starts = memory.alloc(size);
+  const counts = starts + 8 * (words + 1);
+  return { starts, counts, spelled: counts + 8 * words, size };
+}
+
 /** Counts the words of texts, then merges: the engine's side of training. */
 export class NativeTrainer {
   private readonly trainer: Ptr;
@@ -277,6 +290,46 @@ export class NativeTrainer {
   get words(): number {
     this.flush();
     return Number(this.device.bpeTrainWords(this.trainer));
+  }
+
+  /** Brings what all processes have counted to the first, by twos. All must call it. */
+  collect(world: Comm): void {
+    const { rank, size } = world;
+    for (let step = 1; step < size; step *= 2) {
+      if (rank % (2 * step) === step) {
+        this.sendTo(world, rank - step);
+        return;
+      }
+      if (rank + step < size) this.receiveFrom(world, rank + step);
+    }
+  }
+  private sendTo(world: Comm, to: number): void {
+    const { device, trainer, words } = this;
+    const bytes = Number(device.bpeTrainSize(trainer));
+    const memory = new Memory(device);
+    try {
+      world.send(memory.put(Float64Array.of(words, bytes)), 16, to, COUNTS);
+      const { starts, counts, spelled, size } = laid(memory, words, bytes);
+      device.bpeTrainList(trainer, spelled, starts, counts);
+      world.send(starts, size, to, COUNTS);
+    } finally {
+      memory.free();
+    }
+  }
+  private receiveFrom(world: Comm, from: number): void {
+    const { device, trainer } = this;
+    const memory = new Memory(device);
+    this.flush();
+    try {
+      const head = memory.alloc(16);
+      world.recv(head, 16, from, COUNTS);
+      const [words, bytes] = new Float64Array(device.bytes(head, 16).slice().buffer);
+      const { starts, counts, spelled, size } = laid(memory, words, bytes);
+      world.recv(starts, size, from, COUNTS);
+      device.bpeTrainAdd(trainer, spelled, starts, counts, words);
+    } finally {
+      memory.free();
+    }
   }
 
   /** Merges as ids [left, right, merged] until the vocabulary, of which the first tokens are given, has `wanted`. */

@@ -2,6 +2,7 @@
  * Trains a byte-level BPE (Sennrich et al. 2016): count words, then merge the most frequent pair of neighbours again and
  * again. Counts are kept per pair and updated only where a merge happened; ties go to the lower ids, as in Hugging Face.
  */
+import type { Comm } from "../parallel/comm.js";
 import { UserError } from "../run/errors.js";
 import { ALPHABET, toByteChars } from "./bytes.js";
 import { NativeTrainer } from "./native.js";
@@ -50,6 +51,27 @@ export async function trainBpeOn(texts: AsyncIterable<string>, options: TrainOpt
   }
 }
 
+/**
+ * The same on all processes of a job, each with texts of its own: each counts its words, the first gets all counts and merges. The
+ * tokenizer has the bytes of one that one process trains on all texts; the others get undefined.
+ */
+export async function trainBpeTogether(
+  texts: AsyncIterable<string>,
+  options: TrainOptions,
+  world: Comm,
+): Promise<Tokenizer | undefined> {
+  const training = new Training({ ...options, engine: true });
+  try {
+    for await (const text of texts) training.words.add(text);
+    // One has more to read than another.
+    world.barrier(true);
+    training.collect(world);
+    return world.rank === 0 ? training.finish() : undefined;
+  } finally {
+    training.words.close();
+  }
+}
+
 type Merges = [left: number, right: number, merged: number][];
 
 /** Counts words, then merges their bytes; in the engine, or here. */
@@ -79,6 +101,11 @@ class Training {
       );
     const native = options.engine === false ? null : NativeTrainer.open(pretokenizer);
     this.words = native ?? new WordCounts(pretokenizer);
+  }
+
+  collect(world: Comm): void {
+    if (!(this.words instanceof NativeTrainer)) throw new Error("Counts are exchanged in the engine's memory.");
+    this.words.collect(world);
   }
 
   finish(): Tokenizer {
