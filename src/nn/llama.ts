@@ -485,19 +485,18 @@ export class Llama {
   newCache(rows: number, maxLength: number): KvCache & { close(): void } {
     const { numKvHeads, headDim } = this.attentionShape;
     const rowSize = numKvHeads * maxLength * headDim;
-    const bytes = rows * rowSize * (this.precision === "bf16" ? 2 : 4);
-    const make = (): Ptr[] => this.layers.map(() => this.device.alloc(bytes));
-    const keys = make();
-    const values = make();
+    const each = rows * rowSize * (this.precision === "bf16" ? 2 : 4);
+    // In one piece, so that it lies in large pages: a step writes to as many places as there are rows, heads and layers.
+    const bytes = 2 * this.layers.length * each;
+    const memory = this.device.alloc(bytes);
+    const keys = this.layers.map((_, i) => memory + 2 * i * each);
     return {
       rows,
       maxLength,
       rowSize,
       keys,
-      values,
-      close: () => {
-        for (const p of [...keys, ...values]) this.device.free(p, bytes);
-      },
+      values: keys.map((p) => p + each),
+      close: () => this.device.free(memory, bytes),
     };
   }
 
