@@ -1,12 +1,13 @@
 /* Causal grouped-query attention over packed sequences, in tiles with a running softmax (FlashAttention, Dao et al. 2022;
  * FlashAttention-2 for the backward pass): the T x T matrix never exists. Keys and values are packed once for all tiles (and
- * heads) that meet them; tiles above the diagonal are not computed. */
+ * heads) that meet them; tiles above the diagonal are not computed. Queries and keys are rotated on the way in, and their gradients
+ * back on the way out. */
 #include "rows.h"
 /* Keys that a running softmax takes in at a time; of the backward pass, keys and queries of a tile. */
 enum { KEYS = 256, TILE = 64, QUERIES = 128, MANY = 32 };
 
 typedef struct {
-  const char *qkv, *out, *dout; char *y; float *lse; const int32_t *cu; int64_t N; int H, KV, D, dt, nseq; float scale; size_t size;
+  char *qkv; const char *out, *dout; char *y; ly_angles angles; float *lse; const int32_t *cu; int64_t N; int H, KV, D, dt, nseq; float scale; size_t size;
   int together; /* heads of one item */
 } Attention;
 static int64_t width(const Attention *t) { return (int64_t)(t->H + 2 * t->KV) * t->D; }
@@ -23,12 +24,22 @@ static float exp_row(float *x, int64_t n, float max, float scale) {
   return sum_lanes(lane);
 }
 
+static void rotate(const Attention *t, int64_t begin, int64_t T, int head, int heads) {
+  ly_rotate(t->qkv + (size_t)(begin * width(t) + (int64_t)head * t->D) * t->size, width(t), &t->angles, begin, T, heads, t->D, 1, t->dt);
+}
+static void keys_body(void *ctx, int64_t s, int thread) {
+  const Attention *t = ctx; (void)thread;
+  rotate(t, t->cu[s], t->cu[s + 1] - t->cu[s], t->H, t->KV);
+}
+
 /* One item: a sequence and heads that share their keys and values; from the top down as many queries as a product has rows, for each the
  * keys up to the diagonal. */
 static void forward_body(void *ctx, int64_t item, int thread) {
   const Attention *t = ctx;
   int per = t->together, items = t->H / per, first = (int)(item % items) * per, kvHead = first / (t->H / t->KV), D = t->D;
   int64_t begin = t->cu[item / items], T = t->cu[item / items + 1] - begin, ld = width(t), tile = ly_gemm_rows(t->dt);
+  rotate(t, begin, T, first, per);
+  if (per == t->H / t->KV) rotate(t, begin, T, t->H + kvHead, 1);
   ly_packed k = ly_pack(thread, 6, T, D, at(t, t->qkv, begin, ld, (int64_t)(t->H + kvHead) * D), 1, ld, t->dt);
   ly_packed v = ly_pack(thread, 7, D, T, at(t, t->qkv, begin, ld, (int64_t)(t->H + t->KV + kvHead) * D), ld, 1, t->dt);
   float *s = ly_scratch(thread, 5, (size_t)(tile * (KEYS * 2 + D)) * 4), *o = s + tile * KEYS, max[TILE], sum[TILE];
@@ -65,10 +76,11 @@ static void forward_body(void *ctx, int64_t item, int thread) {
       }
     }
 }
-void ly_attention_forward(const void *qkv, void *out, float *lse, const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt) {
-  Attention t = {.qkv = qkv, .y = out, .lse = lse, .cu = cu, .N = N, .H = H, .KV = KV, .D = D, .dt = dt, .nseq = nseq, .scale = scale, .size = dt == LY_F32 ? 4 : 2};
+void ly_attention_forward(void *qkv, const int32_t *pos, const float *cos, const float *sin, void *out, float *lse, const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt) {
+  Attention t = {.qkv = qkv, .angles = {pos, cos, sin}, .y = out, .lse = lse, .cu = cu, .N = N, .H = H, .KV = KV, .D = D, .dt = dt, .nseq = nseq, .scale = scale, .size = dt == LY_F32 ? 4 : 2};
   /* Few and long sequences are rather cut into heads, though each packs the keys again: then there is something for all threads. */
   t.together = (int64_t)nseq * KV >= MANY ? H / KV : 1;
+  if (t.together < H / KV) ly_parallel(nseq, keys_body, &t); /* several items share them */
   ly_parallel((int64_t)nseq * (H / t.together), forward_body, &t);
 }
 
@@ -124,14 +136,16 @@ static void backward_body(void *ctx, int64_t item, int thread) {
         ly_gemm(thread, cols, D, rows, 1, ds, 1, QUERIES, &keys, 0, j0, dq + i0 * D, D, 1);
       }
     }
+    ly_rotate(dq, D, &t->angles, begin, T, 1, D, -1, LY_F32);
     for (int64_t i = 0; i < T; i++) store_row(t->y, (begin + i) * ld + (int64_t)head * D, dq + i * D, D, dt);
   }
+  ly_rotate(dk, D, &t->angles, begin, T, 1, D, -1, LY_F32);
   for (int64_t i = 0; i < T; i++) {
     store_row(t->y, (begin + i) * ld + (int64_t)(t->H + kvHead) * D, dk + i * D, D, dt);
     store_row(t->y, (begin + i) * ld + (int64_t)(t->H + t->KV + kvHead) * D, dv + i * D, D, dt);
   }
 }
-void ly_attention_backward(const void *dout, const void *qkv, const void *out, const float *lse, void *dqkv, const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt) {
-  Attention t = {.qkv = qkv, .out = out, .dout = dout, .y = dqkv, .lse = (float *)lse, .cu = cu, .N = N, .H = H, .KV = KV, .D = D, .dt = dt, .nseq = nseq, .scale = scale, .size = dt == LY_F32 ? 4 : 2};
+void ly_attention_backward(const void *dout, const void *qkv, const int32_t *pos, const float *cos, const float *sin, const void *out, const float *lse, void *dqkv, const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt) {
+  Attention t = {.qkv = (char *)qkv, .angles = {pos, cos, sin}, .out = out, .dout = dout, .y = dqkv, .lse = (float *)lse, .cu = cu, .N = N, .H = H, .KV = KV, .D = D, .dt = dt, .nseq = nseq, .scale = scale, .size = dt == LY_F32 ? 4 : 2};
   ly_parallel((int64_t)nseq * KV, backward_body, &t);
 }

@@ -24,6 +24,10 @@ void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const voi
              const ly_packed *B, int64_t n0, int64_t k0, float *C, int64_t ldc, int accumulate);
 int64_t ly_gemm_rows(int dt); /* products of a multiple of so many rows leave nothing of the processor idle */
 
+/* rope.c: on the calling thread, ly_rope of N rows, whose positions are pos[row] and on. sign -1 rotates back. */
+typedef struct { const int32_t *pos; const float *cos, *sin; } ly_angles;
+void ly_rotate(void *x, int64_t ldx, const ly_angles *angles, int64_t row, int64_t N, int heads, int D, float sign, int dt);
+
 typedef uint16_t bf16;
 static inline float bf16_to_f32(bf16 x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
 static inline bf16 f32_to_bf16(float f) { /* round to nearest even; NaN stays NaN */

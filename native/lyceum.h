@@ -74,10 +74,12 @@ void ly_rope(void *x, int64_t ldx, const int32_t *pos, const float *cos, const f
 /* ---- attention.c: causal, packed, grouped-query; the T x T matrix never exists -------------------------------- */
 
 /* qkv[N, (H + 2 KV) D]: queries, keys, values of one token side by side. Sequence s is rows cu[s] .. cu[s+1]-1 and
- * sees itself only. out[N, H D]; lse[H, N] fp32 = log sum exp of the scaled scores. H is a multiple of KV. */
-void ly_attention_forward(const void *qkv, void *out, float *lse, const int32_t *cu, int nseq, int64_t N,
+ * sees itself only. out[N, H D]; lse[H, N] fp32 = log sum exp of the scaled scores. H is a multiple of KV.
+ * Queries and keys are first rotated in place, as ly_rope does; the backward pass takes them so, and dqkv are the gradients of
+ * what they were before. */
+void ly_attention_forward(void *qkv, const int32_t *pos, const float *cos, const float *sin, void *out, float *lse, const int32_t *cu, int nseq, int64_t N,
                           int H, int KV, int D, float scale, int dt);
-void ly_attention_backward(const void *dout, const void *qkv, const void *out, const float *lse, void *dqkv,
+void ly_attention_backward(const void *dout, const void *qkv, const int32_t *pos, const float *cos, const float *sin, const void *out, const float *lse, void *dqkv,
                            const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt);
 
 /* ---- cache.c: attention with a KV cache --------------------------------------------------------------------------- */

@@ -47,9 +47,9 @@ export interface Device {
   // biome-ignore format: one line a kernel
   rope(x: Ptr, ldx: number, pos: Ptr, cos: Ptr, sin: Ptr, N: number, heads: number, D: number, inverse: number, dt: DType): void;
   // biome-ignore format: one line a kernel
-  attentionForward(qkv: Ptr, out: Ptr, lse: Ptr, cu: Ptr, nseq: number, N: number, H: number, KV: number, D: number, scale: number, dt: DType): void;
+  attentionForward(qkv: Ptr, pos: Ptr, cos: Ptr, sin: Ptr, out: Ptr, lse: Ptr, cu: Ptr, nseq: number, N: number, H: number, KV: number, D: number, scale: number, dt: DType): void;
   // biome-ignore format: one line a kernel
-  attentionBackward(dout: Ptr, qkv: Ptr, out: Ptr, lse: Ptr, dqkv: Ptr, cu: Ptr, nseq: number, N: number, H: number, KV: number, D: number, scale: number, dt: DType): void;
+  attentionBackward(dout: Ptr, qkv: Ptr, pos: Ptr, cos: Ptr, sin: Ptr, out: Ptr, lse: Ptr, dqkv: Ptr, cu: Ptr, nseq: number, N: number, H: number, KV: number, D: number, scale: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   attentionCached(q: Ptr, ldq: number, kcache: Ptr, vcache: Ptr, out: Ptr, past: Ptr, B: number, T: number, maxT: number, H: number, KV: number, D: number, scale: number, dt: DType): void;
   // biome-ignore format: one line a kernel

@@ -53,11 +53,11 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
     return { flops: 8 * N * D, bytes: (3 + (extra === 0 ? 0 : 1) + (y === 0 ? 0 : 1)) * N * D * w(dt) };
   },
   rope: ([, , , , , N, heads, D, , dt]) => ({ flops: 3 * N * heads * D, bytes: 2 * N * heads * D * w(dt) }),
-  attentionForward([, , , cu, nseq, N, H, KV, D, , dt], device) {
+  attentionForward([, , , , , , cu, nseq, N, H, KV, D, , dt], device) {
     // Scores and their weighted sum of values.
     return { flops: 4 * causalPairs(device, cu, nseq) * H * D, bytes: N * (2 * H + 2 * KV) * D * w(dt) };
   },
-  attentionBackward([, , , , , cu, nseq, N, H, KV, D, , dt], device) {
+  attentionBackward([, , , , , , , , cu, nseq, N, H, KV, D, , dt], device) {
     // Scores again, and the gradients of weights, values, queries and keys.
     return { flops: 10 * causalPairs(device, cu, nseq) * H * D, bytes: N * (4 * H + 4 * KV) * D * w(dt) };
   },

@@ -93,40 +93,26 @@ export interface AttentionShape {
   sin: Ptr;
 }
 
-/** Rotates the queries and keys of qkv[N, (H + 2 KV) D] in place (RoFormer, Su et al. 2021, as Hugging Face pairs them). */
-function rotate(tape: Tape, qkv: Tensor, layout: Layout, a: AttentionShape, inverse: 0 | 1): void {
-  const heads = a.numHeads + a.numKvHeads;
-  tape.device.rope(
-    qkv.ptr,
-    qkv.shape[1],
-    layout.positions,
-    a.cos,
-    a.sin,
-    qkv.shape[0],
-    heads,
-    a.headDim,
-    inverse,
-    qkv.dtype,
-  );
-}
-
-/** Rotary embedding, then causal grouped-query attention within each sequence: qkv[N, (H + 2 KV) D] -> [N, H D]. */
+/**
+ * Rotary embedding (RoFormer, Su et al. 2021, halves paired as in Hugging Face), then causal grouped-query attention within each
+ * sequence: qkv[N, (H + 2 KV) D] -> [N, H D]. qkv is rotated in place: the product that made it does not need its own result
+ * to go backward.
+ */
 export function attention(tape: Tape, qkv: Tensor, layout: Layout, a: AttentionShape): Tensor {
   const { device } = tape;
-  const { numHeads: H, numKvHeads: KV, headDim: D } = a;
-  const { cu, nseq } = layout;
+  const { numHeads: H, numKvHeads: KV, headDim: D, cos, sin } = a;
+  const { cu, nseq, positions } = layout;
   const N = qkv.shape[0];
   const dt = qkv.dtype;
   const scale = 1 / Math.sqrt(D);
-  // In place: the product that made qkv does not need its own result to go backward.
-  rotate(tape, qkv, layout, a, 0);
   const y = tape.tensor(dt, [N, H * D], qkv.requiresGrad);
   const lse = tape.tensor(F32, [H, N]);
-  device.attentionForward(qkv.ptr, y.ptr, lse.ptr, cu, nseq, N, H, KV, D, scale, dt);
+  // biome-ignore format: one call
+  device.attentionForward(qkv.ptr, positions, cos, sin, y.ptr, lse.ptr, cu, nseq, N, H, KV, D, scale, dt);
   const backward = (dy: Tensor): void => {
     const dqkv = tape.tensor(dt, qkv.shape);
-    device.attentionBackward(dy.ptr, qkv.ptr, y.ptr, lse.ptr, dqkv.ptr, cu, nseq, N, H, KV, D, scale, dt);
-    rotate(tape, dqkv, layout, a, 1);
+    // biome-ignore format: one call
+    device.attentionBackward(dy.ptr, qkv.ptr, positions, cos, sin, y.ptr, lse.ptr, dqkv.ptr, cu, nseq, N, H, KV, D, scale, dt);
     tape.accumulate(qkv, dqkv);
   };
   return tape.record(y, backward, [lse]);

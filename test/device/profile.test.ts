@@ -19,7 +19,7 @@ test("a product: 2 M N K operations; both operands read, the result written", ()
 
 test("attention: two products over the pairs that causality leaves", () => {
   plain.i32(at, 3).set([0, 3, 5]); // sequences of 3 and 2: 6 + 3 pairs
-  device.attentionForward(at + 4096, at + 8192, at + 12288, at, 2, 5, 2, 1, 8, 0.5, F32);
+  device.attentionForward(at + 4096, at, at + 16384, at + 16384, at + 8192, at + 12288, at, 2, 5, 2, 1, 8, 0.5, F32);
   expect(last().flops).toBe(2 * 2 * 9 * 2 * 8);
   expect(last().bytes).toBe((5 * (2 + 2) * 8 + 5 * 2 * 8) * 4);
 });

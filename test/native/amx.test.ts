@@ -179,8 +179,11 @@ describe.skipIf(!compiler)(title, () => {
     const [p, g, pcu] = [b.put(qkv, BF16), b.put(dy, BF16), b.ints(cu)];
     const [y, lse, dqkv] = [b.alloc(N * H * D, BF16), b.alloc(H * N), b.alloc(N * width, BF16)];
     const scale = rounded(1 / Math.sqrt(D), F32);
-    call("ly_attention_forward", p, y, lse, pcu, 2, N, H, KV, D, scale, BF16);
-    call("ly_attention_backward", g, p, y, lse, dqkv, pcu, 2, N, H, KV, D, scale, BF16);
+    // Not rotated at all: the cosine of every angle is 1.
+    const [cos, sin] = [1, 0].map((x) => b.put(new Float64Array(D / 2).fill(x), F32));
+    const angles = [b.ints(new Array(N).fill(0)), cos, sin];
+    call("ly_attention_forward", p, ...angles, y, lse, pcu, 2, N, H, KV, D, scale, BF16);
+    call("ly_attention_backward", g, p, ...angles, y, lse, dqkv, pcu, 2, N, H, KV, D, scale, BF16);
     expectClose(b.get(y, N * H * D, BF16), attention(qkv, cu, shape), tolerance(BF16), "y");
     expectClose(b.get(lse, H * N), expected.lse, 1e-5, "lse");
     expectClose(b.get(dqkv, N * width, BF16), expected.dqkv, tolerance(BF16), "dqkv");

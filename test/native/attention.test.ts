@@ -1,6 +1,6 @@
 /** Causal packed attention: forward and every gradient against float64; and with a KV cache. */
 import { expect, test } from "vitest";
-import { type DType, F32 } from "../../src/device/device.js";
+import { type DType, F32, type Ptr } from "../../src/device/device.js";
 import { attentionGradient } from "./gradients.js";
 import {
   attention,
@@ -27,18 +27,25 @@ const CASES: [Shape, number[]][] = [
 ];
 const widthOf = ({ H, KV, D }: Shape): number => (H + 2 * KV) * D;
 
-function forward(b: Bench, { H, KV, D }: Shape, cu: number[], qkv: Float64Array, dt: DType) {
+/** Rotary angles of each token, n radians for pair i of the token at position n, divided by i + 1; `turn` 0: none at all. */
+function anglesOf(b: Bench, N: number, D: number, turn: number): [pos: Ptr, cos: Ptr, sin: Ptr] {
+  const table = (f: (x: number) => number): Float64Array =>
+    Float64Array.from({ length: (N * D) / 2 }, (_, k) => f((turn * Math.floor(k / (D / 2))) / ((k % (D / 2)) + 1)));
+  return [b.ints(Array.from({ length: N }, (_, n) => n)), b.put(table(Math.cos), F32), b.put(table(Math.sin), F32)];
+}
+function forward(b: Bench, { H, KV, D }: Shape, cu: number[], qkv: Float64Array, dt: DType, turn = 0) {
   const N = cu[cu.length - 1];
   const [p, y, lse] = [b.put(qkv, dt), b.alloc(N * H * D, dt), b.alloc(H * N)];
   const pcu = b.ints(cu);
-  b.device.attentionForward(p, y, lse, pcu, cu.length - 1, N, H, KV, D, 1 / Math.sqrt(D), dt);
-  return { p, y, lse, pcu, N };
+  const angles = anglesOf(b, N, D, turn);
+  b.device.attentionForward(p, ...angles, y, lse, pcu, cu.length - 1, N, H, KV, D, 1 / Math.sqrt(D), dt);
+  return { p, y, lse, pcu, N, angles };
 }
 function backward(b: Bench, shape: Shape, cu: number[], ran: ReturnType<typeof forward>, dy: Float64Array, dt: DType) {
   const { H, KV, D } = shape;
-  const { p, y, lse, pcu, N } = ran;
+  const { p, y, lse, pcu, N, angles } = ran;
   const [pdy, dqkv] = [b.put(dy, dt), b.alloc(N * widthOf(shape), dt)];
-  b.device.attentionBackward(pdy, p, y, lse, dqkv, pcu, cu.length - 1, N, H, KV, D, 1 / Math.sqrt(D), dt);
+  b.device.attentionBackward(pdy, p, ...angles, y, lse, dqkv, pcu, cu.length - 1, N, H, KV, D, 1 / Math.sqrt(D), dt);
   return dqkv;
 }
 
@@ -58,6 +65,25 @@ test.each(DTYPES)("forward and backward, packed sequences, grouped queries, %s",
       expectClose(b.get(dqkv, N * widthOf(shape), dt), expected.dqkv, tolerance(dt), `dqkv ${what}`);
     });
   }
+});
+
+test.each(DTYPES)("queries and keys are rotated in place, their gradients back, %s", (_, dt) => {
+  // One sequence, whose key-value heads several items share; and so many that they do not.
+  for (const cu of [[0, 40], Array.from({ length: 21 }, (_, s) => 3 * s)])
+    onEach((b) => {
+      const shape = { H: 4, KV: 2, D: 16 };
+      const [N, width] = [cu[cu.length - 1], widthOf(shape)];
+      const [qkv, dy] = [held(numbers(N * width, 5, 2), dt), held(numbers(N * 64, 6), dt)];
+      const ran = forward(b, shape, cu, qkv, dt, 1);
+      const p = b.put(qkv, dt);
+      b.device.rope(p, width, ...ran.angles, N, 6, 16, 0, dt);
+      expect(b.bytes(ran.p, N * width, dt)).toBe(b.bytes(p, N * width, dt));
+      const plain = forward(b, shape, cu, b.get(p, N * width, dt), dt);
+      expect(b.bytes(ran.y, N * 64, dt)).toBe(b.bytes(plain.y, N * 64, dt));
+      const [own, back] = [backward(b, shape, cu, ran, dy, dt), backward(b, shape, cu, plain, dy, dt)];
+      b.device.rope(back, width, ...ran.angles, N, 6, 16, 1, dt);
+      expectClose(b.get(own, N * width, dt), b.get(back, N * width, dt), tolerance(dt), `dqkv ${cu.length}`);
+    });
 });
 
 test("a sequence is the same alone and in company, backward too", () => {
