@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { extractBytes, extractHtml } from "../../../src/corpus/extract.js";
-import { decode } from "../../../src/corpus/html/charset.js";
+import { decode, decodePieces } from "../../../src/corpus/html/charset.js";
 import { PageError } from "../../../src/corpus/html/tree.js";
 import { samplePages } from "./pages.js";
 
@@ -163,6 +163,22 @@ describe("decode", () => {
     );
     expect(decode(gb).text).toContain("你好世界，这是一个测试");
     expect(decode(Buffer.from("\ufefföffentlich", "utf16le"))).toMatchObject({ text: "öffentlich", from: "bom" });
+  });
+  it("cuts a long text into pieces, and nowhere inside of a character", () => {
+    for (let shift = 0; shift < 4; shift++) {
+      const long = "a".repeat(shift) + "é漢😀x".repeat(9000);
+      const utf8 = decodePieces(Buffer.from(long));
+      expect(utf8.pieces.length).toBeGreaterThan(4);
+      expect(utf8.pieces.join("")).toBe(long);
+      for (const piece of utf8.pieces) expect(/[\ud800-\udbff]$/.test(piece)).toBe(false);
+      const utf16 = decodePieces(Buffer.from(`\ufeff${long}`, "utf16le"));
+      expect(utf16).toMatchObject({ from: "bom", replaced: 0 });
+      expect(utf16.pieces.join("")).toBe(long);
+    }
+    expect(decode(Buffer.alloc(0)).text).toBe("");
+    const page = `<title>Ein Titel</title><p>${"Grüße &amp; Küsse, und so weiter. ".repeat(30)}</p>`;
+    for (const at of [1, 5, 20, 29, 35, 40, 41, 42, 43, 100])
+      expect(extractHtml([page.slice(0, at), page.slice(at)])).toEqual(extractHtml(page));
   });
   it("never throws, on unknown names and on noise", () => {
     expect(decode(Buffer.from("abc"), "text/html; charset=klingon").text).toBe("abc");
