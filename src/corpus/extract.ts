@@ -59,6 +59,7 @@ function mainText(page: Page, title: string): string {
   const fromData = articleBody(page.jsonLd);
   // A page that gives most of its article to scripts and search engines only.
   if (fromData.length > Math.max(SHORT, text.length * 2)) return fromData;
+  if (strict.index) return "";
   if (text.length >= SHORT) return text;
   const main = findMain(page);
   dropTitle(main.parts, main.without, title);
