@@ -4,14 +4,14 @@
  */
 import { createReadStream, statSync } from "node:fs";
 import { createGunzip } from "node:zlib";
-import type { Document, Rejected } from "./document.js";
+import { chanceKey, type Document, type Rejected } from "./document.js";
 import { documentsOf } from "./input/documents.js";
 import { formatOf, listFiles } from "./input/source.js";
 
 export type { Document, Rejected } from "./document.js";
 
 /**
- * Every document that can be trained on, in order; the others go to `rejected`. Throws UserError (exit code 2) for a path
+ * Every document that can be trained on, in order; one without an id has the hash of its text for one. The others go to `rejected`. Throws UserError (exit code 2) for a path
  * that is not there or not of a known format. `where`: what names the paths, for that message.
  */
 export async function* readDocuments(
@@ -25,7 +25,7 @@ export async function* readDocuments(
     for await (const document of documents)
       if (document === undefined) continue;
       else if (document.text.trim() === "") reject({ ...document.source, reason: "the text is empty" });
-      else yield document;
+      else yield { ...document, id: chanceKey(document) };
   }
 }
 
@@ -51,5 +51,5 @@ async function readText(file: string, reject: (record: Rejected) => void): Promi
       return void reject({ file, line: 1, reason: "not text in any encoding that could be told" });
     text = decoded.text;
   }
-  return { id: file, text, source: { file, line: 1 }, dataset: "", metadata: {} };
+  return { id: file, unnamed: true, text, source: { file, line: 1 }, dataset: "", metadata: {} };
 }
