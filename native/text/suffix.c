@@ -68,32 +68,65 @@ static void sort_group(struct item *x, int64_t n, struct item *tmp) {
   if (from != x) memcpy(x, from, (size_t)n * sizeof *x);
 }
 
+/* Suffixes by their first token, and that token's place among the different ones: ids[n]. Returns how many there are; start[id] = where
+ * the suffixes that begin with it stand. */
+static int64_t sort_first(const uint32_t *tokens, int64_t n, uint32_t *sa, uint32_t *ids, uint32_t *start, struct item *items, struct item *tmp) {
+  int64_t different = 0;
+  for (int64_t i = 0; i < n; i++) items[i] = (struct item){tokens[i], (uint32_t)i};
+  sort_group(items, n, tmp);
+  for (int64_t i = 0; i < n; i++) {
+    if (i == 0 || items[i].key != items[i - 1].key) start[different++] = (uint32_t)i;
+    sa[i] = items[i].at;
+    ids[items[i].at] = (uint32_t)(different - 1);
+  }
+  return different;
+}
+
+/* Suffixes in the order of their first h tokens -> in that of h + 1: each one's predecessor goes to the next place among those that
+ * begin with its token (as in induced sorting). The predecessor of the empty suffix, which is the smallest, is the last. */
+static void sort_one_more(const uint32_t *ids, int64_t n, const uint32_t *from, uint32_t *to, uint32_t *start, int64_t different) {
+  to[start[ids[n - 1]]++] = (uint32_t)(n - 1);
+  for (int64_t i = 0; i < n; i++)
+    if (from[i] > 0) to[start[ids[from[i] - 1]]++] = from[i] - 1;
+  /* Each has been counted up to where the next one begins. */
+  memmove(start + 1, start, (size_t)(different - 1) * sizeof *start);
+  start[0] = 0;
+}
+
+static inline int same_head(const uint32_t *ids, int64_t n, uint32_t a, uint32_t b, int64_t h) {
+  if (a + h > n || b + h > n) return 0; /* one ends before: two ends are never at the same place */
+  int64_t i = 0;
+  while (i < h && ids[a + i] == ids[b + i]) i++;
+  return i == h;
+}
+
 /* Suffixes i, j of a group are equal in their first h tokens; groups of more than one are listed as [start, end) in sa. */
 struct group { uint32_t start, end; };
+
+/* Tokens that are looked at one by one: after four few suffixes of a text are undecided. */
+enum { HEAD = 4 };
 
 int64_t ly_suffix_sort(const uint32_t *tokens, int64_t n, int64_t depth, uint32_t *sa, uint32_t *rank, void *work) {
   if (n <= 0) return 0;
   if (depth <= 0 || depth > n) depth = n;
-  uint64_t *key = work, *key_tmp = key + n;
+  ly_large_pages(work, 24 * n);
+  ly_large_pages(sa, 4 * n);
+  ly_large_pages(rank, 4 * n);
   struct item *items = work, *tmp = items + n;
-  struct group *open = (struct group *)(key_tmp + n), *next_open = open + n / 2;
-  for (int64_t i = 0; i < n; i++) {
-    sa[i] = (uint32_t)i;
-    key[i] = ((uint64_t)tokens[i] << 32) | (depth > 1 && i + 1 < n ? tokens[i + 1] : 0);
+  uint32_t *ids = (uint32_t *)(tmp + n), *start = ids + n;
+  /* The groups lie where the ids and their starts had been; the first list is filled while the ids are still read. */
+  struct group *next_open = (struct group *)ids, *open = next_open + n / 2 + 1;
+  int64_t h = depth < HEAD ? depth : HEAD, groups = 0, opened = 0;
+  uint32_t *order = h % 2 ? sa : rank, *other = h % 2 ? rank : sa; /* so that the last pass ends in sa */
+  int64_t different = sort_first(tokens, n, order, ids, start, items, tmp);
+  for (int64_t t = 1; t < h; t++) {
+    sort_one_more(ids, n, order, other, start, different);
+    uint32_t *swap = order; order = other; other = swap;
   }
-  ly_radix64(key, sa, key_tmp, rank, n); /* rank serves as its second column here */
-  int64_t h = depth < 2 ? depth : 2, groups = 0, opened = 0;
   for (int64_t i = 0; i < n;) {
     int64_t end = i + 1;
-    while (end < n && key[end] == key[i]) end++;
-    if (h == 2 && end - i > 1 && sa[end - 1] == (uint32_t)(n - 1)) {
-      /* The last suffix has one token only, less than all that go on; a zero had stood for the missing one. */
-      memmove(sa + i + 1, sa + i, (size_t)(end - i - 1) * sizeof *sa);
-      sa[i] = (uint32_t)(n - 1);
-      rank[n - 1] = (uint32_t)i++;
-      groups++;
-    }
-    for (int64_t j = i; j < end; j++) rank[sa[j]] = (uint32_t)i;
+    rank[sa[i]] = (uint32_t)i;
+    for (; end < n && same_head(ids, n, sa[end - 1], sa[end], h); end++) rank[sa[end]] = (uint32_t)i;
     if (end - i > 1) open[opened++] = (struct group){(uint32_t)i, (uint32_t)end};
     groups++;
     i = end;
@@ -108,17 +141,21 @@ int64_t ly_suffix_sort(const uint32_t *tokens, int64_t n, int64_t depth, uint32_
       }
     struct item *group = items;
     for (int64_t g = 0; g < opened; g++) {
-      int64_t start = open[g].start, size = open[g].end - start;
-      sort_group(group, size, tmp);
-      for (int64_t i = 0; i < size;) {
-        int64_t end = i;
-        for (; end < size && group[end].key == group[i].key; end++) {
-          sa[start + end] = group[end].at;
-          rank[group[end].at] = (uint32_t)(start + i);
+      int64_t start = open[g].start, size = open[g].end - start, equal = 1;
+      while (equal < size && group[equal].key == group[0].key) equal++;
+      if (equal == size) next_open[still++] = open[g]; /* copies of a passage stay together: nothing moves */
+      else {
+        sort_group(group, size, tmp);
+        for (int64_t i = 0; i < size;) {
+          int64_t end = i;
+          for (; end < size && group[end].key == group[i].key; end++) {
+            sa[start + end] = group[end].at;
+            rank[group[end].at] = (uint32_t)(start + i);
+          }
+          if (end - i > 1) next_open[still++] = (struct group){(uint32_t)(start + i), (uint32_t)(start + end)};
+          if (i > 0) groups++;
+          i = end;
         }
-        if (end - i > 1) next_open[still++] = (struct group){(uint32_t)(start + i), (uint32_t)(start + end)};
-        if (i > 0) groups++;
-        i = end;
       }
       group += size;
     }

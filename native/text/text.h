@@ -4,9 +4,23 @@
 #define LYCEUM_TEXT_H
 #include "../lyceum.h"
 #include <string.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 /* Classes of a UTF-16 unit, as src/corpus/words.ts hands them over. */
 enum { LY_SPACE = 0, LY_WORD = 1, LY_SYMBOL = 2, LY_SINGLE = 3 };
+
+/* Asks for large pages under memory that is about to be written for the first time: a virtual machine may take longer to get it in
+ * small ones than a sort takes. A hint: whole pages around the piece are meant, and nothing depends on the answer. */
+static inline void ly_large_pages(void *memory, int64_t bytes) {
+#if defined __linux__ && defined MADV_HUGEPAGE
+  uintptr_t page = 4096, from = (uintptr_t)memory & ~(page - 1), to = ((uintptr_t)memory + (uintptr_t)bytes + page - 1) & ~(page - 1);
+  if (bytes >= 1 << 20) madvise((void *)from, to - from, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)bytes;
+#endif
+}
 
 /* Finalizer of MurmurHash3 (Appleby): every bit of the result depends on every bit of x; one-to-one. */
 static inline uint64_t ly_mix64(uint64_t x) {

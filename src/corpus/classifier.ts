@@ -18,7 +18,7 @@ export interface TrainOptions {
   bucket: number;
   /** Words seen fewer times are left to their pairs. */
   minCount: number;
-  /** Part of the documents, by hash of the id, that only measures. */
+  /** Part of the documents, by hash of the text, that only measures. */
   heldOut: number;
   /** Words of a document that are read. */
   maxWords: number;
@@ -130,12 +130,12 @@ export class QualityClassifier {
     return new QualityClassifier(model, chosen, side?.maxWords, side?.report);
   }
 
-  /** Trains on `examples` (both kinds; the order does not matter, ids must differ) and measures on the held-out ones. */
+  /** Trains on `examples` (both kinds; neither the order matters nor the ids) and measures on the held-out ones. */
   static train(examples: Iterable<Example>, options: Partial<TrainOptions> = {}): QualityClassifier {
     const all = { ...TRAIN_DEFAULTS, ...options };
     const { kept, duplicates, contradictions } = withoutTwins(examples);
-    const prepared = kept.map((e) => ({ good: e.good, id: e.id, text: prepare(e.text, all.maxWords) }));
-    const isHeldOut = prepared.map((e) => uniformOf(all.seed, e.id) < all.heldOut);
+    const prepared = kept.map(({ key, good, text }) => ({ key, good, text: prepare(text, all.maxWords) }));
+    const isHeldOut = prepared.map((e) => uniformOf(all.seed, e.key) < all.heldOut);
     const training = prepared.filter((_, i) => !isHeldOut[i]);
     const heldOut = prepared.filter((_, i) => isHeldOut[i]);
     const count = (list: typeof prepared) => {
@@ -169,12 +169,13 @@ function withoutTwins(examples: Iterable<Example>) {
       contradictions++;
     } else {
       duplicates++;
-      // The smaller id, so that the order of reading does not decide the split.
+      // The smaller id, so that the order of reading does not decide which white space is read.
       if (before && example.id < before.id) byText.set(key, example);
     }
   }
-  const kept = [...byText.values()].filter((e): e is Example => e !== null);
-  kept.sort((a, b) => (a.id < b.id ? -1 : a.id > b.id ? 1 : Number(b.good) - Number(a.good)));
+  // In an order, and with a key for the draw, that are the same wherever the files lie.
+  const kept = [...byText].flatMap(([key, example]) => (example ? [{ key, ...example }] : []));
+  kept.sort((a, b) => (a.key < b.key ? -1 : 1));
   return { kept, duplicates, contradictions };
 }
 

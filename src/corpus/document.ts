@@ -1,7 +1,10 @@
 /** What travels through the corpus pipeline: a document, what a rule found in it, and the spans that it would cut. */
+import { exactKey } from "./exact.js";
 
 export interface Document {
   id: string;
+  /** The record brings no id: `id` says where it lies. */
+  unnamed?: true;
   text: string;
   url?: string;
   /** ISO 639-1 where there is one, else 639-3; given by the record or by the language stage. */
@@ -12,6 +15,13 @@ export interface Document {
   dataset: string;
   metadata: Record<string, unknown>;
 }
+
+/**
+ * What chance goes by where it decides about a document: its id, or the text where it has none of its own. By the place of a file, the
+ * same corpus would be split otherwise in another folder.
+ */
+export const chanceKey = ({ unnamed, id, text }: Pick<Document, "unnamed" | "id" | "text">): string =>
+  unnamed ? exactKey(text) : id;
 
 /** One rule's judgement of one document. Every rule is recorded, not only the first that fails. */
 export interface Finding {

@@ -1,5 +1,5 @@
 /** A page to its title and main text, in one of two modes: our own block scoring (fast), or Mozilla's Readability. */
-import { decode } from "./html/charset.js";
+import { decodePieces } from "./html/charset.js";
 import { findContent, findMain } from "./html/content.js";
 import { readabilityText } from "./html/readability.js";
 import { renderText } from "./html/render.js";
@@ -26,12 +26,15 @@ export interface Extracted {
 /** A shorter main text than this is looked for again with less strict rules. */
 const SHORT = 200;
 
-/** Throws PageError when the page is too large or takes too long. */
-export function extractHtml(html: string, options: Partial<ExtractOptions> = {}): Extracted {
+/** Of a page, whole or in pieces. Throws PageError when the page is too large or takes too long. */
+export function extractHtml(html: string | readonly string[], options: Partial<ExtractOptions> = {}): Extracted {
   const deadline = options.timeout ? Date.now() + options.timeout * 1000 : Number.POSITIVE_INFINITY;
   const page = parsePage(html, deadline);
   const title = titleOf(page);
-  const text = options.mode === "readability" ? readabilityText(html).text : mainText(page, title);
+  const text =
+    options.mode === "readability"
+      ? readabilityText(typeof html === "string" ? html : html.join("")).text
+      : mainText(page, title);
   return {
     title,
     text: wellFormed(text),
@@ -46,7 +49,7 @@ export function extractBytes(
   contentType: string | undefined,
   options: Partial<ExtractOptions> = {},
 ): Extracted {
-  return extractHtml(decode(bytes, contentType).text, options);
+  return extractHtml(decodePieces(bytes, contentType).pieces, options);
 }
 
 function mainText(page: Page, title: string): string {
@@ -56,6 +59,7 @@ function mainText(page: Page, title: string): string {
   const fromData = articleBody(page.jsonLd);
   // A page that gives most of its article to scripts and search engines only.
   if (fromData.length > Math.max(SHORT, text.length * 2)) return fromData;
+  if (strict.index) return "";
   if (text.length >= SHORT) return text;
   const main = findMain(page);
   dropTitle(main.parts, main.without, title);

@@ -1,9 +1,9 @@
 /**
- * The last stage: cuts are made, documents that are left are split into train and validation by the hash of their id, sources
- * are mixed by weight, and all is tokenized into shards. What became of every document is written beside it (outcome/).
+ * The last stage: cuts are made, documents that are left are split into train and validation by the hash of their id (or of
+ * their text, if they have none), sources are mixed by weight, and all is tokenized into shards. What became of every document is written beside it (outcome/).
  */
 import { closeSync, existsSync, openSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
-import { applySpans, type Document, type Span } from "./document.js";
+import { applySpans, chanceKey, type Document, type Span } from "./document.js";
 import type { Duplicate, UnitOfSource } from "./duplicates.js";
 import { type BuildFolder, diskError, readRows, toRows } from "./folder.js";
 import { uniform } from "./hash.js";
@@ -43,10 +43,10 @@ export interface Finished {
   mix: SourceShare[];
 }
 
-interface Kept {
-  id: string;
-  text: string;
-}
+type Kept = Pick<Document, "id" | "unnamed" | "text">;
+
+const sideOf = (document: Kept, recipe: Recipe): "train" | "validation" =>
+  isValidation(chanceKey(document), recipe.split.validation) ? "validation" : "train";
 
 /** Writes kept/UNIT.jsonl and outcome/UNIT.jsonl, unit by unit: memory does not grow with the corpus. */
 export function writeKept(folder: BuildFolder, units: readonly UnitOfSource[], recipe: Recipe): Finished {
@@ -89,10 +89,10 @@ export function writeKept(folder: BuildFolder, units: readonly UnitOfSource[], r
         finished.tooShortBytes += Buffer.byteLength(text);
         continue;
       }
-      const split = isValidation(id, recipe.split.validation) ? "validation" : "train";
-      outcomes.push({ id, action: "keep", split, characters: text.length });
       const { urlFindings: _, ...fields } = document;
-      kept.push({ ...fields, text });
+      const left = { ...fields, text };
+      kept.push(left);
+      outcomes.push({ id, action: "keep", split: sideOf(left, recipe), characters: text.length });
       finished.kept++;
       const share = bySource.get(source) ?? {
         source,
@@ -213,7 +213,7 @@ function planMix(
   });
 }
 
-/** The documents of a side, each as often as its source's epochs say; the fraction is drawn by the hash of the id. */
+/** The documents of a side, each as often as its source's epochs say; the fraction is drawn by the hash of the id (or of the text). */
 function* mixed(
   folder: BuildFolder,
   units: readonly UnitOfSource[],
@@ -224,9 +224,9 @@ function* mixed(
 ): Generator<Document> {
   const epochs = new Map(sources.map((s) => [s.name, s.epochs]));
   for (const document of keptDocuments(folder, units)) {
-    if ((isValidation(document.id, recipe.split.validation) ? "validation" : "train") !== split) continue;
+    if (sideOf(document, recipe) !== split) continue;
     const wanted = split === "validation" ? 1 : (epochs.get(document.dataset) ?? 1);
-    const times = Math.floor(wanted) + (uniform(recipe.seed, "mix", document.id) < wanted % 1 ? 1 : 0);
+    const times = Math.floor(wanted) + (uniform(recipe.seed, "mix", chanceKey(document)) < wanted % 1 ? 1 : 0);
     for (let i = 0; i < times; i++) {
       owners.push(document.dataset);
       yield document;

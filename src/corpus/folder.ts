@@ -111,14 +111,15 @@ export function diskError(error: unknown, file: string): Error {
 
 export const unitName = (source: string, number: number): string => `${source}-${String(number).padStart(6, "0")}`;
 
-/** Rows of a JSONL file of the build. */
+/** Rows of a JSONL file of the build. Line by line: the whole file as one string takes twice as long. */
 export function readRows<T>(file: string): T[] {
-  const text = readFileSync(file, "utf8");
-  return text === ""
-    ? []
-    : text
-        .slice(0, -1)
-        .split("\n")
-        .map((line) => JSON.parse(line) as T);
+  const bytes = readFileSync(file);
+  const rows: T[] = [];
+  for (let start = 0; start < bytes.length; ) {
+    const end = bytes.indexOf(10, start);
+    rows.push(JSON.parse(bytes.toString("utf8", start, end)) as T);
+    start = end + 1;
+  }
+  return rows;
 }
 export const toRows = (rows: readonly unknown[]): string => rows.map((row) => `${JSON.stringify(row)}\n`).join("");

@@ -55,10 +55,11 @@ function document(
 ): Parsed {
   const url = fields.url ?? record.url;
   const metadata = { ...fields.metadata };
+  const id = fields.id ?? record.id;
   if (record.date !== undefined) metadata.date = record.date;
   return {
     document: {
-      id: fields.id ?? record.id ?? ownId(record, context),
+      ...(id === undefined ? { id: placeOf(record, context), unnamed: true } : { id }),
       text: fields.text,
       ...(url === undefined ? {} : { url }),
       source: {
@@ -74,7 +75,7 @@ function document(
 }
 
 /** WEB/page.html for a file that is one record, WEB/pages.jsonl:12 otherwise. */
-function ownId(record: RawRecord, { dataset, label }: ParseContext): string {
+function placeOf(record: RawRecord, { dataset, label }: ParseContext): string {
   const name = dataset === "" ? label(record.file) : `${dataset}/${label(record.file)}`;
   return record.line === 1 && record.kind !== "json" && record.url === undefined ? name : `${name}:${record.line}`;
 }

@@ -4,16 +4,17 @@
  */
 import { createReadStream, statSync } from "node:fs";
 import { createGunzip } from "node:zlib";
-import type { Document, Rejected } from "./document.js";
+import { chanceKey, type Document, type Rejected } from "./document.js";
 import { documentsOf } from "./input/documents.js";
 import { formatOf, listFiles } from "./input/source.js";
 
 export type { Document, Rejected } from "./document.js";
 
 /**
- * Every document that can be trained on, in order; the others go to `rejected`. Throws UserError (exit code 2) for a path
- * that is not there or not of a known format. `where`: what names the paths, for that message. `share`: of several processes each
- * reads every so many of the files, or where there are fewer files than processes, takes every so many of the documents.
+ * Every document that can be trained on, in order; one without an id has the hash of its text for one. The others go to `rejected`.
+ * Throws UserError (exit code 2) for a path that is not there or not of a known format. `where`: what names the paths, for that
+ * message. `share`: of several processes each reads every so many of the files, or where there are fewer files than processes,
+ * takes every so many of the documents.
  */
 export async function* readDocuments(
   paths: readonly string[],
@@ -32,7 +33,7 @@ export async function* readDocuments(
     for await (const document of documents)
       if (document === undefined) continue;
       else if (document.text.trim() === "") reject({ ...document.source, reason: "the text is empty" });
-      else if (byFile || seen++ % size === rank) yield document;
+      else if (byFile || seen++ % size === rank) yield { ...document, id: chanceKey(document) };
   }
 }
 
@@ -58,5 +59,5 @@ async function readText(file: string, reject: (record: Rejected) => void): Promi
       return void reject({ file, line: 1, reason: "not text in any encoding that could be told" });
     text = decoded.text;
   }
-  return { id: file, text, source: { file, line: 1 }, dataset: "", metadata: {} };
+  return { id: file, unnamed: true, text, source: { file, line: 1 }, dataset: "", metadata: {} };
 }

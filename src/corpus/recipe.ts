@@ -113,7 +113,7 @@ export const recipeSchema = z.strictObject({
           z.strictObject({
             tokens: z.int().min(2).default(50),
             mode: z.enum(["keep-first", "remove-all"]).default("keep-first"),
-            /** Above this the windows are hashed on disk, in place of a suffix array in memory (41 bytes a token). */
+            /** Above this the windows are hashed on disk, in place of a suffix array in memory (36 bytes a token). */
             memoryTokens: natural.default(40_000_000),
           }),
         ])

@@ -33,7 +33,7 @@ export interface Manifest {
   tokenizer: string;
 }
 
-/** Share of the documents that goes to validation, by hash of the id (of records: their content): the same one falls on the same side in any corpus. */
+/** Share of the documents that goes to validation, by hash of the id (of what has none: its content): the same one falls on the same side in any corpus. */
 export function isValidation(id: string, share: number): boolean {
   if (share <= 0) return false;
   return createHash("sha256").update(id).digest().readUInt32LE(0) < share * 2 ** 32;

@@ -16,7 +16,7 @@ export interface SubstringOptions {
   /** N: tokens of the shortest span. */
   length: number;
   mode: "keep-first" | "remove-all";
-  /** Up to so many tokens the suffix array is used: it takes 41 bytes a token. */
+  /** Up to so many tokens the suffix array is used: it takes 36 bytes a token. */
   memoryTokens: number;
   /** Where the hashed windows go when there are more (16 bytes a token); removed in the end. */
   directory?: string;
@@ -65,24 +65,52 @@ export const textSpans = (spans: readonly TokenSpan[], starts: Int32Array, text:
     reason: "substring",
   }));
 
-/** Joins the windows that begin at the marked places into spans, document by document. */
-export function spansFromMarks(
-  marked: (at: number) => boolean,
-  ends: readonly number[],
-  length: number,
-): TokenSpan[][] {
+/** Places where windows begin that are to go. */
+export interface Marks {
+  /** The first marked place that is not before `from`; -1 if there is none. */
+  next(from: number): number;
+  /** The last marked place that is not behind `from`; -1 if there is none. It is asked for where one is near. */
+  previous(from: number): number;
+}
+
+/** Joins the windows that begin at the marked places into spans, document by document. A window lies in one document. */
+export function spansFromMarks(marks: Marks, ends: readonly number[], length: number): TokenSpan[][] {
   let start = 0;
+  let at = marks.next(0);
   return ends.map((end) => {
     const spans: TokenSpan[] = [];
-    for (let i = start; i + length <= end; i++) {
-      if (!marked(i)) continue;
-      const last = spans.at(-1);
-      if (last && i - start <= last.end) last.end = i - start + length;
-      else spans.push({ start: i - start, end: i - start + length });
+    while (at >= 0 && at < end) {
+      // A window that begins inside this one, or where it ends, goes on with the span: on from the last of them.
+      let last = at;
+      for (let further = at; ; last = further) {
+        further = marks.previous(Math.min(last + length, end - 1));
+        if (further === last) break;
+      }
+      spans.push({ start: at - start, end: last + length - start });
+      at = marks.next(last + 1);
     }
     start = end;
     return spans;
   });
+}
+
+/** Marks as bits, the lowest of a byte first. */
+function bitMarks(bits: Uint8Array, n: number): Marks {
+  const marked = (at: number): boolean => ((bits[Math.floor(at / 8)] >> (at % 8)) & 1) === 1;
+  return {
+    next(from) {
+      for (let at = from; at < n; at++) {
+        if (at % 8 === 0) while (at < n && bits[at / 8] === 0) at += 8;
+        if (at < n && marked(at)) return at;
+      }
+      return -1;
+    },
+    previous(from) {
+      let at = from;
+      while (at >= 0 && !marked(at)) at--;
+      return at;
+    },
+  };
 }
 
 /** In memory: tokens of all documents laid end to end, `ends[d]` = where document d ends. */
@@ -93,15 +121,22 @@ export function repeatedSpans(
 ): TokenSpan[][] {
   const { length, mode } = options;
   const n = tokens.length;
-  const room = new Uint32Array(n);
-  for (let d = 0, i = 0; d < ends.length; d++) for (; i < ends[d]; i++) room[i] = ends[d] - i;
-  const sa = new Uint32Array(n);
-  const rank = new Uint32Array(n);
-  const marks = new Uint8Array(n);
+  // One piece of memory, and what follows the sort lies where the sort had its work: new memory takes longer than the arithmetic.
+  const work = 24 * n + 64;
+  const memory = new ArrayBuffer(work + 8 * n);
+  const sa = new Uint32Array(memory, work, n);
+  const rank = new Uint32Array(memory, work + 4 * n, n);
   const kernels = openTextKernels();
-  kernels.suffixSort(tokens, n, length, sa, rank, new Uint8Array(24 * n + 64));
+  kernels.suffixSort(tokens, n, length, sa, rank, new Uint8Array(memory, 0, work));
+  const room = new Uint32Array(memory, 0, n);
+  for (let d = 0, i = 0; d < ends.length; d++) for (const end = ends[d]; i < end; i++) room[i] = end - i;
+  const marks = new Uint8Array(memory, 4 * n, n).fill(0);
   kernels.suffixRepeats(sa, rank, n, length, room, mode === "keep-first" ? 1 : 0, marks);
-  return spansFromMarks((at) => marks[at] === 1, ends, length);
+  return spansFromMarks(
+    { next: (from) => marks.indexOf(1, from), previous: (from) => marks.lastIndexOf(1, from) },
+    ends,
+    length,
+  );
 }
 
 /**
@@ -155,8 +190,7 @@ export class RepeatFinder {
     const { length, mode } = this.options;
     if (this.files) {
       try {
-        const marks = this.files.marks(mode);
-        return spansFromMarks((at) => ((marks[Math.floor(at / 8)] >> (at % 8)) & 1) === 1, this.ends, length);
+        return spansFromMarks(bitMarks(this.files.marks(mode), this.total), this.ends, length);
       } finally {
         this.close();
       }

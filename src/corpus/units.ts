@@ -20,25 +20,16 @@ export async function* cutUnits(
 ): AsyncGenerator<UnitInput> {
   let start = from;
   let next = from;
-  let records: RawRecord[] = [];
+  let records: Omit<RawRecord, "bytes">[] = [];
+  let lengths: number[] = [];
   let bytes = 0;
+  // Records are copied at once: a reader's buffer is larger than its record, and would be held as a whole. The memory is used again.
+  let packed = new Uint8Array(1 << 20);
   const close = (last: boolean): UnitInput => {
-    const packed = new Uint8Array(bytes);
-    let at = 0;
-    for (const record of records) {
-      packed.set(record.bytes, at);
-      at += record.bytes.length;
-    }
-    const unit = {
-      records: records.map(({ bytes: _, ...record }) => record),
-      lengths: records.map((r) => r.bytes.length),
-      bytes: packed,
-      start,
-      next,
-      last,
-    };
+    const unit = { records, lengths, bytes: packed.slice(0, bytes), start, next, last };
     start = next;
     records = [];
+    lengths = [];
     bytes = 0;
     return unit;
   };
@@ -48,9 +39,17 @@ export async function* cutUnits(
       yield close(false);
     next = after;
     if (record.skip) continue;
-    // A copy: the reader's buffer is larger than its record, and would be held as a whole.
-    records.push({ ...record, bytes: record.bytes.slice() });
-    bytes += record.bytes.length;
+    const { bytes: content, ...rest } = record;
+    records.push(rest);
+    lengths.push(content.length);
+    const needed = bytes + content.length;
+    if (needed > packed.length) {
+      const more = new Uint8Array(Math.max(needed, Math.min(2 * packed.length, size.bytes)));
+      more.set(packed.subarray(0, bytes));
+      packed = more;
+    }
+    packed.set(content, bytes);
+    bytes = needed;
   }
   yield close(true);
 }

@@ -283,6 +283,28 @@ describe("mistakes", () => {
       /layout of UT1/,
     );
   });
+  it("puts documents without an id on the same side wherever they lie, and calls them by their place", () => {
+    const build = (folder: string): string => {
+      cpSync(join(dir, "in/pages"), join(dir, folder), { recursive: true });
+      writeFileSync(
+        join(dir, `${folder}.yaml`),
+        `sources: [{ name: web, files: [${folder}] }]\nsplit: { validation: 0.4 }\ntokenizer: { vocabSize: 300 }\n`,
+      );
+      const r = spawnSync(process.execPath, [program, "corpus", "build", `${folder}.yaml`, "--out", `of-${folder}`], {
+        cwd: dir,
+        encoding: "utf8",
+      });
+      expect(r.status, r.stderr).toBe(0);
+      return join(dir, `of-${folder}`);
+    };
+    const [one, two] = [build("first"), build("second")];
+    for (const side of ["train", "validation"]) {
+      const tokens = (out: string): Buffer => readFileSync(join(out, `shards/${side}/tokens.bin`));
+      expect(tokens(two).length).toBeGreaterThan(0);
+      expect(tokens(two).equals(tokens(one))).toBe(true);
+    }
+    expect(why(two, "web/second/7.html").id).toBe("web/second/7.html");
+  });
   it("an unfinished build is no answer", () => {
     expect(() => why(join(dir, "in"), "x")).toThrow(/is no corpus build/);
   });

@@ -91,6 +91,10 @@ describe("training", () => {
     expect(Buffer.from(again.model.input.buffer).equals(Buffer.from(trained.model.input.buffer))).toBe(true);
     expect(again.report).toEqual(trained.report);
   });
+  it("does not depend on the ids, which may be places of files", () => {
+    const again = QualityClassifier.train(set.map((e, i) => ({ ...e, id: `/elsewhere/${1e6 - i}.html` })));
+    expect(Buffer.from(again.model.input.buffer).equals(Buffer.from(trained.model.input.buffer))).toBe(true);
+  });
   it("saves and loads with the same scores, in a form that is fastText's", () => {
     const path = join(folder, "quality.bin");
     trained.save(path);

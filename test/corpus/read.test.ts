@@ -33,6 +33,22 @@ test("JSONL, text and packed files; a folder stands for the files in it, in the 
   await expect(read(join(dir, "in/z.bin"))).rejects.toThrow(/cannot tell its format/);
 });
 
+test("a document without an id has one of its text: training holds the same ones out wherever the files lie", async () => {
+  const ids = async (folder: string): Promise<string[]> => {
+    mkdirSync(join(dir, folder), { recursive: true });
+    put(`${folder}/a.jsonl`, '{"text":"one"}\n{"text":"two","id":7}\n{"text":"one "}');
+    put(`${folder}/b.txt`, "zwei");
+    const found: string[] = [];
+    for await (const { id } of readDocuments([join(dir, folder)], [])) found.push(id);
+    return found;
+  };
+  const here = await ids("here");
+  expect(await ids("there/below")).toEqual(here);
+  expect(here[1]).toBe("7");
+  expect(here[2]).toBe(here[0]);
+  expect(new Set(here).size).toBe(3);
+});
+
 test("what is no document is set aside with its line; text in another encoding is read", async () => {
   const bad = put(
     "bad.jsonl",

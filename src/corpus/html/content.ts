@@ -26,7 +26,15 @@ export interface Content {
   parts: Element[];
   /** Elements inside the parts that are not. */
   without: Set<Element>;
+  /** The page is a list of links to others, and has no text of its own. */
+  index: boolean;
 }
+
+/** Of what does not lie around the text: links of an index, at least; votes, at most (a sentence or two that say what it lists). */
+const INDEX = [
+  { links: 0.6, prose: 3 },
+  { links: 0.9, prose: 10 },
+];
 
 /** Votes of about five paragraphs: with so many in one place, and this share of all, a page is an article. */
 const ARTICLE_PROSE = 25;
@@ -39,7 +47,7 @@ export function findContent(page: Page, strict = true): Content {
   const facts = measurePage(page);
   const of = (element: Element): Facts => facts[element.index];
   const all = facts[0];
-  const nothing = { parts: [], without: new Set<Element>() };
+  const nothing = { parts: [], without: new Set<Element>(), index: false };
   if (all.length === 0) return nothing;
   const kind = kindOfPage(page, of);
   const misleading = kind.article ? new Set<string>() : misleadingNames(page.elements, of);
@@ -56,7 +64,10 @@ export function findContent(page: Page, strict = true): Content {
   measureInside(page, facts);
   const titled = aroundTitle(page, of);
   const chosen = chooseTop(page.elements, of, titled, kind);
-  if (!chosen) return nothing;
+  if (!chosen) {
+    const listed = linksOf(page, of, kind);
+    return listed ? contentOf(listed, page, kind) : nothing;
+  }
   const { within } = chosen;
   let { top } = chosen;
   let parts = withSiblings(top, of).filter((part) => !within || inside(part, within));
@@ -74,7 +85,54 @@ export function findContent(page: Page, strict = true): Content {
   }
   const without = new Set<Element>();
   for (const part of parts) clean(part, of, without, of(top), kind);
-  return { parts, without };
+  // So much prose is no imprint; and of documentation the list may have been found already.
+  const listed = prose < 4 * ARTICLE_PROSE ? linksOf(page, of, kind) : undefined;
+  const found = parts.reduce((sum, part) => sum + of(part).netLength, 0);
+  if (listed && !(kind.reference && found > listed.length / 2)) return contentOf(listed, page, kind);
+  return { parts, without, index: false };
+}
+
+interface LinkList {
+  length: number;
+  around: Set<Element>;
+}
+
+/** The lists of documentation are its text. */
+const contentOf = ({ around }: LinkList, page: Page, { reference }: PageKind): Content => ({
+  parts: reference ? [page.root] : [],
+  without: around,
+  index: !reference,
+});
+
+/**
+ * The links and what stands between them, if a page has nothing else. What its name or kind puts around a text is left out here also
+ * where it holds most of the prose: under a list of links, that is the imprint.
+ */
+function linksOf(page: Page, of: (e: Element) => Facts, kind: PageKind): LinkList | undefined {
+  if (kind.article) return undefined;
+  const all = of(page.elements[0]);
+  let { length, links, prose } = all;
+  const around = new Set<Element>();
+  for (const element of page.elements) {
+    const above = element.parent !== undefined && around.has(element.parent);
+    const f = of(element);
+    if (!above && !liesAround(element, f.names)) continue;
+    around.add(element);
+    if (above) continue;
+    length -= f.length;
+    links -= f.links;
+    prose -= f.prose;
+  }
+  if (length <= all.length / 2 || !INDEX.some((i) => links > i.links * length && prose < i.prose)) return undefined;
+  return { length, around };
+}
+
+/** Whether an element is hidden, or its kind or name says that it lies around the text. */
+function liesAround({ tag, hidden, role }: Element, names: Facts["names"]): boolean {
+  if (tag === "a" || tag === "br" || UNTOUCHED.has(tag)) return false;
+  if (hidden !== "" || NEVER.has(tag) || (role !== "" && NEVER_ROLES.has(role))) return true;
+  if (tag === "article" || tag === "main" || HEADINGS.has(tag) || names.inside) return false;
+  return names.around || names.beside;
 }
 
 /** The page's declared main element, if most of what is not around it lies in there: for lists and tables without a sentence. */
@@ -90,8 +148,8 @@ export function findMain(page: Page): Content {
   const main = page.elements.find(
     (e) => (e.tag === "main" || e.role === "main" || e.tag === "article") && of(e).netLength > facts[0].netLength / 2,
   );
-  if (!main) return { parts: [], without: new Set() };
-  return { parts: [main], without: new Set(page.elements.filter((e) => of(e).out === true)) };
+  if (!main) return { parts: [], without: new Set(), index: false };
+  return { parts: [main], without: new Set(page.elements.filter((e) => of(e).out === true)), index: false };
 }
 
 interface PageKind {

@@ -19,9 +19,9 @@ const COMMENTS =
 const ABOUT_COMMENTS = /\b(?:no|has|with|open|closed)-comments?\b/i;
 const INSIDE =
   /\b(?:article|articlebody|article-body|article-content|article-text|story|storybody|story-body|story-content|content|content-body|main|maincontent|main-content|body|bodytext|entry|entry-content|hentry|h-entry|post|postbody|post-body|post-content|post-text|text|blog|page|column|prose|markdown|markdown-body|mw-parser-output|documentation|chapter)\b/i;
-/** What the engines of forums, and of sites of questions and answers, call a post. */
+/** What the engines of forums, and of sites of questions and answers, call a post; a title's name must be the whole one (a news page has "tag-topic-title"). */
 const POST =
-  /\b(?:viewtopic|post-?profile|crawler-post|message-userContent|message--post|postbit\w*|js-post-body|comment-tree|commtext|usertext-body|shreddit-\w+|bbp-reply-content|topic-title|thread-?title)\b/i;
+  /\b(?:viewtopic|post-?profile|crawler-post|message-userContent|message--post|postbit\w*|js-post-body|comment-tree|commtext|usertext-body|shreddit-\w+|bbp-reply-content)\b|(?<![\w-])(?:topic-title|thread-?title)(?![\w-])/i;
 /** Parts that unfold: a style hides them until then. */
 const FOLDED = /\b(?:accordion|collaps\w*|faqs?|answer|tab-?(?:pane|panel|content)s?|toggle-content|expand\w*)\b/i;
 /**

@@ -55,8 +55,8 @@ const SKIPPED = new Set(
 const HEADS = /^(?:h[1-6]|dt|summary)$/;
 const VOID = new Set("area base br col embed hr img input link meta param source track wbr".split(" "));
 
-/** Parses a page. `deadline` is a Date.now() after which it gives up; throws PageError. */
-export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Page {
+/** Parses a page, whole or cut anywhere. `deadline` is a Date.now() after which it gives up; throws PageError. */
+export function parsePage(html: string | readonly string[], deadline = Number.POSITIVE_INFINITY): Page {
   const root = newElement("#root", undefined, 0);
   const page: Page = {
     root,
@@ -166,10 +166,11 @@ export function parsePage(html: string, deadline = Number.POSITIVE_INFINITY): Pa
     { decodeEntities: true, lowerCaseTags: true, lowerCaseAttributeNames: true },
   );
   // In pieces, so that a deadline is kept inside one enormous text as well.
-  for (let i = 0; i < html.length; i += 1 << 16) {
-    if (Date.now() > deadline) throw new PageError("timed out while being parsed");
-    parser.write(html.slice(i, i + (1 << 16)));
-  }
+  for (const text of typeof html === "string" ? [html] : html)
+    for (let i = 0; i < text.length; i += 1 << 16) {
+      if (Date.now() > deadline) throw new PageError("timed out while being parsed");
+      parser.write(text.slice(i, i + (1 << 16)));
+    }
   parser.end();
   return page;
 }

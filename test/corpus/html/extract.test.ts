@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { extractBytes, extractHtml } from "../../../src/corpus/extract.js";
-import { decode } from "../../../src/corpus/html/charset.js";
+import { decode, decodePieces } from "../../../src/corpus/html/charset.js";
 import { PageError } from "../../../src/corpus/html/tree.js";
 import { samplePages } from "./pages.js";
 
@@ -149,6 +149,60 @@ const ISO_8859_2: Record<string, number> = {
   ń: 0xf1,
 };
 
+describe("indexes of links", () => {
+  const entries = (n: number): string =>
+    Array.from({ length: n }, (_, i) => `<li><a href="/p${i}">The page with number ${i}</a> (${i})</li>`).join("");
+  const imprint = `<div class="footer"><p>© 2001-2026, The Foundation. This site is licensed under the Licence, version 2, and comes without any warranty.</p><p>The Foundation is a corporation that makes no profit, and it lives from what you give. Please donate, if you can.</p></div>`;
+  const index = (head: string, n: number): string =>
+    `<html><head><title>Contents</title>${head}</head><body><nav><a href="/">Home</a></nav><div class="body"><h1>Contents</h1><ul>${entries(n)}</ul></div>${imprint}</body></html>`;
+  it("have no text, and the imprint below them is none", () => {
+    expect(extractHtml(index("", 60)).text).toBe("");
+    expect(extractHtml(index("", 60).replace(imprint, "")).text).toBe("");
+    expect(
+      extractHtml(
+        '<title>Moved</title><body><p>Redirecting to <a href="/new">../../../new/place/of/this/page.html</a>...',
+      ).text,
+    ).toBe("");
+  });
+  it("are a text in documentation, without what lies around them", () => {
+    const { text } = extractHtml(index('<meta name="generator" content="Docutils, Sphinx 5.3">', 60));
+    expect(text).toContain("- The page with number 0 (0)\n- The page with number 1 (1)\n");
+    expect(text).toContain("number 59");
+    expect(text).not.toMatch(/Foundation|Home/);
+  });
+  it("are not lists that say something of what they list, nor short articles among many links", () => {
+    const told = (n: number): string =>
+      `<ul>${Array.from({ length: n }, (_, i) => `<li><a href="/p${i}">Place ${i}</a>: a village on the river, with a mill, an inn and about ${i + 200} people.</li>`).join("")}</ul>`;
+    expect(extractHtml(`<title>Places</title><body><h1>Places</h1>${told(30)}${imprint}</body>`).text).toContain(
+      "Place 29: a village on the river, with a mill",
+    );
+    const short = `<p>The ferry will not sail today, says the harbour; nobody knows when it will.</p><ul>${entries(40)}</ul>`;
+    const declared = `<title>No ferry today</title><meta property="og:type" content="article">`;
+    expect(extractHtml(`${declared}<body><h1>No ferry today</h1><div>${short}</div></body>`).text).toContain(
+      "The ferry",
+    );
+  });
+});
+
+describe("a news page that lists its topics", () => {
+  it("is not taken for a forum: what readers wrote stays out", () => {
+    const topics = Array.from(
+      { length: 9 },
+      (_, i) => `<div class="tag_topic_title"><a href="/t${i}">Topic ${i}</a></div>`,
+    );
+    const comments = Array.from(
+      { length: 12 },
+      (_, i) =>
+        `<div class="comment_body"><p>Reader ${i} says that this is wrong, and that he knows it better, from his own time there.</p></div>`,
+    );
+    const { text } = extractHtml(
+      `<title>Workers leave</title><meta property="og:type" content="article"><body><div>${topics.join("")}</div><h1>Workers leave</h1><div class="entry_body_text">${article(1)}${article(2)}${article(3)}</div><div id="comments">${comments.join("")}</div></body>`,
+    );
+    expect(text).toContain("Paragraph 1");
+    expect(text).not.toContain("Reader");
+  });
+});
+
 describe("decode", () => {
   const text = "Żółć i źdźbło: zażółć gęślą jaźń";
   const polish = Buffer.from([...text].map((c) => ISO_8859_2[c] ?? c.charCodeAt(0)));
@@ -163,6 +217,22 @@ describe("decode", () => {
     );
     expect(decode(gb).text).toContain("你好世界，这是一个测试");
     expect(decode(Buffer.from("\ufefföffentlich", "utf16le"))).toMatchObject({ text: "öffentlich", from: "bom" });
+  });
+  it("cuts a long text into pieces, and nowhere inside of a character", () => {
+    for (let shift = 0; shift < 4; shift++) {
+      const long = "a".repeat(shift) + "é漢😀x".repeat(9000);
+      const utf8 = decodePieces(Buffer.from(long));
+      expect(utf8.pieces.length).toBeGreaterThan(4);
+      expect(utf8.pieces.join("")).toBe(long);
+      for (const piece of utf8.pieces) expect(/[\ud800-\udbff]$/.test(piece)).toBe(false);
+      const utf16 = decodePieces(Buffer.from(`\ufeff${long}`, "utf16le"));
+      expect(utf16).toMatchObject({ from: "bom", replaced: 0 });
+      expect(utf16.pieces.join("")).toBe(long);
+    }
+    expect(decode(Buffer.alloc(0)).text).toBe("");
+    const page = `<title>Ein Titel</title><p>${"Grüße &amp; Küsse, und so weiter. ".repeat(30)}</p>`;
+    for (const at of [1, 5, 20, 29, 35, 40, 41, 42, 43, 100])
+      expect(extractHtml([page.slice(0, at), page.slice(at)])).toEqual(extractHtml(page));
   });
   it("never throws, on unknown names and on noise", () => {
     expect(decode(Buffer.from("abc"), "text/html; charset=klingon").text).toBe("abc");
