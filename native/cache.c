@@ -7,7 +7,7 @@ typedef struct {
 
 /* o[D] = sum over j of p[j] v[j, D], in fp32, j ascending. Columns go in pieces that stay in registers. */
 typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-enum { PIECE = 4 * LANES, MOST = 16384 };
+enum { PIECE = 4 * LANES, AHEAD = 64 /* rows of values that are asked for while the keys are read */ };
 static void weighted_rows(const float *restrict p, const char *restrict v, int64_t rows, int D, int dt, float *restrict o) {
   int d = 0;
   for (; d + PIECE <= D; d += PIECE) {
@@ -30,11 +30,6 @@ static void weighted_rows(const float *restrict p, const char *restrict v, int64
     else for (int i = d; i < D; i++) o[i] += p[j] * bf16_to_f32(((const bf16 *)v)[j * D + i]);
 }
 
-/* What is asked for before it is needed: a sequence and head is too short for the processor to see that it is read in order. */
-static void fetch(const char *x, int64_t bytes) {
-  for (int64_t b = 0; b < smaller(bytes, MOST); b += 64) __builtin_prefetch(x + b);
-}
-
 /* One item: a row of the batch and a key-value head, with the queries of all heads that share it. */
 static void cached_body(void *ctx, int64_t item, int thread) {
   const Cached *t = ctx;
@@ -48,7 +43,7 @@ static void cached_body(void *ctx, int64_t item, int thread) {
     memcpy(q + (size_t)(i * group * D) * t->size, t->q + (size_t)((b * T + i) * t->ldq + kv * group * D) * t->size, (size_t)(group * D) * t->size);
   if (ly_few_as_is(t->form, D)) ready = q;
   else ly_few_prepare(t->form, q, t->dt, 0, queries, D, ready);
-  fetch(v, keys * D * (int64_t)t->size);
+  fetch_row(v, 0, smaller(keys, AHEAD) * D, t->dt);
   ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, s, ld);
   for (int64_t i = 0; i < queries; i++) {
     float *p = s + i * ld, sum = 0;

@@ -3,20 +3,14 @@
 typedef struct { const void *gu, *dy; void *out, *y; int64_t N, F; int dt; } Glu;
 enum { PART = 256 }; /* of a row at a time, so that what is widened stays in the first-level cache */
 
-/* Two or three streams that go on in other places with every row are more than processors fetch ahead on their own. */
-static inline __attribute__((always_inline)) void fetch(const void *x, int64_t at, int64_t n, int dt) {
-  int64_t size = dt == LY_F32 ? 4 : 2;
-  for (int64_t b = 0; b < n * size; b += 64) __builtin_prefetch((const char *)x + at * size + b);
-}
-
 static void forward_body(void *ctx, int64_t block, int thread) {
   const Glu *t = ctx; int64_t F = t->F; (void)thread;
   float g[PART], u[PART];
   for (int64_t i = block * ROW_BLOCK; i < smaller(t->N, (block + 1) * ROW_BLOCK); i++)
     for (int64_t at = 0; at < F; at += PART) {
       int64_t n = smaller(PART, F - at);
-      fetch(t->gu, (i + 1) * 2 * F + at, n, t->dt);
-      fetch(t->gu, (i + 1) * 2 * F + F + at, n, t->dt);
+      fetch_row(t->gu, (i + 1) * 2 * F + at, n, t->dt);
+      fetch_row(t->gu, (i + 1) * 2 * F + F + at, n, t->dt);
       load_row(g, t->gu, i * 2 * F + at, n, t->dt);
       load_row(u, t->gu, i * 2 * F + F + at, n, t->dt);
       for (int64_t f = 0; f < n; f++) g[f] = g[f] * fast_sigmoid(g[f]) * u[f];
@@ -34,9 +28,9 @@ static void backward_body(void *ctx, int64_t block, int thread) {
   for (int64_t i = block * ROW_BLOCK; i < smaller(t->N, (block + 1) * ROW_BLOCK); i++)
     for (int64_t at = 0; at < F; at += PART) {
       int64_t n = smaller(PART, F - at);
-      fetch(t->gu, (i + 1) * 2 * F + at, n, t->dt);
-      fetch(t->gu, (i + 1) * 2 * F + F + at, n, t->dt);
-      fetch(t->dy, (i + 1) * F + at, n, t->dt);
+      fetch_row(t->gu, (i + 1) * 2 * F + at, n, t->dt);
+      fetch_row(t->gu, (i + 1) * 2 * F + F + at, n, t->dt);
+      fetch_row(t->dy, (i + 1) * F + at, n, t->dt);
       load_row(g, t->gu, i * 2 * F + at, n, t->dt);
       load_row(u, t->gu, i * 2 * F + F + at, n, t->dt);
       load_row(dy, t->dy, i * F + at, n, t->dt);

@@ -26,7 +26,7 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
   const rejected: Rejected[] = [];
   let documents = 0;
   const texts = async function* () {
-    for await (const { text } of readDocuments(files, rejected, "the files of the command", world)) {
+    for await (const { text } of readDocuments(files, rejected, "the command's files", world)) {
       documents++;
       yield text;
     }
