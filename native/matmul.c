@@ -169,7 +169,7 @@ static Rows rows_of(const Plan *p, int thread, int64_t N, int64_t rows, const vo
   panel += 64; /* or all panels would begin in the same set of the first-level cache */
   char *a = ly_scratch(thread, 18, panel * (size_t)blocks);
   /* Stored transposed, a cache line holds one k of several panels: all of them take their part of it while it is there. */
-  int64_t piece = acs == 1 || blocks == 1 ? p->Kp : acs % 1024 == 0 ? 16 /* lines of one cache set */ : 32;
+  int64_t piece = acs == 1 || blocks == 1 ? p->Kp : acs % 1024 == 0 && KSTEP <= 16 ? 16 /* lines of one cache set */ : 32;
   for (int64_t k = 0; k < p->Kp; k += piece) {
     Plan part = *p;
     part.K = min64(piece, p->K - k); part.Kp = min64(piece, p->Kp - k);

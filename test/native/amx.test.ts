@@ -68,6 +68,7 @@ describe.skipIf(!compiler)(title, () => {
       [129, 65, 33],
       [70, 170, 1088], // rows read where they lie, and sums that wait between blocks of k
       [33, 140, 1090],
+      [1024, 33, 70], // transposed, its lines meet in one set of the cache
     ])
       for (const tA of [0, 1])
         for (const tB of [0, 1]) {

@@ -74,6 +74,7 @@ const SIZES = [
   [100, 130, 129],
   [257, 301, 515],
   [30, 170, 4100], // longer than what the kernel passes over at a time
+  [1024, 35, 70], // transposed, its lines meet in one set of the cache and are packed in shorter pieces
 ] as const;
 
 test("the sizes reach every number from 1 to 70 in every place", () => {
