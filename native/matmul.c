@@ -5,6 +5,8 @@
  * addresses would all meet in one set of the first-level cache) are packed first, MC rows at a time, by the thread that
  * uses them. Long sums are cut into blocks of KC, so that what the kernel reads stays in the caches; between blocks the
  * accumulators wait in fp32, so every result is one chain of sums in the order of k, rounded once, however it was cut.
+ * Tiles multiply sixteen times as fast as vectors, so that what follows a block of sums (scaling, adding, rounding, storing) would
+ * take as long as the sums: it is done in small parts while the tiles work on the next block.
  *
  *   fp32 panels  A[k][MR]        B[k][NR]
  *   bf16 panels  A[k/2][MR][2]   B[k/2][NR][2]    (vdpbf16ps multiplies pairs along k)
@@ -56,6 +58,11 @@ static void kernel_f32(int64_t K, const void *a, int64_t line, const void *b, fl
   else fp32_rows(K, a, 4, 4 * MR32, b, out, ldo, first);
 }
 
+/* A block of sums that is not in C yet: its place there, and how many of its rows are. */
+typedef struct Product Product;
+typedef struct { const Product *t; const float *sums; int64_t row, rows, col, cols, stored; } Pending;
+static void store_some(Pending *p, int64_t rows);
+
 #if defined(LY_ISA_AMX)
 #include "matmul_amx.h"
 #define HAS_BF16 1
@@ -100,26 +107,30 @@ static void kernel_bf16(int64_t K, const void *a, int64_t line, const void *b, f
 enum { MR16 = MR32, NR16 = NR32, KSTEP = 1 };
 #endif
 enum { MAX_MR = (int)MR32 > (int)MR16 ? (int)MR32 : (int)MR16, MAX_NR = (int)NR32 > (int)NR16 ? (int)NR32 : (int)NR16 };
-/* How much of k the kernel passes over at a time. Tiles take in 4 KiB in 64 cycles, so their operands must come from the
- * first-level cache; vector registers are content with the second (measured: shorter blocks only cost). */
+/* How much of k is passed over at a time. Tiles read their panels from the second-level cache nearly as fast as from the first, so that k is cut
+ * only where it is long, or where rows are packed (transposed): then an item shall have all columns, or rows would be packed for each part
+ * of them. Vector code is content with whole panels (shorter ones only cost). ROWS_FIRST: rows stay, and panels of B pass by, or the other way round. */
 #ifdef LY_ISA_AMX
-enum { KC16 = 512 };
+enum { KC16 = 2304, LONG16 = 512, ROWS_FIRST = 1 };
 #else
-enum { KC16 = 4096 };
+enum { KC16 = 4096, LONG16 = 4096, ROWS_FIRST = 0 };
 #endif
-enum { KC32 = 4096, ABREAST = 4 /* panels of B whose sums wait at the same time */ };
+enum { KC32 = 4096 };
 
 /* How one product is carried out: in which element type its panels are, and their sizes. */
 typedef struct { int half; int64_t mr, nr, K, Kp, kc; size_t size; } Plan;
-static Plan plan_of(int dtA, int dtB, int64_t K) {
-  if (HAS_BF16 && dtA == LY_BF16 && dtB == LY_BF16) return (Plan){1, MR16, NR16, K, (K + KSTEP - 1) / KSTEP * KSTEP, KC16, 2};
+static Plan plan_of(int dtA, int dtB, int64_t K, int transposed) {
+  (void)transposed;
+  if (HAS_BF16 && dtA == LY_BF16 && dtB == LY_BF16) return (Plan){1, MR16, NR16, K, (K + KSTEP - 1) / KSTEP * KSTEP, K > KC16 || transposed ? LONG16 : KC16, 2};
   return (Plan){0, MR32, NR32, K, K, KC32, 4};
 }
-static void run_kernel(int half, int64_t K, const void *a, int64_t line, const void *b, float *out, int64_t ldo, int first) {
-#if HAS_BF16
+static void run_kernel(int half, int64_t K, const void *a, int64_t line, const void *b, float *out, int64_t ldo, int first, Pending *before) {
+#if defined(LY_ISA_AMX)
+  if (half) { kernel_amx(K, a, line, b, out, ldo, first, before); return; }
+#elif HAS_BF16
   if (half) { kernel_bf16(K, a, line, b, out, ldo, first); return; }
 #endif
-  (void)half;
+  (void)half; (void)before;
   kernel_f32(K, a, line, b, out, ldo, first);
 }
 
@@ -147,21 +158,28 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct { const char *a; int64_t line; /* bytes; 0: packed panels */ size_t panel; const char *tail; /* rows that fill no panel, packed */ } Rows;
 
-/* Whether rows are read where they lie. Not when they lie a multiple of 4 KiB apart: they would share one set of the first-level
- * cache, which has fewer places than the kernel has rows. Nor when they are read many times (N columns): packed, they
+/* Whether rows are read where they lie. Tiles always do. Vectors not when rows lie a multiple of 4 KiB apart: they would share one set of the
+ * first-level cache, which has fewer places than the kernel has rows. Nor when they are read many times (N columns): packed, they
  * are one stream of memory and not many, which then pays for itself. */
 static int readable(const Plan *p, int64_t N, int dt, int64_t ars, int64_t acs) {
   int64_t size = (int64_t)p->size;
-  return acs == 1 && (dt == LY_F32 ? 4 : 2) == size && p->Kp == p->K && ars * size % 4096 != 0 && N <= 1536;
+  if (acs != 1 || (dt == LY_F32 ? 4 : 2) != size || p->Kp != p->K) return 0;
+#ifdef LY_ISA_AMX
+  if (p->half) return 1;
+#endif
+  return ars * size % 4096 != 0 && N <= 1536;
 }
-static Rows rows_of(const Plan *p, int thread, int64_t N, int64_t rows, const void *A, int dt, int64_t ars, int64_t acs) {
-  size_t panel = (size_t)(p->mr * p->Kp) * p->size;
+/* From element k on, K of them (of p->K in all). */
+static Rows rows_of(const Plan *p, int thread, int64_t N, int64_t rows, const void *A, int dt, int64_t ars, int64_t acs, int64_t k, int64_t K) {
+  size_t panel = (size_t)(p->mr * K) * p->size;
   int64_t blocks = (rows + p->mr - 1) / p->mr, whole = rows / p->mr;
+  Plan part = *p;
   if (readable(p, N, dt, ars, acs)) {
-    Rows r = {A, ars * (int64_t)p->size, (size_t)(p->mr * ars) * p->size, NULL};
+    Rows r = {element(A, dt, k), ars * (int64_t)p->size, (size_t)(p->mr * ars) * p->size, NULL};
     if (whole < blocks) {
       char *tail = ly_scratch(thread, 18, panel);
-      pack_a(tail, p, rows - whole * p->mr, element(A, dt, whole * p->mr * ars), dt, ars, acs);
+      part.K = part.Kp = K;
+      pack_a(tail, &part, rows - whole * p->mr, element(A, dt, whole * p->mr * ars + k), dt, ars, acs);
       r.tail = tail;
     }
     return r;
@@ -169,27 +187,26 @@ static Rows rows_of(const Plan *p, int thread, int64_t N, int64_t rows, const vo
   panel += 64; /* or all panels would begin in the same set of the first-level cache */
   char *a = ly_scratch(thread, 18, panel * (size_t)blocks);
   /* Stored transposed, a cache line holds one k of several panels: all of them take their part of it while it is there. */
-  int64_t piece = acs == 1 || blocks == 1 ? p->Kp : acs % 1024 == 0 && KSTEP <= 16 ? 16 /* lines of one cache set */ : 32;
-  for (int64_t k = 0; k < p->Kp; k += piece) {
-    Plan part = *p;
-    part.K = min64(piece, p->K - k); part.Kp = min64(piece, p->Kp - k);
+  int64_t piece = acs == 1 || blocks == 1 ? K : acs % 1024 == 0 && KSTEP <= 16 ? 16 /* lines of one cache set */ : 32;
+  for (int64_t at = 0; at < K; at += piece) {
+    part.K = min64(piece, p->K - k - at); part.Kp = min64(piece, K - at);
     for (int64_t i = 0; i < blocks; i++)
-      pack_a(a + i * panel + (size_t)(k * p->mr) * p->size, &part, min64(p->mr, rows - i * p->mr), element(A, dt, i * p->mr * ars + k * acs), dt, ars, acs);
+      pack_a(a + i * panel + (size_t)(at * p->mr) * p->size, &part, min64(p->mr, rows - i * p->mr), element(A, dt, i * p->mr * ars + (k + at) * acs), dt, ars, acs);
   }
   return (Rows){a, 0, panel, NULL};
 }
-/* Panel i of them, from element k on, times K elements of a panel of B. */
-static void multiply(const Plan *p, const Rows *r, int64_t i, int64_t rows, int64_t k, int64_t K, const char *b, float *out, int64_t ldo, int first) {
+/* Panel i of them by the same K elements of a panel of B, which begin at b. */
+static void multiply(const Plan *p, const Rows *r, int64_t i, int64_t rows, int64_t K, const char *b, float *out, int64_t ldo, int first, Pending *before) {
   int packed = !r->line || (r->tail && (i + 1) * p->mr > rows);
   const char *a = r->line && packed ? r->tail : r->a + i * r->panel;
-  run_kernel(p->half, K, a + (size_t)(packed ? k * p->mr : k) * p->size, packed ? 0 : r->line, b + (size_t)(k * p->nr) * p->size, out, ldo, first);
+  run_kernel(p->half, K, a, packed ? 0 : r->line, b, out, ldo, first, before);
 }
 
 /* ---- the serial product, of a B that is packed already ---- */
 
-int64_t ly_gemm_rows(int dt) { return plan_of(dt, dt, 1).mr; }
+int64_t ly_gemm_rows(int dt) { return plan_of(dt, dt, 1, 0).mr; }
 ly_packed ly_pack(int thread, int slot, int64_t N, int64_t K, const void *B, int64_t brs, int64_t bcs, int dt) {
-  Plan p = plan_of(dt, dt, K);
+  Plan p = plan_of(dt, dt, K, 0);
   size_t panel = (size_t)(p.nr * p.Kp) * p.size;
   int64_t panels = (N + p.nr - 1) / p.nr;
   char *b = ly_scratch(thread, slot, panel * (size_t)panels);
@@ -198,16 +215,17 @@ ly_packed ly_pack(int thread, int slot, int64_t N, int64_t K, const void *B, int
 }
 void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const void *A, int64_t ars, int64_t acs,
              const ly_packed *B, int64_t n0, int64_t k0, float *C, int64_t ldc, int accumulate) {
-  Plan p = plan_of(B->dt, B->dt, K);
+  Plan p = plan_of(B->dt, B->dt, K, 0);
   /* Past K there are zeros in the panels of B, and what A has there must be zero or numbers too: so it is packed, unless K is whole. */
-  Rows a = rows_of(&p, thread, N, M, A, B->dt, ars, acs);
+  Rows a = rows_of(&p, thread, N, M, A, B->dt, ars, acs, 0, p.Kp);
+  Pending none = {0};
   _Alignas(64) float tile[MAX_MR * MAX_NR];
   for (int64_t j = 0; j < N; j += p.nr) {
     const char *b = B->panels + (n0 + j) / p.nr * B->panel + (size_t)(k0 * p.nr) * p.size;
     int64_t cols = min64(p.nr, N - j);
     for (int64_t i = 0; i < M; i += p.mr) {
-      if (alpha == 1.0f && cols == p.nr && M - i >= p.mr) { multiply(&p, &a, i / p.mr, M, 0, p.Kp, b, C + i * ldc + j, ldc, !accumulate); continue; }
-      multiply(&p, &a, i / p.mr, M, 0, p.Kp, b, tile, p.nr, 1);
+      if (alpha == 1.0f && cols == p.nr && M - i >= p.mr) { multiply(&p, &a, i / p.mr, M, p.Kp, b, C + i * ldc + j, ldc, !accumulate, &none); continue; }
+      multiply(&p, &a, i / p.mr, M, p.Kp, b, tile, p.nr, 1, &none);
       for (int64_t r = 0; r < min64(p.mr, M - i); r++) {
         float *restrict c = C + (i + r) * ldc + j; const float *restrict t = tile + r * p.nr;
         if (accumulate) for (int64_t x = 0; x < cols; x++) c[x] += alpha * t[x];
@@ -219,60 +237,112 @@ void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const voi
 
 /* ---- the parallel product ---- */
 
-typedef struct {
+enum { GROUP = 8 };
+struct Product {
   Plan p; int64_t M, N; float alpha, beta;
   const void *A; int dtA; int64_t ars, acs; const void *B; int dtB; int64_t brs, bcs;
   char *C; int dtC; int64_t ldc; const char *R;
-  char *packed; size_t panel; int64_t mc, panels, chunk /* B panels an item takes */, chunks;
-} Product;
+  char *packed; int64_t mc, panels, groups /* of GROUP panels */, chunk /* B panels an item takes */, chunks;
+};
 
-static void pack_b_body(void *ctx, int64_t j, int thread) {
-  Product *t = ctx; (void)thread;
-  pack_b(t->packed + j * t->panel, &t->p, min64(t->p.nr, t->N - j * t->p.nr), element(t->B, t->dtB, j * t->p.nr * t->bcs), t->dtB, t->brs, t->bcs);
-}
-
-/* Alpha, the old value, the residual, and the one rounding of `cols` elements. */
-static inline __attribute__((always_inline)) void store_line(const Product *t, const float *restrict x, int64_t at, int64_t cols) {
-  float y[MAX_NR];
-  for (int64_t j = 0; j < cols; j++) y[j] = t->alpha * x[j];
-  if (t->dtC == LY_F32) {
-    float *c = (float *)t->C + at; const float *add = (const float *)t->R + at;
-    if (t->beta != 0) for (int64_t j = 0; j < cols; j++) y[j] += c[j];
-    if (t->R) for (int64_t j = 0; j < cols; j++) y[j] += add[j];
-    for (int64_t j = 0; j < cols; j++) c[j] = y[j];
-  } else {
-    bf16 *c = (bf16 *)t->C + at; const bf16 *add = (const bf16 *)t->R + at;
-    if (t->beta != 0) for (int64_t j = 0; j < cols; j++) y[j] += bf16_to_f32(c[j]);
-    if (t->R) for (int64_t j = 0; j < cols; j++) y[j] += bf16_to_f32(add[j]);
-    round_row(c, y, cols);
+/* Packed B, for each block of k all its panels: what an item reads at a time lies together, and in all sets of the cache. */
+static char *panel_of(const Product *t, int64_t k, int64_t K, int64_t j) { return t->packed + (size_t)((k * t->panels + j * K) * t->p.nr) * t->p.size; }
+static void pack_b_body(void *ctx, int64_t item, int thread) {
+  const Product *t = ctx; Plan part = t->p; (void)thread;
+  int64_t k = item / t->groups * t->p.kc, K = min64(t->p.kc, t->p.Kp - k), from = item % t->groups * GROUP, to = min64(from + GROUP, t->panels);
+  /* Rows of B that lie as they are go into several panels: all of them take their part while a line is there. */
+  int64_t piece = t->brs == 1 ? K : 32;
+  for (int64_t at = 0; at < K; at += piece) {
+    part.K = min64(piece, t->p.K - k - at); part.Kp = min64(piece, K - at);
+    for (int64_t j = from; j < to; j++)
+      pack_b(panel_of(t, k, K, j) + (size_t)(at * part.nr) * part.size, &part, min64(part.nr, t->N - j * part.nr), element(t->B, t->dtB, j * part.nr * t->bcs + (k + at) * t->brs), t->dtB, t->brs, t->bcs);
   }
 }
-static void store_tile(const Product *t, const float *tile, int64_t row, int64_t rows, int64_t col, int64_t cols) {
-  int64_t at = row * t->ldc + col;
-  if (cols == MAX_NR && t->p.nr == MAX_NR) for (int64_t r = 0; r < rows; r++) store_line(t, tile + r * MAX_NR, at + r * t->ldc, MAX_NR);
-  else for (int64_t r = 0; r < rows; r++) store_line(t, tile + r * t->p.nr, at + r * t->ldc, cols);
+
+/* Alpha, the old value, the residual, and the one rounding of `cols` elements. What is known where it is called decides which loops there are. */
+static inline __attribute__((always_inline)) void store_line(const Product *t, const float *restrict x, int64_t at, int64_t cols, int half, int add) {
+  float y[MAX_NR];
+  for (int64_t j = 0; j < cols; j++) y[j] = t->alpha * x[j];
+  if (half) {
+    bf16 *c = (bf16 *)t->C + at; const bf16 *r = (const bf16 *)t->R + at;
+    if (add && t->beta != 0) for (int64_t j = 0; j < cols; j++) y[j] += bf16_to_f32(c[j]);
+    if (add && t->R) for (int64_t j = 0; j < cols; j++) y[j] += bf16_to_f32(r[j]);
+    round_row(c, y, cols);
+  } else {
+    float *c = (float *)t->C + at; const float *r = (const float *)t->R + at;
+    if (add && t->beta != 0) for (int64_t j = 0; j < cols; j++) y[j] += c[j];
+    if (add && t->R) for (int64_t j = 0; j < cols; j++) y[j] += r[j];
+    for (int64_t j = 0; j < cols; j++) c[j] = y[j];
+  }
+}
+/* The next `rows` rows of a block. */
+static void store_some(Pending *p, int64_t rows) {
+  const Product *t = p->t;
+  if (!t) return;
+  int64_t from = p->stored, to = min64(p->rows, from + rows), at = (p->row + from) * t->ldc + p->col;
+  const float *x = p->sums + from * t->p.nr;
+  int half = t->dtC == LY_BF16, add = t->beta != 0 || t->R;
+  p->stored = to;
+  if (p->cols == MAX_NR && t->p.nr == MAX_NR) {
+    if (half && !add) for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 1, 0);
+    else if (half) for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 1, 1);
+    else if (!add) for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 0, 0);
+    else for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 0, 1);
+  } else for (; from < to; from++, x += t->p.nr, at += t->ldc) store_line(t, x, at, p->cols, half, 1);
 }
 
+/* An item: `rows` rows by `chunk` panels of B. */
 static void product_body(void *ctx, int64_t item, int thread) {
   Product *t = ctx; Plan *p = &t->p;
   int64_t row0 = item / t->chunks * t->mc, rows = min64(t->mc, t->M - row0), blocks = (rows + p->mr - 1) / p->mr;
-  int64_t j0 = item % t->chunks * t->chunk, j1 = min64(j0 + t->chunk, t->panels), tile = p->mr * p->nr;
-  Rows a = rows_of(p, thread, t->N, rows, element(t->A, t->dtA, row0 * t->ars), t->dtA, t->ars, t->acs);
-  _Alignas(64) float one[MAX_MR * MAX_NR];
-  float *waiting = p->Kp > p->kc ? ly_scratch(thread, 20, (size_t)(blocks * ABREAST * tile) * 4) : NULL;
-  for (int64_t from = j0; from < j1; from += ABREAST) {
-    int64_t to = min64(from + ABREAST, j1), k = 0;
-    do { /* once even when K is 0 */
-      int64_t K = min64(p->kc, p->Kp - k), last = k + K == p->Kp;
-      for (int64_t j = from; j < to; j++)
-        for (int64_t i = 0; i < blocks; i++) {
-          float *out = waiting ? waiting + (i * ABREAST + j - from) * tile : one;
-          multiply(p, &a, i, rows, k, K, t->packed + j * t->panel, out, p->nr, k == 0);
-          if (last) store_tile(t, out, row0 + i * p->mr, min64(p->mr, rows - i * p->mr), j * p->nr, min64(p->nr, t->N - j * p->nr));
-        }
-      k += K;
-    } while (k < p->Kp);
+  int64_t j0 = item % t->chunks * t->chunk, panels = min64(t->chunk, t->panels - j0), k = 0;
+  _Alignas(64) float block[2][MAX_MR * MAX_NR];
+  float *waiting = p->Kp > p->kc ? ly_scratch(thread, 20, (size_t)(blocks * panels * p->mr * p->nr) * 4) : NULL;
+  Pending before = {0};
+  do { /* once even when K is 0 */
+    int64_t K = min64(p->kc, p->Kp - k);
+    Rows a = rows_of(p, thread, t->N, rows, element(t->A, t->dtA, row0 * t->ars), t->dtA, t->ars, t->acs, k, K);
+    for (int64_t n = 0; n < blocks * panels; n++) {
+      int64_t i = ROWS_FIRST ? n / panels : n % blocks, j = j0 + (ROWS_FIRST ? n % panels : n / blocks);
+      float *sums = waiting ? waiting + n * p->mr * p->nr : block[n & 1];
+      multiply(p, &a, i, rows, K, panel_of(t, k, K, j), sums, p->nr, k == 0, &before);
+      if (k + K < p->Kp) continue;
+      store_some(&before, before.rows); /* what the kernel has not */
+      before = (Pending){t, sums, row0 + i * p->mr, min64(p->mr, rows - i * p->mr), j * p->nr, min64(p->nr, t->N - j * p->nr), 0};
+    }
+    k += K;
+  } while (k < p->Kp);
+  store_some(&before, before.rows);
+}
+
+static int64_t parts(int64_t n, int64_t most) { return (n + most - 1) / most; }
+/* What an item takes; results do not depend on it. Returns how many items there are for the rows. */
+static int64_t cut(Product *t) {
+  const Plan *p = &t->p;
+  int64_t kc = p->Kp > 0 ? min64(p->Kp, p->kc) : 1, line = kc * (int64_t)p->size, blocks = parts(t->M, p->mr);
+  if (ROWS_FIRST && p->half) {
+    /* Panels of B stay in the second-level cache. Of all cuts that leave them there, the one that reads the least: each part of the columns
+     * reads all of A (and packs it, which is as much again), each part of the rows all of B. */
+    int packs = !readable(p, t->N, t->dtA, t->ars, t->acs);
+    int64_t items = 4 * ly_threads(), least = INT64_MAX;
+    for (int64_t c = parts(t->panels * p->nr * line, 1 << 20); c <= t->panels; c++) {
+      int64_t chunk = parts(t->panels, c), most = packs ? (384 << 10) / (p->mr * line) : blocks;
+      if (p->Kp > kc) most = min64(most, (768 << 10) / (p->mr * p->nr * chunk * 4)); /* sums that wait */
+      int64_t rows = parts(blocks, most < 1 ? 1 : most);
+      if (rows * c < items) rows = min64(parts(items, c), blocks);
+      int64_t reads = c * t->M * (1 + packs) + rows * t->N;
+      if (reads < least) { least = reads; t->chunk = chunk; t->mc = parts(blocks, rows) * p->mr; }
+      if (c >= items) break;
+    }
+  } else {
+    /* About 384 KiB of A stay in the second-level cache while all of B passes by. Rather shorter pieces than several items that each pack the same rows. */
+    int64_t fit = (384 << 10) / (p->mr * line), most = min64(t->M / (8 * p->mr), 8);
+    t->mc = p->mr * (fit < 1 || most < 1 ? 1 : min64(fit, most));
+    int64_t rows = parts(t->M, t->mc);
+    t->chunk = parts(t->panels, rows >= 8 ? 1 : parts(8, rows));
   }
+  t->chunks = parts(t->panels, t->chunk);
+  return parts(t->M, t->mc);
 }
 
 void ly_matmul(int transA, int transB, int64_t M, int64_t N, int64_t K, float alpha, const void *A, int dtA, int64_t lda,
@@ -280,23 +350,15 @@ void ly_matmul(int transA, int transB, int64_t M, int64_t N, int64_t K, float al
                int64_t batch, int64_t sA, int64_t sB, int64_t sC) {
   if (M <= 0 || N <= 0) return;
   for (int64_t s = 0; s < batch; s++) {
-    Product t = {.p = plan_of(dtA, dtB, K), .M = M, .N = N, .alpha = alpha, .beta = beta,
+    Product t = {.p = plan_of(dtA, dtB, K, transA), .M = M, .N = N, .alpha = alpha, .beta = beta,
                  .A = element(A, dtA, s * sA), .dtA = dtA, .ars = transA ? 1 : lda, .acs = transA ? lda : 1,
                  .B = element(B, dtB, s * sB), .dtB = dtB, .brs = transB ? 1 : ldb, .bcs = transB ? ldb : 1,
                  .C = (char *)element(C, dtC, s * sC), .dtC = dtC, .ldc = ldc, .R = R ? element(R, dtC, s * sC) : NULL};
     t.panels = (N + t.p.nr - 1) / t.p.nr;
-    t.panel = (size_t)(t.p.nr * t.p.Kp) * t.p.size;
-    t.packed = ly_scratch(-1, 19, t.panel * (size_t)t.panels);
-    /* About 384 KiB of A at a time: it stays in the second-level cache while all of B passes by. */
-    int64_t blocks = (int64_t)(384 * 1024) / (t.p.mr * (t.p.Kp > 0 ? min64(t.p.Kp, t.p.kc) : 1) * (int64_t)t.p.size);
-    /* Rather shorter pieces than several items that each pack the same rows. */
-    int64_t most = M / (8 * t.p.mr) < 8 ? M / (8 * t.p.mr) : 8;
-    t.mc = t.p.mr * (blocks < 1 || most < 1 ? 1 : blocks > most ? most : blocks);
-    int64_t rowItems = (M + t.mc - 1) / t.mc;
-    int64_t want = rowItems >= 8 ? 1 : (8 + rowItems - 1) / rowItems;
-    t.chunk = (t.panels + want - 1) / want;
-    t.chunks = (t.panels + t.chunk - 1) / t.chunk;
-    ly_parallel(t.panels, pack_b_body, &t);
+    t.groups = (t.panels + GROUP - 1) / GROUP;
+    t.packed = ly_scratch(-1, 19, (size_t)(t.panels * t.p.nr * t.p.Kp) * t.p.size);
+    int64_t rowItems = cut(&t);
+    ly_parallel(t.groups * ((t.p.Kp + t.p.kc - 1) / t.p.kc), pack_b_body, &t);
     ly_parallel(rowItems * t.chunks, product_body, &t);
   }
 }

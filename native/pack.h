@@ -62,6 +62,18 @@ static inline __attribute__((always_inline)) words pair_rows(const bf16 *even, c
 #endif
 }
 
+/* The same of 32 elements of each line, in the order that is cheap: low has columns 0-3, 8-11, 16-19, 24-27, high those between. */
+static inline __attribute__((always_inline)) void pair_lines(const bf16 *even, const bf16 *odd, words *low, words *high) {
+#ifdef __AVX512BW__
+  __m512i e = _mm512_loadu_si512(even), o = _mm512_loadu_si512(odd);
+  *low = (words)_mm512_unpacklo_epi16(e, o); *high = (words)_mm512_unpackhi_epi16(e, o);
+#else
+  words first = pair_rows(even, odd), second = pair_rows(even + 16, odd + 16);
+  *low = PICK(first, second, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+  *high = PICK(first, second, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+#endif
+}
+
 /* Words of lines (`line` bytes apart) as out[k][width], sixteen k at a time; returns how many of n it has done. `rows` is
  * the panel's length: a row is stored sixteen words at a time, and what runs over its end is written again by the next,
  * so the last row of the panel may not run over. */
