@@ -16,11 +16,11 @@ static int64_t whole(int64_t n, int64_t step) { return (n + step - 1) / step * s
 /* A row of probabilities in the storage type, so that the product that follows runs in it. */
 static void put(const Attention *t, char *tile, int64_t at, const float *x, int64_t n) { store_row(tile, at, x, n, t->dt); }
 
-/* x[n] = exp((x - max) scale), n a multiple of 16; the sum. */
+/* x[n] = 2^((x - max) scale), n a multiple of 16; the sum. */
 static float exp_row(float *x, int64_t n, float max, float scale) {
-  float lane[16] = {0};
+  float lane[16] = {0}, most = max * scale;
   for (int64_t i = 0; i < n; i += 16)
-    for (int j = 0; j < 16; j++) { float e = fast_expf_negative((x[i + j] - max) * scale); x[i + j] = e; lane[j] += e; }
+    for (int j = 0; j < 16; j++) { float e = fast_exp2f(x[i + j] * scale - most); x[i + j] = e; lane[j] += e; }
   return sum_lanes(lane);
 }
 
@@ -42,7 +42,7 @@ static void forward_body(void *ctx, int64_t item, int thread) {
   if (per == t->H / t->KV) rotate(t, begin, T, t->H + kvHead, 1);
   ly_packed k = ly_pack(thread, 6, T, D, at(t, t->qkv, begin, ld, (int64_t)(t->H + kvHead) * D), 1, ld, t->dt);
   ly_packed v = ly_pack(thread, 7, D, T, at(t, t->qkv, begin, ld, (int64_t)(t->H + t->KV + kvHead) * D), ld, 1, t->dt);
-  float *s = ly_scratch(thread, 5, (size_t)(tile * (KEYS * 2 + D)) * 4), *o = s + tile * KEYS, max[TILE], sum[TILE];
+  float *s = ly_scratch(thread, 5, (size_t)(tile * (KEYS * 2 + D)) * 4), *o = s + tile * KEYS, max[TILE], sum[TILE], scale = t->scale * LOG2E;
   char *p = (char *)(o + tile * D);
   for (int head = first; head < first + per; head++)
     for (int64_t i0 = 0; i0 < T; i0 += tile) {
@@ -55,13 +55,13 @@ static void forward_body(void *ctx, int64_t item, int thread) {
           int64_t seen = i0 + i - j0 + 1;
           for (int64_t j = seen < 0 ? 0 : seen; j < padded; j++) x[j] = -INFINITY;
           float m = row_max(x, padded);
-          if (j0 == 0) { max[i] = m; sum[i] = exp_row(x, padded, m, t->scale); }
+          if (j0 == 0) { max[i] = m; sum[i] = exp_row(x, padded, m, scale); }
           else if (seen <= 0) memset(x, 0, (size_t)padded * 4);
           else {
             m = m > max[i] ? m : max[i];
-            float keep = fast_expf_negative((max[i] - m) * t->scale);
+            float keep = fast_exp2f((max[i] - m) * scale);
             for (int d = 0; d < D; d++) o[i * D + d] *= keep;
-            sum[i] = sum[i] * keep + exp_row(x, padded, m, t->scale);
+            sum[i] = sum[i] * keep + exp_row(x, padded, m, scale);
             max[i] = m;
           }
           put(t, p, i * KEYS, x, padded);
@@ -84,13 +84,10 @@ void ly_attention_forward(void *qkv, const int32_t *pos, const float *cos, const
   ly_parallel((int64_t)nseq * (H / t.together), forward_body, &t);
 }
 
-/* A row of scores x and of dP g, for queries from..to of a tile, becomes one of P and of dS. From the front `unseen` queries are before the
- * key; of those the first `skip` were not computed, as those from `cols` on. */
-static void gradients_of_scores(float *restrict x, float *restrict g, const float *restrict lse, const float *restrict delta, int64_t skip, int64_t unseen, int64_t cols, float scale) {
-  for (int64_t i = 0; i < skip; i++) g[i] = 0;
+/* n scores x of a key and as many of dP become probabilities and dS; the first `unseen` queries come before the key. */
+static void gradients_of_scores(float *restrict x, float *restrict g, const float *restrict lse, const float *restrict delta, int64_t unseen, int64_t n, float scale) {
   for (int64_t i = 0; i < unseen; i++) x[i] = -INFINITY;
-  for (int64_t i = cols; i < QUERIES; i++) x[i] = g[i] = 0; /* lse is infinite there */
-  for (int64_t i = 0; i < QUERIES; i++) { float e = fast_expf_negative(x[i] * scale - lse[i]); x[i] = e; g[i] = e * (g[i] - delta[i]) * scale; }
+  for (int64_t i = 0; i < n; i++) { float e = fast_exp2f(x[i] * (scale * LOG2E) - lse[i]); x[i] = e; g[i] = e * (g[i] - delta[i]) * scale; }
 }
 
 /* One item: a sequence and a key-value head with all its query heads, so that dK and dV have one writer. Tiles stand upright
@@ -108,16 +105,17 @@ static void backward_body(void *ctx, int64_t item, int thread) {
   memset(dk, 0, (size_t)(2 * T * D) * 4);
   for (int head = kvHead * group; head < (kvHead + 1) * group; head++) {
     const char *q = at(t, t->qkv, begin, ld, (int64_t)head * D), *dout = at(t, t->dout, begin, lo, (int64_t)head * D);
-    ly_packed q_columns = ly_pack(thread, 7, T, D, q, 1, ld, dt), q_rows = ly_pack(thread, 8, D, T, q, ld, 1, dt);
-    ly_packed dout_columns = ly_pack(thread, 9, T, D, dout, 1, lo, dt), dout_rows = ly_pack(thread, 10, D, T, dout, lo, 1, dt);
     memset(dq, 0, (size_t)(T * D) * 4);
     for (int64_t i = 0; i < T; i++) {
       int64_t row = (begin + i) * lo + (int64_t)head * D; float dot = 0;
+      fetch_row(t->dout, row + 8 * lo, D, dt); fetch_row(t->out, row + 8 * lo, D, dt);
       load_row(a, t->dout, row, D, dt); load_row(b, t->out, row, D, dt);
       for (int d = 0; d < D; d++) dot += a[d] * b[d];
       delta[i] = dot;
-      lse[i] = t->lse[(int64_t)head * t->N + begin + i];
+      lse[i] = LOG2E * t->lse[(int64_t)head * t->N + begin + i];
     }
+    ly_packed q_columns = ly_pack(thread, 7, T, D, q, 1, ld, dt), q_rows = ly_pack(thread, 8, D, T, q, ld, 1, dt);
+    ly_packed dout_columns = ly_pack(thread, 9, T, D, dout, 1, lo, dt), dout_rows = ly_pack(thread, 10, D, T, dout, lo, 1, dt);
     for (int64_t i = T; i < Tp; i++) { delta[i] = 0; lse[i] = INFINITY; } /* no query: no probability */
     for (int64_t j0 = 0; j0 < T; j0 += tile) {
       int64_t rows = smaller(tile, T - j0);
@@ -128,8 +126,11 @@ static void backward_body(void *ctx, int64_t item, int thread) {
           float *x = s + r * QUERIES + skip, *g = dp + r * QUERIES + skip;
           ly_gemm(thread, lines, seen, D, 1, at(t, k, j0 + r, ld, 0), ld, 1, &q_columns, i0 + skip, 0, x, QUERIES, 0);
           ly_gemm(thread, lines, seen, D, 1, at(t, v, j0 + r, ld, 0), ld, 1, &dout_columns, i0 + skip, 0, g, QUERIES, 0);
-          for (int64_t j = r; j < r + lines; j++) gradients_of_scores(s + j * QUERIES, dp + j * QUERIES, lse + i0, delta + i0, skip, smaller(QUERIES, j0 + j - i0), cols, t->scale);
-          for (int64_t j = r; j < r + lines; j++) { put(t, p, j * QUERIES, s + j * QUERIES, QUERIES); put(t, ds, j * QUERIES, dp + j * QUERIES, QUERIES); }
+          for (int64_t j = r; j < r + lines; j++, x += QUERIES, g += QUERIES) {
+            gradients_of_scores(x, g, lse + i0 + skip, delta + i0 + skip, smaller(seen, j0 + j - i0 - skip), whole(seen, 16), t->scale);
+            put(t, p, j * QUERIES + skip, x, whole(seen, 16)); put(t, ds, j * QUERIES + skip, g, whole(seen, 16));
+            memset(ds + (size_t)(j * QUERIES) * t->size, 0, (size_t)skip * t->size); /* of the queries before the diagonal no gradient comes */
+          }
           ly_gemm(thread, lines, D, seen, 1, at(t, p, r, QUERIES, skip), QUERIES, 1, &dout_rows, 0, i0 + skip, dv + (j0 + r) * D, D, 1);
           ly_gemm(thread, lines, D, seen, 1, at(t, ds, r, QUERIES, skip), QUERIES, 1, &q_rows, 0, i0 + skip, dk + (j0 + r) * D, D, 1);
         }

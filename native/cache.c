@@ -49,7 +49,7 @@ static void cached_body(void *ctx, int64_t item, int thread) {
     float *p = s + i * ld, sum = 0;
     int64_t row = i / group, seen = keys - T + row + 1;
     float max = row_max(p, seen), scale = t->scale;
-    for (int64_t j = 0; j < seen; j++) { p[j] = fast_expf_negative((p[j] - max) * scale); sum += p[j]; }
+    for (int64_t j = 0; j < seen; j++) { p[j] = fast_exp2f((p[j] - max) * (scale * LOG2E)); sum += p[j]; }
     weighted_rows(p, v, seen, D, t->dt, o);
     float inverse = 1.0f / sum;
     for (int d = 0; d < D; d++) o[d] *= inverse;

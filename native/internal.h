@@ -35,23 +35,8 @@ static inline bf16 f32_to_bf16(float f) { /* round to nearest even; NaN stays Na
   uint32_t r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return (bf16)(((u & 0x7fffffffu) > 0x7f800000u) ? ((u >> 16) | 0x40u) : r);
 }
-/* exp to about 1 ulp of fp32 in a form that compilers vectorise; exp(-inf) = 0, large x gives inf, NaN stays NaN. */
+/* exp to about 1 ulp of fp32 for numbers up to 87, in a form that compilers vectorise: 0 instead of subnormal numbers, NaN stays NaN. */
 static inline float fast_expf(float x) {
-  float xc = x < -104.0f ? -104.0f : (x > 89.0f ? 89.0f : x);
-  float t = xc * 1.44269504088896341f;
-  float n = __builtin_rintf(t);
-  float r = __builtin_fmaf(n, -0.693359375f, xc);
-  r = __builtin_fmaf(n, 2.12194440e-4f, r);
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f; p = p * r + 8.3334519073e-3f; p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f; p = p * r + 5.0000001201e-1f; p = p * r * r + r + 1.0f;
-  int32_t e = (int32_t)n, e1 = e >> 1, e2 = e - e1; /* two steps, so that subnormals and overflow come out right */
-  int32_t b1 = (e1 + 127) << 23, b2 = (e2 + 127) << 23; float s1, s2;
-  memcpy(&s1, &b1, 4); memcpy(&s2, &b2, 4);
-  return x == x ? p * s1 * s2 : x;
-}
-/* The same for numbers up to 87, as a softmax has them: one step, and 0 instead of subnormal numbers. NaN stays NaN. */
-static inline float fast_expf_negative(float x) {
   float xc = x < -88.0f ? -88.0f : x;
   float n = __builtin_rintf(xc * 1.44269504088896341f);
   float r = __builtin_fmaf(n, -0.693359375f, xc);
@@ -64,7 +49,19 @@ static inline float fast_expf_negative(float x) {
   return p * s;
 }
 static inline float fast_sigmoid(float x) {
-  float s = 1.0f / (1.0f + fast_expf_negative(x < -87.0f ? 87.0f : -x));
+  float s = 1.0f / (1.0f + fast_expf(x < -87.0f ? 87.0f : -x));
   return x < -87.0f ? 0 : s;
+}
+/* 2^t for t up to 127, in fewer steps: for a softmax, whose scale takes the factor log2(e) in. As good as t itself is, whose rounding is that of
+ * (x - max) scale; the polynomial is within 2e-9. */
+#define LOG2E 1.44269504088896341f
+static inline float fast_exp2f(float t) {
+  float c = t < -127.0f ? -127.0f : t, n = __builtin_rintf(c), r = c - n;
+  float p = 1.5353360271e-4f;
+  p = p * r + 1.3398874872e-3f; p = p * r + 9.6184373679e-3f; p = p * r + 5.5503324697e-2f;
+  p = p * r + 2.4022647913e-1f; p = p * r + 6.9314720286e-1f; p = p * r + 1.0f;
+  int32_t bits = ((int32_t)n + 127) << 23; float s;
+  memcpy(&s, &bits, 4);
+  return p * s;
 }
 #endif

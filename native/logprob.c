@@ -33,8 +33,8 @@ static void row_body(void *ctx, int64_t i, int thread) {
     float max = row_max(x, V), sum = 0;
     float of_target = target < V ? (x[target] - max) * scale : 0, mean = 0;
     if (t->entropy) /* sum of e^z z; a logit of -inf has p = 0 and adds nothing */
-      for (int64_t v = 0; v < V; v++) { float z = (x[v] - max) * scale, e = fast_expf_negative(z); mean += e == 0 ? 0 : e * z; }
-    for (int64_t v = 0; v < V; v++) sum += fast_expf_negative((x[v] - max) * scale);
+      for (int64_t v = 0; v < V; v++) { float z = (x[v] - max) * scale, e = fast_exp2f(z * LOG2E); mean += e == 0 ? 0 : e * z; }
+    for (int64_t v = 0; v < V; v++) sum += fast_exp2f((x[v] - max) * (scale * LOG2E));
     float log_sum = logf(sum);
     lse = max * scale + log_sum;
     if (t->logp) t->logp[i] = target < V ? of_target - log_sum : -lse;
@@ -45,18 +45,18 @@ static void row_body(void *ctx, int64_t i, int thread) {
   float g = t->g[i] * scale;
   if (t->known_entropy) { /* of the entropy: dH / dz = -p (log p + H) */
     float H = t->known_entropy[i];
-    for (int64_t v = 0; v < V; v++) { float logp = x[v] * scale - lse, p = fast_expf(logp); x[v] = p == 0 ? 0 : -g * p * (logp + H); }
+    for (int64_t v = 0; v < V; v++) { float logp = x[v] * scale - lse, p = fast_exp2f(logp * LOG2E); x[v] = p == 0 ? 0 : -g * p * (logp + H); }
     if (t->dlogits != t->logits) store_row(t->dlogits, i * t->ld, x, V, t->dt);
     return;
   }
   /* From lse, as where only that is known: so both ways give the same bytes. */
   if (t->dt == LY_F32) {
-    for (int64_t v = 0; v < V; v++) x[v] = -g * fast_expf_negative(x[v] * scale - lse); /* dlogits are the logits' memory */
+    for (int64_t v = 0; v < V; v++) x[v] = -g * fast_exp2f((x[v] * scale - lse) * LOG2E); /* dlogits are the logits' memory */
     if (target < V) x[target] += g;
   } else {
     bf16 *restrict y = (bf16 *)t->dlogits + i * t->ld;
-    for (int64_t v = 0; v < V; v++) y[v] = f32_to_bf16(-g * fast_expf_negative(x[v] * scale - lse));
-    if (target < V) y[target] = f32_to_bf16(g - g * fast_expf_negative(x[target] * scale - lse));
+    for (int64_t v = 0; v < V; v++) y[v] = f32_to_bf16(-g * fast_exp2f((x[v] * scale - lse) * LOG2E));
+    if (target < V) y[target] = f32_to_bf16(g - g * fast_exp2f((x[target] * scale - lse) * LOG2E));
   }
 }
 

@@ -1,23 +1,32 @@
 /* Rotary position embedding (Su et al. 2021), halves paired as in Hugging Face Llama; its inverse is the backward pass. */
 #include "rows.h"
 
-/* One head: a pair of halves at a time, in place. */
-#define TURN(type, load, store)                                                                   \
-  type *restrict a = (type *)x + at, *restrict b = a + half;                                      \
-  for (int d = 0; d < half; d++) {                                                                \
-    float p = load(a[d]), q = load(b[d]), sn = sign * s[d];                                       \
-    a[d] = store(p * c[d] - q * sn);                                                              \
-    b[d] = store(q * c[d] + p * sn);                                                              \
+/* One head, in place: each of the first half with its partner in the second. */
+static inline __attribute__((always_inline)) void turn(void *x, int64_t at, const float *restrict c, const float *restrict s, int64_t half, float sign, int dt) {
+  enum { PART = 64 };
+  float a[PART], b[PART], p[PART], q[PART];
+  for (int64_t d = 0; d < half; d += PART) {
+    int64_t n = smaller(PART, half - d);
+    load_row(p, x, at + d, n, dt); load_row(q, x, at + half + d, n, dt);
+    for (int64_t i = 0; i < n; i++) {
+      float sn = sign * s[d + i];
+      a[i] = p[i] * c[d + i] - q[i] * sn;
+      b[i] = q[i] * c[d + i] + p[i] * sn;
+    }
+    store_row(x, at + d, a, n, dt); store_row(x, at + half + d, b, n, dt);
   }
+}
 
 void ly_rotate(void *x, int64_t ldx, const ly_angles *angles, int64_t row, int64_t N, int heads, int D, float sign, int dt) {
   int half = D / 2;
   for (int64_t i = 0; i < N; i++) {
     int64_t position = (int64_t)angles->pos[row + i] * half;
-    const float *restrict c = angles->cos + position, *restrict s = angles->sin + position;
+    const float *c = angles->cos + position, *s = angles->sin + position;
     for (int h = 0; h < heads; h++) {
       int64_t at = i * ldx + (int64_t)h * D;
-      if (dt == LY_F32) { TURN(float, , ) } else { TURN(bf16, bf16_to_f32, f32_to_bf16) }
+      fetch_row(x, at + 8 * ldx, D, dt);
+      if (half == 32) turn(x, at, c, s, 32, sign, dt); /* the usual head: all in registers */
+      else turn(x, at, c, s, half, sign, dt);
     }
   }
 }

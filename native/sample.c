@@ -73,7 +73,7 @@ static void sample_body(void *ctx, int64_t b, int thread) {
     int64_t blocks = (V + BLOCK - 1) / BLOCK;
     double *sums = ly_scratch(thread, 8, (size_t)blocks * 8 + (size_t)V * (sizeof(Candidate) + 4));
     Candidate *c = (Candidate *)(sums + blocks); float *p = (float *)(c + V);
-    for (int64_t v = 0; v < V; v++) { p[v] = fast_expf_negative((x[v] - max) * scale); sum += p[v]; }
+    for (int64_t v = 0; v < V; v++) { p[v] = fast_exp2f((x[v] - max) * (scale * LOG2E)); sum += p[v]; }
     if (sum == sum) { /* else a logit is NaN */
       if (t->k > 0 && t->k < V) cut(p, V, t->k, INFINITY, c);
       if (t->p < 1.0f) cut(p, V, V, t->p * block_sum(p, V), c);
@@ -81,7 +81,7 @@ static void sample_body(void *ctx, int64_t b, int thread) {
       chosen = draw(p, V, t->u[b], sums);
     }
   } else {
-    for (int64_t v = 0; v < V; v++) sum += fast_expf_negative((x[v] - max) * scale);
+    for (int64_t v = 0; v < V; v++) sum += fast_exp2f((x[v] - max) * (scale * LOG2E));
     while (chosen < V - 1 && x[chosen] != max) chosen++;
   }
   chosen = chosen < 0 ? 0 : chosen;
