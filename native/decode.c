@@ -26,8 +26,12 @@ static void dots(const Few *t, int64_t row0, int64_t rows, float *out) {
   if (t->wscale) for (int64_t b = 0; b < t->B; b++) for (int64_t r = 0; r < rows; r++) out[b * ld + r] *= t->wscale[row0 + r];
 }
 
-/* Rows of W that an item takes: about 64 KiB of them, whatever the number of threads. */
-static int64_t item_rows(const Few *t) {
+/* Rows of W that an item takes: about 64 KiB of them, whatever the number of threads. Tiles take more, because the first 32 wait for memory. */
+static int64_t item_rows(const Few *t, int64_t N) {
+  if (t->form == TILES) {
+    int64_t n = (N / (4 * ly_threads()) + 31) / 32 * 32;
+    return n < 32 ? 32 : n > 512 ? 512 : n;
+  }
   int64_t n = (int64_t)(64 * 1024) / (t->ldw > 0 ? t->ldw : 1) / 16 * 16;
   return n < 16 ? 16 : n > 64 ? 64 : n;
 }
@@ -51,7 +55,7 @@ static void linear_body(void *ctx, int64_t item, int thread) {
 void ly_decode_linear(const void *x, const void *W, const float *wscale, int wt, const void *R, float alpha, void *y, int dty,
                       int64_t B, int64_t N, int64_t K, int dt) {
   Linear t = {.few = prepare(x, dt, W, wscale, wt, B, K), .R = R, .y = y, .alpha = alpha, .dty = dty, .N = N};
-  t.rows = item_rows(&t.few);
+  t.rows = item_rows(&t.few, N);
   ly_parallel((N + t.rows - 1) / t.rows, linear_body, &t);
 }
 
@@ -106,8 +110,8 @@ static void swiglu_body(void *ctx, int64_t item, int thread) {
 }
 void ly_decode_swiglu(const void *x, const void *W, const float *wscale, int wt, const void *R, void *y, int64_t B, int64_t F, int64_t K, int dt) {
   Glu t = {.few = prepare(x, dt, W, wscale, wt, B, K), .R = R, .y = y, .F = F, .dt = dt};
-  t.rows = item_rows(&t.few);
-  t.rows = t.rows > 32 ? 32 : t.rows;
+  t.rows = item_rows(&t.few, F);
+  if (t.few.form != TILES) t.rows = smaller(t.rows, 32);
   ly_parallel((F + t.rows - 1) / t.rows, swiglu_body, &t);
 }
 

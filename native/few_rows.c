@@ -280,9 +280,7 @@ void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, 
     case WIDE: few_all(WIDE, W, ldw, rows, K, x, ldx, B, out, ld); break;
 #endif
 #ifdef LY_ISA_AMX
-    case TILES:
-      for (int64_t r = 0; r < rows; r += 32) few_amx_block((const char *)W + r * ldw, ldw, smaller(32, rows - r), K, x, B, out + r, ld);
-      break;
+    case TILES: few_amx_all(W, ldw, rows, K, x, B, out, ld); break;
 #endif
     default: break;
   }
