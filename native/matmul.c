@@ -296,6 +296,7 @@ static void product_body(void *ctx, int64_t item, int thread) {
   Product *t = ctx; Plan *p = &t->p;
   int64_t row0 = item / t->chunks * t->mc, rows = min64(t->mc, t->M - row0), blocks = (rows + p->mr - 1) / p->mr;
   int64_t j0 = item % t->chunks * t->chunk, panels = min64(t->chunk, t->panels - j0), k = 0;
+  int rowsFirst = ROWS_FIRST && p->half;
   _Alignas(64) float block[2][MAX_MR * MAX_NR];
   float *waiting = p->Kp > p->kc ? ly_scratch(thread, 20, (size_t)(blocks * panels * p->mr * p->nr) * 4) : NULL;
   Pending before = {0};
@@ -303,7 +304,7 @@ static void product_body(void *ctx, int64_t item, int thread) {
     int64_t K = min64(p->kc, p->Kp - k);
     Rows a = rows_of(p, thread, t->N, rows, element(t->A, t->dtA, row0 * t->ars), t->dtA, t->ars, t->acs, k, K);
     for (int64_t n = 0; n < blocks * panels; n++) {
-      int64_t i = ROWS_FIRST ? n / panels : n % blocks, j = j0 + (ROWS_FIRST ? n % panels : n / blocks);
+      int64_t i = rowsFirst ? n / panels : n % blocks, j = j0 + (rowsFirst ? n % panels : n / blocks);
       float *sums = waiting ? waiting + n * p->mr * p->nr : block[n & 1];
       multiply(p, &a, i, rows, K, panel_of(t, k, K, j), sums, p->nr, k == 0, &before);
       if (k + K < p->Kp) continue;
