@@ -360,13 +360,16 @@ const cpuSeconds = (): number => {
   return (user + system) / 1e6;
 };
 
-/** One process a folder. A lock whose process is gone is stale. */
+/** One process a folder. A lock whose process is gone is stale; one whose process is just being ended (mpirun returns a little earlier) will be. */
 function lock(folder: BuildFolder): () => void {
   const file = folder.path("build.lock");
   if (existsSync(file)) {
     const pid = Number(readFileSync(file, "utf8"));
-    if (pid !== process.pid && alive(pid))
-      throw new UserError(`${folder.dir} is being written by another process (${pid}).`);
+    const patience = Date.now() + 3000;
+    while (pid !== process.pid && alive(pid)) {
+      if (Date.now() > patience) throw new UserError(`${folder.dir} is being written by another process (${pid}).`);
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
+    }
   }
   writeFileSync(file, String(process.pid));
   return () => rmSync(file, { force: true });
