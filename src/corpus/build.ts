@@ -375,8 +375,14 @@ function lock(folder: BuildFolder): () => void {
   return () => rmSync(file, { force: true });
 }
 
+/** Whether it runs. A process that has ended stays in the table until its parent asks for it: in a container often for ever. */
 function alive(pid: number): boolean {
   if (!(pid > 0)) return false;
+  try {
+    if (/^\d+ \(.*\) [ZX]/s.test(readFileSync(`/proc/${pid}/stat`, "latin1"))) return false;
+  } catch {
+    // not Linux, or gone
+  }
   try {
     process.kill(pid, 0);
     return true;
