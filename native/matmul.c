@@ -120,7 +120,6 @@ enum { KC32 = 4096 };
 /* How one product is carried out: in which element type its panels are, and their sizes. */
 typedef struct { int half; int64_t mr, nr, K, Kp, kc; size_t size; } Plan;
 static Plan plan_of(int dtA, int dtB, int64_t K, int transposed) {
-  (void)transposed;
   if (HAS_BF16 && dtA == LY_BF16 && dtB == LY_BF16) return (Plan){1, MR16, NR16, K, (K + KSTEP - 1) / KSTEP * KSTEP, K > KC16 || transposed ? LONG16 : KC16, 2};
   return (Plan){0, MR32, NR32, K, K, KC32, 4};
 }
@@ -153,6 +152,7 @@ static void pack_b(void *out, const Plan *p, int64_t cols, const void *B, int dt
 
 static const char *element(const void *base, int dt, int64_t index) { return (const char *)base + index * (dt == LY_F32 ? 4 : 2); }
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t parts(int64_t n, int64_t most) { return (n + most - 1) / most; }
 
 /* ---- A block of A, as the kernel reads it: where it lies, or packed ---- */
 
@@ -172,7 +172,7 @@ static int readable(const Plan *p, int64_t N, int dt, int64_t ars, int64_t acs) 
 /* From element k on, K of them (of p->K in all). */
 static Rows rows_of(const Plan *p, int thread, int64_t N, int64_t rows, const void *A, int dt, int64_t ars, int64_t acs, int64_t k, int64_t K) {
   size_t panel = (size_t)(p->mr * K) * p->size;
-  int64_t blocks = (rows + p->mr - 1) / p->mr, whole = rows / p->mr;
+  int64_t blocks = parts(rows, p->mr), whole = rows / p->mr;
   Plan part = *p;
   if (readable(p, N, dt, ars, acs)) {
     Rows r = {element(A, dt, k), ars * (int64_t)p->size, (size_t)(p->mr * ars) * p->size, NULL};
@@ -208,7 +208,7 @@ int64_t ly_gemm_rows(int dt) { return plan_of(dt, dt, 1, 0).mr; }
 ly_packed ly_pack(int thread, int slot, int64_t N, int64_t K, const void *B, int64_t brs, int64_t bcs, int dt) {
   Plan p = plan_of(dt, dt, K, 0);
   size_t panel = (size_t)(p.nr * p.Kp) * p.size;
-  int64_t panels = (N + p.nr - 1) / p.nr;
+  int64_t panels = parts(N, p.nr);
   char *b = ly_scratch(thread, slot, panel * (size_t)panels);
   for (int64_t j = 0; j < panels; j++) pack_b(b + j * panel, &p, min64(p.nr, N - j * p.nr), element(B, dt, j * p.nr * bcs), dt, brs, bcs);
   return (ly_packed){b, panel, p.Kp, dt};
@@ -294,7 +294,7 @@ static void store_some(Pending *p, int64_t rows) {
 /* An item: `rows` rows by `chunk` panels of B. */
 static void product_body(void *ctx, int64_t item, int thread) {
   Product *t = ctx; Plan *p = &t->p;
-  int64_t row0 = item / t->chunks * t->mc, rows = min64(t->mc, t->M - row0), blocks = (rows + p->mr - 1) / p->mr;
+  int64_t row0 = item / t->chunks * t->mc, rows = min64(t->mc, t->M - row0), blocks = parts(rows, p->mr);
   int64_t j0 = item % t->chunks * t->chunk, panels = min64(t->chunk, t->panels - j0), k = 0;
   int rowsFirst = ROWS_FIRST && p->half;
   _Alignas(64) float block[2][MAX_MR * MAX_NR];
@@ -316,7 +316,6 @@ static void product_body(void *ctx, int64_t item, int thread) {
   store_some(&before, before.rows);
 }
 
-static int64_t parts(int64_t n, int64_t most) { return (n + most - 1) / most; }
 /* What an item takes; results do not depend on it. Returns how many items there are for the rows. */
 static int64_t cut(Product *t) {
   const Plan *p = &t->p;
@@ -355,11 +354,11 @@ void ly_matmul(int transA, int transB, int64_t M, int64_t N, int64_t K, float al
                  .A = element(A, dtA, s * sA), .dtA = dtA, .ars = transA ? 1 : lda, .acs = transA ? lda : 1,
                  .B = element(B, dtB, s * sB), .dtB = dtB, .brs = transB ? 1 : ldb, .bcs = transB ? ldb : 1,
                  .C = (char *)element(C, dtC, s * sC), .dtC = dtC, .ldc = ldc, .R = R ? element(R, dtC, s * sC) : NULL};
-    t.panels = (N + t.p.nr - 1) / t.p.nr;
-    t.groups = (t.panels + GROUP - 1) / GROUP;
+    t.panels = parts(N, t.p.nr);
+    t.groups = parts(t.panels, GROUP);
     t.packed = ly_scratch(-1, 19, (size_t)(t.panels * t.p.nr * t.p.Kp) * t.p.size);
     int64_t rowItems = cut(&t);
-    ly_parallel(t.groups * ((t.p.Kp + t.p.kc - 1) / t.p.kc), pack_b_body, &t);
+    ly_parallel(t.groups * parts(t.p.Kp, t.p.kc), pack_b_body, &t);
     ly_parallel(rowItems * t.chunks, product_body, &t);
   }
 }

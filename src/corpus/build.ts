@@ -6,10 +6,10 @@
  * Under mpirun each process does every so many of the units, in one folder that all of them see. Then they exchange the bands of
  * their MinHash signatures, and the first process does the rest, as if an earlier run had done the units.
  */
-import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync } from "node:fs";
 import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "../run/config.js";
-import { UserError } from "../run/errors.js";
+import { takeLock } from "../run/lock.js";
 import { duration, type Progress, peakMemory } from "../run/progress.js";
 import { type SharedBands, shareBands } from "./bands.js";
 import { type Duplicates, findDuplicates, nearOptions, type UnitOfSource } from "./duplicates.js";
@@ -65,7 +65,7 @@ export async function build(
   const began = Date.now();
   const folder = BuildFolder.open(dir);
   const plan = planBuild(recipe);
-  const release = lock(folder);
+  const release = takeLock(folder.path("build.lock"));
   try {
     return await buildAll(recipe, folder, plan, workers, progress, began);
   } finally {
@@ -85,7 +85,7 @@ export async function buildTogether(
   const began = Date.now();
   const first = world.rank === 0;
   const folder = first ? BuildFolder.open(dir) : undefined;
-  const release = folder && lock(folder);
+  const release = folder && takeLock(folder.path("build.lock"));
   world.barrier(true);
   const own = folder ?? BuildFolder.open(dir);
   const plan = planBuild(recipe);
@@ -359,34 +359,3 @@ const cpuSeconds = (): number => {
   const { user, system } = process.cpuUsage();
   return (user + system) / 1e6;
 };
-
-/** One process a folder. A lock whose process is gone is stale; one whose process is just being ended (mpirun returns a little earlier) will be. */
-function lock(folder: BuildFolder): () => void {
-  const file = folder.path("build.lock");
-  if (existsSync(file)) {
-    const pid = Number(readFileSync(file, "utf8"));
-    const patience = Date.now() + 3000;
-    while (pid !== process.pid && alive(pid)) {
-      if (Date.now() > patience) throw new UserError(`${folder.dir} is being written by another process (${pid}).`);
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
-    }
-  }
-  writeFileSync(file, String(process.pid));
-  return () => rmSync(file, { force: true });
-}
-
-/** Whether it runs. A process that has ended stays in the table until its parent asks for it: in a container often for ever. */
-function alive(pid: number): boolean {
-  if (!(pid > 0)) return false;
-  try {
-    if (/^\d+ \(.*\) [ZX]/s.test(readFileSync(`/proc/${pid}/stat`, "latin1"))) return false;
-  } catch {
-    // not Linux, or gone
-  }
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as { code?: string }).code === "EPERM";
-  }
-}

@@ -6,7 +6,8 @@
  *   logits = Wout norm(h)
  */
 import { type Device, type DType, dtypeBytes, F32, INT8, type Ptr, type WeightType } from "../device/device.js";
-import type { KvCache, Llama } from "../nn/llama.js";
+import type { KvCache } from "../nn/kv-cache.js";
+import type { Llama } from "../nn/llama.js";
 import { dtypeOf, type Parameter } from "../tensor/tensor.js";
 import type { Int8Weights } from "./int8.js";
 

@@ -3,7 +3,8 @@
  * a reply depends on (seed, row) and not on what else is in the batch.
  */
 import { dtypeBytes, type Ptr } from "../device/device.js";
-import { type KvCache, type Llama, packSequences } from "../nn/llama.js";
+import type { KvCache } from "../nn/kv-cache.js";
+import { type Llama, packSequences } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
 import { dtypeOf, Tape } from "../tensor/tensor.js";
 import { Decoder, isWhole, SHORT } from "./decoder.js";

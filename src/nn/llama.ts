@@ -9,12 +9,10 @@
  * On disk they carry their Hugging Face names.
  */
 import { type Device, F32, type Ptr } from "../device/device.js";
-import { sumNumbers } from "../parallel/comm.js";
 import { Grid } from "../parallel/grid.js";
 import { Pipe } from "../parallel/pipeline.js";
 import { gatheredLinear, gatherRows, rowsEach, scatteredLinear, scatterRows } from "../parallel/sequence.js";
 import { gatherColumns, part, partialEmbedding, sharedLogProb, sumBackward, sumForward } from "../parallel/tensor.js";
-import { UserError } from "../run/errors.js";
 import {
   attention,
   crossEntropy,
@@ -29,12 +27,13 @@ import {
   tokenLogProb,
   weighted,
 } from "../tensor/ops.js";
-import { ParameterSet, tensorsOf, type Unit, zeroMissing } from "../tensor/parameters.js";
+import { ParameterSet, type Unit } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { LlamaConfig } from "./config.js";
+import { type KvCache, makeCache } from "./kv-cache.js";
 import { type LoraAdapter, loraLinear } from "./lora.js";
 import { ropeTables } from "./rope.js";
-import { EMBEDDING, type Head, parametersOf, type Share } from "./share.js";
+import { type Head, joinParts, parametersOf, type Share, shareOf, stagesOf } from "./share.js";
 
 export type Precision = "bf16" | "fp32";
 
@@ -45,16 +44,6 @@ export interface TokenBatch {
   positions: Int32Array;
   /** Sequence s is tokens cuSeqlens[s] .. cuSeqlens[s + 1] - 1. */
   cuSeqlens: Int32Array;
-}
-
-/** Keys and values of past tokens, per layer [rows, KV, maxLength, D]. */
-export interface KvCache {
-  readonly rows: number;
-  readonly maxLength: number;
-  /** Elements of one row of a layer's keys: KV maxLength D. */
-  readonly rowSize: number;
-  readonly keys: Ptr[];
-  readonly values: Ptr[];
 }
 
 export interface Layer {
@@ -96,7 +85,7 @@ export class Llama {
     this.head = options.head ?? "lm";
     this.grid = options.grid ?? Grid.alone(device);
     this.pipe = new Pipe(device, this.grid.pipeline);
-    this.share = this.shareOf(this.grid.pipeline.rank);
+    this.share = shareOf(config, this.grid, this.grid.pipeline.rank);
     const list = parametersOf(config, this.head, this.share);
     const trainable = options.trainable ?? true;
     this.parameters = new ParameterSet(
@@ -124,78 +113,16 @@ export class Llama {
       });
     if (last) this.finalNorm = next();
     if (last) this.outputMatrix = tied ? table : next();
-    this.joinParts(tied);
+    joinParts(this.parameters, this.grid, this.share, config, this.head);
     this.tables = ropeTables(device, config, config.maxPositionEmbeddings);
-  }
-
-  /** What stage `stage` of the pipeline has. Throws a UserError where the model does not divide among the processes. */
-  private shareOf(stage: number): Share {
-    const { grid, config: c } = this;
-    const { rank, size } = grid.tensor;
-    const stages = grid.pipeline.size;
-    if (c.numHeads % size !== 0 || c.numKvHeads % size !== 0)
-      throw new UserError(
-        `parallel.tensor is ${size}, but the model has ${c.numHeads} heads and ${c.numKvHeads} key-value heads, which do not divide among ${size} processes.`,
-        2,
-      );
-    if (stages > c.numLayers)
-      throw new UserError(`parallel.pipeline is ${stages}, but the model has only ${c.numLayers} layers.`, 2);
-    return {
-      tensor: { rank, size },
-      layers: part(c.numLayers, stage, stages),
-      first: stage === 0,
-      last: stage === stages - 1,
-    };
-  }
-
-  /** The tensors of each stage of the pipeline, as a checkpoint has them: whole, and each once. */
-  private stages(): { name: string; whole: number[] }[][] {
-    const tied = this.head === "lm" && this.config.tieWordEmbeddings;
-    return Array.from({ length: this.grid.pipeline.size }, (_, stage) => {
-      const share = this.shareOf(stage);
-      const set = tensorsOf(parametersOf(this.config, this.head, share));
-      return tied && share.last && !share.first ? set.filter((t) => t.name !== EMBEDDING) : set;
-    });
-  }
-
-  /** Gradients that several processes have parts of: what makes them one model's. */
-  private joinParts(tied: boolean): void {
-    const { grid, parameters, share } = this;
-    const shared = (u: Unit): boolean => parameters.specs.some((s) => s.unit === u.name && s.parts.some((p) => p.cut));
-    // A tied table is at both ends of a pipeline: it gets the sum of both gradients, and counts once.
-    const twice = (u: Unit): boolean => tied && u.name === "embedding" && grid.pipeline.size > 1;
-    parameters.storage = {
-      stages: () => this.stages(),
-      writer: grid.writer,
-      whole: (t, ptr, width) => grid.whole(t, ptr, width),
-    };
-    parameters.beforeSettle = () => {
-      // With sequence parallelism each process has the gradient of a norm's weights from its own tokens.
-      if (grid.sequence) {
-        const vectors = parameters.unit("vectors");
-        zeroMissing(vectors);
-        grid.tensor.allReduce(vectors.grads, vectors.length, parameters.dtype);
-      }
-      for (const unit of parameters.units.filter(twice)) {
-        zeroMissing(unit);
-        grid.ends.allReduce(unit.grads, unit.length, parameters.dtype);
-      }
-    };
-    parameters.total = (squares) => {
-      let [parts, whole] = [0, 0];
-      for (const [u, unit] of parameters.units.entries()) {
-        if (twice(unit) && !share.first) continue;
-        if (shared(unit)) parts += squares[u];
-        else whole += squares[u];
-      }
-      const [all] = sumNumbers(grid.tensor, [parts]);
-      return sumNumbers(grid.pipeline, [all + whole])[0];
-    };
   }
 
   /** Parameters of the whole model, wherever they are. */
   get count(): number {
-    return this.stages().reduce((n, list) => list.reduce((m, t) => m + t.whole.reduce((a, b) => a * b, 1), n), 0);
+    return stagesOf(this.config, this.head, this.grid).reduce(
+      (n, list) => list.reduce((m, t) => m + t.whole.reduce((a, b) => a * b, 1), n),
+      0,
+    );
   }
 
   /** What the optimizer updates: all parameters, or only the adapters when there are any. */
@@ -483,21 +410,7 @@ export class Llama {
   }
 
   newCache(rows: number, maxLength: number): KvCache & { close(): void } {
-    const { numKvHeads, headDim } = this.attentionShape;
-    const rowSize = numKvHeads * maxLength * headDim;
-    const each = rows * rowSize * (this.precision === "bf16" ? 2 : 4);
-    // In one piece, so that it lies in large pages: a step writes to as many places as there are rows, heads and layers.
-    const bytes = 2 * this.layers.length * each;
-    const memory = this.device.alloc(bytes);
-    const keys = this.layers.map((_, i) => memory + 2 * i * each);
-    return {
-      rows,
-      maxLength,
-      rowSize,
-      keys,
-      values: keys.map((p) => p + each),
-      close: () => this.device.free(memory, bytes),
-    };
+    return makeCache(this.device, rows, maxLength, this.layers.length, this.attentionShape, this.precision);
   }
 
   /** Floating point operations of one training token, forward and backward: 6 per matrix weight, 12 L d T / 2 for causal attention. */

@@ -2,11 +2,14 @@
  * The parameters of a Llama that one process has: all of them, or its part of each layer (tensor parallelism) and its layers (pipeline).
  * Names are Hugging Face's; what is computed in one product is stored as one matrix.
  */
+import { sumNumbers } from "../parallel/comm.js";
+import type { Grid } from "../parallel/grid.js";
 import { part } from "../parallel/tensor.js";
-import type { ParameterSpec } from "../tensor/parameters.js";
+import { UserError } from "../run/errors.js";
+import { type ParameterSet, type ParameterSpec, tensorsOf, type Unit, zeroMissing } from "../tensor/parameters.js";
 import type { LlamaConfig } from "./config.js";
 
-export const EMBEDDING = "model.embed_tokens.weight";
+const EMBEDDING = "model.embed_tokens.weight";
 
 /** What stands on the hidden states: the output matrix of a language model, or one number (reward and value models). */
 export type Head = "lm" | "scalar";
@@ -17,6 +20,36 @@ export interface Share {
   layers: { from: number; to: number };
   first: boolean;
   last: boolean;
+}
+
+/** What stage `stage` of the pipeline has. Throws a UserError where the model does not divide among the processes. */
+export function shareOf(c: LlamaConfig, grid: Grid, stage: number): Share {
+  const { rank, size } = grid.tensor;
+  const stages = grid.pipeline.size;
+  if (c.numHeads % size !== 0 || c.numKvHeads % size !== 0)
+    throw new UserError(
+      `parallel.tensor is ${size}, but the model has ${c.numHeads} heads and ${c.numKvHeads} key-value heads, which do not divide among ${size} processes.`,
+      2,
+    );
+  if (stages > c.numLayers)
+    throw new UserError(`parallel.pipeline is ${stages}, but the model has only ${c.numLayers} layers.`, 2);
+  return {
+    tensor: { rank, size },
+    layers: part(c.numLayers, stage, stages),
+    first: stage === 0,
+    last: stage === stages - 1,
+  };
+}
+
+const isTied = (c: LlamaConfig, head: Head): boolean => head === "lm" && c.tieWordEmbeddings;
+
+/** The tensors of each stage of the pipeline, as a checkpoint has them: whole, and each once. */
+export function stagesOf(c: LlamaConfig, head: Head, grid: Grid): { name: string; whole: number[] }[][] {
+  return Array.from({ length: grid.pipeline.size }, (_, stage) => {
+    const share = shareOf(c, grid, stage);
+    const set = tensorsOf(parametersOf(c, head, share));
+    return isTied(c, head) && share.last && !share.first ? set.filter((t) => t.name !== EMBEDDING) : set;
+  });
 }
 
 /** In the order in which `Llama` takes them: the table, layer by layer, final norm, output matrix. */
@@ -57,7 +90,7 @@ export function parametersOf(c: LlamaConfig, head: Head, share: Share): Paramete
   const width = whole(d);
   const list: ParameterSpec[] = [];
   const table = matrix("embedding", width, ["model.embed_tokens", cut(c.vocabSize)]);
-  const tied = head === "lm" && c.tieWordEmbeddings;
+  const tied = isTied(c, head);
   if (share.first || (share.last && tied)) list.push(table);
   for (let i = 0; i < c.numLayers; i++) {
     const at = `model.layers.${i}`;
@@ -84,4 +117,38 @@ export function parametersOf(c: LlamaConfig, head: Head, share: Share): Paramete
       : matrix("head", width, ["lm_head", cut(c.vocabSize)]);
   if (share.last && !tied) list.push(output);
   return list;
+}
+
+/** Gradients that several processes have parts of: what makes them one model's. */
+export function joinParts(parameters: ParameterSet, grid: Grid, share: Share, c: LlamaConfig, head: Head): void {
+  const shared = (u: Unit): boolean => parameters.specs.some((s) => s.unit === u.name && s.parts.some((p) => p.cut));
+  // A tied table is at both ends of a pipeline: it gets the sum of both gradients, and counts once.
+  const twice = (u: Unit): boolean => isTied(c, head) && u.name === "embedding" && grid.pipeline.size > 1;
+  parameters.storage = {
+    stages: () => stagesOf(c, head, grid),
+    writer: grid.writer,
+    whole: (t, ptr, width) => grid.whole(t, ptr, width),
+  };
+  parameters.beforeSettle = () => {
+    // With sequence parallelism each process has the gradient of a norm's weights from its own tokens.
+    if (grid.sequence) {
+      const vectors = parameters.unit("vectors");
+      zeroMissing(vectors);
+      grid.tensor.allReduce(vectors.grads, vectors.length, parameters.dtype);
+    }
+    for (const unit of parameters.units.filter(twice)) {
+      zeroMissing(unit);
+      grid.ends.allReduce(unit.grads, unit.length, parameters.dtype);
+    }
+  };
+  parameters.total = (squares) => {
+    let [parts, whole] = [0, 0];
+    for (const [u, unit] of parameters.units.entries()) {
+      if (twice(unit) && !share.first) continue;
+      if (shared(unit)) parts += squares[u];
+      else whole += squares[u];
+    }
+    const [all] = sumNumbers(grid.tensor, [parts]);
+    return sumNumbers(grid.pipeline, [all + whole])[0];
+  };
 }

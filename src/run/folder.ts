@@ -12,17 +12,15 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
-  readFileSync,
   renameSync,
   rmSync,
   statSync,
   writeFileSync,
-  writeSync,
 } from "node:fs";
-import { hostname } from "node:os";
 import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "./config.js";
 import { UserError } from "./errors.js";
+import { takeLock } from "./lock.js";
 import { Metrics } from "./metrics.js";
 import { changedSettings, clearPreparation, nothingTrained } from "./resume.js";
 
@@ -31,7 +29,6 @@ const stepName = (step: number): string => String(step).padStart(6, "0");
 
 export class RunFolder {
   readonly metrics: Metrics;
-  private readonly lock: string;
 
   private constructor(
     readonly dir: string,
@@ -40,8 +37,9 @@ export class RunFolder {
     private readonly keep: number,
     /** All processes of the run. The first of them writes for all, but for the parts of a checkpoint. */
     readonly world: Comm | undefined,
+    /** Gives the folder's lock back, which the first process has. */
+    private readonly release: () => void = () => {},
   ) {
-    this.lock = `${dir}/run.lock`;
     this.metrics = new Metrics(dir, startStep, this.first);
   }
 
@@ -85,7 +83,7 @@ export class RunFolder {
         ? new UserError(`${dir} cannot be made: nothing can be written there. Name another folder with --out.`)
         : error;
     }
-    takeLock(dir);
+    const release = takeLock(`${dir}/run.lock`);
     if (failed && !options.resume) {
       clearPreparation(dir);
       mkdirSync(`${dir}/checkpoints`);
@@ -98,12 +96,12 @@ export class RunFolder {
       if (start > 0 && changes.length > 0) console.error(`since the run began: ${changes.join("; ")}`);
       writeWhole(configFile, `# lyceum ${VERSION}\n${toYaml(config)}`);
     } catch (error) {
-      rmSync(`${dir}/run.lock`, { force: true });
+      release();
       throw error;
     }
     world?.barrier(true);
     world?.gatherNumbers([start]);
-    return new RunFolder(dir, start, options.keepCheckpoints, world);
+    return new RunFolder(dir, start, options.keepCheckpoints, world, release);
   }
 
   checkpointDir(step: number): string {
@@ -177,7 +175,7 @@ export class RunFolder {
 
   close(): void {
     this.metrics.close();
-    if (this.first) rmSync(this.lock, { force: true });
+    this.release();
   }
 }
 
@@ -219,54 +217,4 @@ function writeWhole(path: string, text: string): void {
   writeFileSync(`${path}.partial`, text);
   sync(`${path}.partial`);
   renameSync(`${path}.partial`, path);
-}
-
-/** One process writes a run. The lock of a process that is gone is taken over. */
-function takeLock(dir: string): void {
-  const path = `${dir}/run.lock`;
-  for (;;) {
-    try {
-      const fd = openSync(path, "wx");
-      writeSync(fd, JSON.stringify({ pid: process.pid, started: startTime(process.pid), host: hostname() }));
-      closeSync(fd);
-      return;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-      const owner = readLock(path);
-      if (owner && (owner.host !== hostname() || isAlive(owner)))
-        throw new UserError(
-          `${dir} is being written by process ${owner.pid} on ${owner.host}. Wait for it, or name another folder with --out. (If that process is gone, delete ${path}.)`,
-        );
-      rmSync(path, { force: true });
-    }
-  }
-}
-interface LockOwner {
-  pid: number;
-  started: string;
-  host: string;
-}
-function readLock(path: string): LockOwner | undefined {
-  try {
-    return JSON.parse(readFileSync(path, "utf8")) as LockOwner;
-  } catch {
-    return undefined; // killed while it wrote the lock
-  }
-}
-function isAlive({ pid, started }: LockOwner): boolean {
-  try {
-    process.kill(pid, 0);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ESRCH") return false;
-  }
-  return startTime(pid) === started; // the number may have gone to another process
-}
-/** When a process began, in the kernel's ticks; empty where /proc does not exist. */
-function startTime(pid: number): string {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
-  } catch {
-    return "";
-  }
 }

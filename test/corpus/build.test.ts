@@ -1,15 +1,5 @@
 import { spawn, spawnSync } from "node:child_process";
-import {
-  cpSync,
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -314,20 +304,6 @@ describe("mistakes", () => {
       expect(tokens(two).equals(tokens(one))).toBe(true);
     }
     expect(why(two, "web/second/7.html").id).toBe("web/second/7.html");
-  });
-  it("refuses a folder that another process writes, and waits for one that is just ending", () => {
-    cpSync(join(dir, "one"), join(dir, "held"), { recursive: true });
-    const lock = join(dir, "held/build.lock");
-    writeFileSync(lock, String(process.pid));
-    const refused = run("held");
-    expect(refused.code).toBe(1);
-    expect(refused.err).toContain(`held is being written by another process (${process.pid}).`);
-    expect(readFileSync(lock, "utf8")).toBe(String(process.pid));
-    const ending = spawnSync("sh", ["-c", "sleep 2 >/dev/null 2>&1 & echo $!"], { encoding: "utf8" });
-    writeFileSync(lock, ending.stdout.trim());
-    const after = run("held");
-    expect(after.code, after.err).toBe(0);
-    expect(existsSync(lock)).toBe(false);
   });
   it("an unfinished build is no answer", () => {
     expect(() => why(join(dir, "in"), "x")).toThrow(/is no corpus build/);

@@ -1,5 +1,6 @@
+import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
 import { RunFolder } from "../../src/run/folder.js";
@@ -42,23 +43,42 @@ test("a folder with a run in it is not written over", () => {
 test("two processes never write one run; the lock of a dead one is taken over", () => {
   const dir = fresh();
   const run = open(dir);
+  const lock = JSON.parse(readFileSync(`${dir}/run.lock`, "utf8"));
+  expect(lock).toEqual({ pid: process.pid, started: expect.any(String), host: hostname() });
   expect(() => open(dir, true)).toThrow(/is being written by process/);
   run.close();
-  writeFileSync(
-    `${dir}/run.lock`,
-    JSON.stringify({ pid: 2 ** 22 + 1, started: "1", host: (JSON.parse(lockOf()) as { host: string }).host }),
-  );
-  open(dir, true).close();
-  writeFileSync(`${dir}/run.lock`, "{");
-  open(dir, true).close();
+  // Of one that is dead; whose number another process has now; that was killed while it wrote.
+  const stale = [
+    { ...lock, pid: 2 ** 22 + 1 },
+    { ...lock, started: "1" },
+  ].map((l) => JSON.stringify(l));
+  for (const text of [...stale, "{", "123"]) {
+    writeFileSync(`${dir}/run.lock`, text);
+    open(dir, true).close();
+  }
   expect(existsSync(`${dir}/run.lock`)).toBe(false);
 });
-function lockOf(): string {
-  const run = open(fresh());
-  const text = readFileSync(`${run.dir}/run.lock`, "utf8");
-  run.close();
-  return text;
-}
+
+test.runIf(existsSync("/proc/self/stat"))(
+  "a run waits for a process that is just ending, also where nobody asks how it ended, and names one that goes on",
+  () => {
+    const dir = fresh();
+    open(dir).close();
+    const locked = (seconds: number): number => {
+      const script = `sleep ${seconds} >/dev/null 2>&1 & echo $!; cat /proc/$!/stat`;
+      const [pid, stat] = spawnSync("sh", ["-c", script], { encoding: "utf8" }).stdout.split("\n");
+      const started = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+      writeFileSync(`${dir}/run.lock`, JSON.stringify({ pid: Number(pid), started, host: hostname() }));
+      return Number(pid);
+    };
+    locked(1);
+    open(dir, true).close();
+    const lasting = locked(60);
+    expect(() => open(dir, true)).toThrow(`${dir} is being written by process ${lasting} on ${hostname()}`);
+    process.kill(lasting);
+  },
+  20_000,
+);
 
 test("on resume, metrics after the checkpoint are dropped, a torn last line too", () => {
   const dir = fresh();

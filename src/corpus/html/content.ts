@@ -6,20 +6,15 @@
  * using Shallow Text Features", WSDM 2010; votes passed to the ancestors as in Arc90's Readability). The element with most votes is
  * widened to the ancestor that holds its fellow candidates, and what is left inside of menus, shares and link lists goes.
  */
+import { HEADINGS, isAround, liesAround, linkDensity, misleadingNames } from "./around.js";
 import { type Facts, measureInside, measurePage } from "./measure.js";
+import { kindOfPage, type PageKind } from "./page-kind.js";
 import { isDataTable } from "./render.js";
 import { type Element, type Page, rawText, walk } from "./tree.js";
 
 /** Text that lies directly in one of these votes for the parent: the element is the paragraph itself. */
 const LEAVES = new Set("p li dd dt td th blockquote pre h1 h2 h3 h4 h5 h6 address summary caption".split(" "));
-const HEADINGS = new Set(["h1", "h2", "h3", "h4", "h5", "h6"]);
 const LISTS = new Set(["ol", "ul", "dl", "form", "table", "tr", "li", "th", "address"]);
-
-const UNTOUCHED = new Set(["body", "html", "#root"]);
-const NEVER = new Set(["nav", "footer", "aside", "menu", "figcaption"]);
-const NEVER_ROLES = new Set(
-  "navigation banner contentinfo complementary search dialog alert alertdialog menu menubar toolbar tablist".split(" "),
-);
 
 export interface Content {
   /** Elements in document order whose text is the page's text. */
@@ -127,14 +122,6 @@ function linksOf(page: Page, of: (e: Element) => Facts, kind: PageKind): LinkLis
   return { length, around };
 }
 
-/** Whether an element is hidden, or its kind or name says that it lies around the text. */
-function liesAround({ tag, hidden, role }: Element, names: Facts["names"]): boolean {
-  if (tag === "a" || tag === "br" || UNTOUCHED.has(tag)) return false;
-  if (hidden !== "" || NEVER.has(tag) || (role !== "" && NEVER_ROLES.has(role))) return true;
-  if (tag === "article" || tag === "main" || HEADINGS.has(tag) || names.inside) return false;
-  return names.around || names.beside;
-}
-
 /** The page's declared main element, if most of what is not around it lies in there: for lists and tables without a sentence. */
 export function findMain(page: Page): Content {
   const facts = measurePage(page);
@@ -152,60 +139,6 @@ export function findMain(page: Page): Content {
   return { parts: [main], without: new Set(page.elements.filter((e) => of(e).out === true)), index: false };
 }
 
-interface PageKind {
-  /** It says of itself that it is one article. */
-  article: boolean;
-  /** What readers wrote is the text: forums, questions and answers. */
-  forum: boolean;
-  /** Written by a generator of documentation, or full of code: lists of links are a part of it. */
-  reference: boolean;
-}
-
-const FORUM = /\b(?:phpbb|vbulletin|xenforo|discourse|mybb|smf|invision|nodebb|flarum|fluxbb|punbb|bbpress|forums?)\b/i;
-const FORUM_TYPES = ["discussionforumposting", "qapage", "question"];
-const ARTICLE_TYPES = ["article", "newsarticle", "blogposting", "reportagenewsarticle", "techarticle"];
-const GENERATORS =
-  /sphinx|mkdocs|docusaurus|doxygen|javadoc|rustdoc|docbook|asciidoc|texinfo|makeinfo|hugo book|gitbook|mdbook|vuepress|vitepress/i;
-
-function kindOfPage(page: Page, of: (e: Element) => Facts): PageKind {
-  const data = page.jsonLd.join(" ").toLowerCase();
-  const has = (types: readonly string[]): boolean =>
-    types.some((t) => page.types.has(t)) || (data !== "" && types.some((t) => data.includes(`"${t}"`)));
-  let [comments, outside, code, articles] = [0, 0, 0, 0];
-  let names = page.meta.get("generator") ?? "";
-  let posts = 0;
-  for (const element of page.elements) {
-    if (element.tag === "code" || element.tag === "pre" || element.tag === "dt") code++;
-    else if (element.tag === "body" || element.tag === "html") names += ` ${element.names}`;
-    const f = of(element);
-    if (f.names.post) posts++;
-    const inComments: boolean = f.names.comments || (element.parent !== undefined && of(element.parent).inComments);
-    f.inComments = inComments;
-    if (inComments) comments += f.own;
-    else outside += f.own;
-    if ((element.tag === "article" || f.names.articleBody) && !inComments && f.prose > 8) articles++;
-  }
-  const forum = posts > 0 || has(FORUM_TYPES) || FORUM.test(names);
-  const article = !forum && (page.meta.get("og:type") === "article" || has(ARTICLE_TYPES) || articles === 1);
-  return {
-    article,
-    forum: forum || (!article && outside < 8 && comments > outside),
-    reference: GENERATORS.test(page.meta.get("generator") ?? "") || (code > 5 && !article),
-  };
-}
-
-/** Names of a surrounding that stand on so many elements that half of all prose is in them: the name of a card, say. */
-function misleadingNames(elements: readonly Element[], of: (e: Element) => Facts): Set<string> {
-  const sums = new Map<string, number>();
-  for (const element of elements) {
-    const f = of(element);
-    if (f.prose === 0 || !(f.names.around || f.names.beside) || element.parent?.names === element.names) continue;
-    sums.set(element.names, (sums.get(element.names) ?? 0) + f.prose);
-  }
-  const half = of(elements[0]).prose / 2;
-  return new Set([...sums].flatMap(([names, prose]) => (prose > half ? [names] : [])));
-}
-
 /** The element that the page declares to be its main one, or its body. */
 function mainOf(page: Page, of: (e: Element) => Facts): Element | undefined {
   const all = of(page.elements[0]).netProse;
@@ -215,24 +148,6 @@ function mainOf(page: Page, of: (e: Element) => Facts): Element | undefined {
     if ((element.tag === "main" || element.role === "main") && of(element).netProse > all * 0.4) return element;
   }
   return body;
-}
-
-/** Around the text, and not of it; unless half of all prose is in there, for then the name misleads. */
-function isAround(element: Element, f: Facts, all: Facts, strict: boolean, kind: PageKind): Facts["out"] {
-  const { tag, hidden, role } = element;
-  if (tag === "a" || tag === "br" || UNTOUCHED.has(tag)) return false;
-  if (hidden === "attribute") return true;
-  const unfolds = f.names.folded && !kind.article;
-  if (hidden === "style" && !unfolds) return strict || f.prose < all.prose / 2;
-  const named = strict && tag !== "article" && tag !== "main" && !HEADINGS.has(tag);
-  if (named && f.names.comments && !kind.forum && all.prose - f.prose > 10) return true;
-  if (f.prose > all.prose / 2) return false;
-  if (NEVER.has(tag) || (hidden === "aria" && !unfolds) || (role !== "" && NEVER_ROLES.has(role))) return true;
-  if (!named || f.names.inside) return false;
-  if (f.names.around) return true;
-  // A box of prose without links is a note when it stands inside the text.
-  if (f.names.note && linkDensity(f) < 0.3) return "doubtful";
-  return f.names.beside && ((f.prose > 5 || kind.reference) && linkDensity(f) < 0.15 ? "doubtful" : true);
 }
 
 /** How much an element's kind and name speak for it. */
@@ -245,8 +160,6 @@ function prior(element: Element, f: Facts): number {
   if (f.names.around || f.names.beside) weight *= 0.6;
   return weight;
 }
-
-const linkDensity = (f: Facts): number => (f.length === 0 ? 0 : f.links / f.length);
 
 /** Votes that the surroundings of the title must have: the heading's own box has none. */
 const TITLE_PROSE = 4;
