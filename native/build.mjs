@@ -13,7 +13,7 @@ const TARGETS = {
     avx2: V3,
     avx512: V4,
     avx512bf16: [...V4, "-mavx512bf16", "-mavx512vnni"],
-    amx: [...V4, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16"],
+    amx: [...V4, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mprfchw"],
   },
   arm64: { portable: [], neon: ["-O3"] },
 }[process.arch] ?? { portable: [] };

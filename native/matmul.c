@@ -60,7 +60,7 @@ static void kernel_f32(int64_t K, const void *a, int64_t line, const void *b, fl
 
 /* A block of sums that is not in C yet: its place there, and how many of its rows are. */
 typedef struct Product Product;
-typedef struct { const Product *t; const float *sums; int64_t row, rows, col, cols, stored; } Pending;
+typedef struct { const Product *t; const float *sums; int64_t row, rows, col, cols, stored, next; /* elements from here to the block that follows, 0: none */ } Pending;
 static void store_some(Pending *p, int64_t rows);
 
 #if defined(LY_ISA_AMX)
@@ -260,7 +260,7 @@ static void pack_b_body(void *ctx, int64_t item, int thread) {
 }
 
 /* Alpha, the old value, the residual, and the one rounding of `cols` elements. What is known where it is called decides which loops there are. */
-static inline __attribute__((always_inline)) void store_line(const Product *t, const float *restrict x, int64_t at, int64_t cols, int half, int add) {
+static inline __attribute__((always_inline)) void store_line(const Product *t, const float *restrict x, int64_t at, int64_t cols, int half, int add, int64_t next) {
   float y[MAX_NR];
   for (int64_t j = 0; j < cols; j++) y[j] = t->alpha * x[j];
   if (half) {
@@ -268,11 +268,13 @@ static inline __attribute__((always_inline)) void store_line(const Product *t, c
     if (add && t->beta != 0) for (int64_t j = 0; j < cols; j++) y[j] += bf16_to_f32(c[j]);
     if (add && t->R) for (int64_t j = 0; j < cols; j++) y[j] += bf16_to_f32(r[j]);
     round_row(c, y, cols);
+    if (next) { __builtin_prefetch(c + next, 1); if (add && t->R) __builtin_prefetch(r + next); }
   } else {
     float *c = (float *)t->C + at; const float *r = (const float *)t->R + at;
     if (add && t->beta != 0) for (int64_t j = 0; j < cols; j++) y[j] += c[j];
     if (add && t->R) for (int64_t j = 0; j < cols; j++) y[j] += r[j];
     for (int64_t j = 0; j < cols; j++) c[j] = y[j];
+    if (next) { __builtin_prefetch(c + next, 1); __builtin_prefetch(c + next + 16, 1); }
   }
 }
 /* The next `rows` rows of a block. */
@@ -284,11 +286,11 @@ static void store_some(Pending *p, int64_t rows) {
   int half = t->dtC == LY_BF16, add = t->beta != 0 || t->R;
   p->stored = to;
   if (p->cols == MAX_NR && t->p.nr == MAX_NR) {
-    if (half && !add) for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 1, 0);
-    else if (half) for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 1, 1);
-    else if (!add) for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 0, 0);
-    else for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 0, 1);
-  } else for (; from < to; from++, x += t->p.nr, at += t->ldc) store_line(t, x, at, p->cols, half, 1);
+    if (half && !add) for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 1, 0, p->next);
+    else if (half) for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 1, 1, p->next);
+    else if (!add) for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 0, 0, p->next);
+    else for (; from < to; from++, x += MAX_NR, at += t->ldc) store_line(t, x, at, MAX_NR, 0, 1, p->next);
+  } else for (; from < to; from++, x += t->p.nr, at += t->ldc) store_line(t, x, at, p->cols, half, 1, p->next);
 }
 
 /* An item: `rows` rows by `chunk` panels of B. */
@@ -309,7 +311,11 @@ static void product_body(void *ctx, int64_t item, int thread) {
       multiply(p, &a, i, rows, K, panel_of(t, k, K, j), sums, p->nr, k == 0, &before);
       if (k + K < p->Kp) continue;
       store_some(&before, before.rows); /* what the kernel has not */
-      before = (Pending){t, sums, row0 + i * p->mr, min64(p->mr, rows - i * p->mr), j * p->nr, min64(p->nr, t->N - j * p->nr), 0};
+      before = (Pending){t, sums, row0 + i * p->mr, min64(p->mr, rows - i * p->mr), j * p->nr, min64(p->nr, t->N - j * p->nr), 0, 0};
+      if (n + 1 < blocks * panels) {
+        int64_t down = rowsFirst ? (n + 1) / panels : (n + 1) % blocks, right = j0 + (rowsFirst ? (n + 1) % panels : (n + 1) / blocks);
+        before.next = (down - i) * p->mr * t->ldc + (right - j) * p->nr;
+      }
     }
     k += K;
   } while (k < p->Kp);
