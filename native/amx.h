@@ -8,7 +8,7 @@
 
 /* A thread's tiles, once. */
 static void amx_configure(void) {
-  static __thread int done;
+  static __thread int done __attribute__((tls_model("initial-exec")));
   if (done) return;
   struct { uint8_t palette, start_row, reserved[14]; uint16_t colsb[16]; uint8_t rows[16]; } __attribute__((packed)) config = {.palette = 1};
   for (int t = 0; t < 8; t++) { config.colsb[t] = 64; config.rows[t] = 16; }
