@@ -44,7 +44,7 @@ static void cached_body(void *ctx, int64_t item, int thread) {
   if (ly_few_as_is(t->form, D)) ready = q;
   else ly_few_prepare(t->form, q, t->dt, 0, queries, D, ready);
   fetch_row(v, 0, smaller(keys, AHEAD) * D, t->dt);
-  ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, s, ld);
+  ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, NULL, s, ld);
   for (int64_t i = 0; i < queries; i++) {
     float *p = s + i * ld, sum = 0;
     int64_t row = i / group, seen = keys - T + row + 1;

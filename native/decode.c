@@ -19,10 +19,11 @@ static Few prepare(const void *x, int dt, const void *W, const float *wscale, in
   return t;
 }
 
-/* out[B, ld] = x . rows row0 .. row0 + rows - 1 of W, ld = round16(rows); the scales of int8 rows are in it. */
-static void dots(const Few *t, int64_t row0, int64_t rows, float *out) {
+/* out[B, ld] = x . rows row0 .. row0 + rows - 1 of W[N, K], ld = round16(rows); the scales of int8 rows are in it. `after`: the row that this thread will
+ * go on with, as far as one can tell. */
+static void dots(const Few *t, int64_t row0, int64_t rows, int64_t after, int64_t N, float *out) {
   int64_t ld = round16(rows);
-  ly_few_dots(t->form, t->W + row0 * t->ldw, t->ldw, rows, t->K, t->x, t->B, out, ld);
+  ly_few_dots(t->form, t->W + row0 * t->ldw, t->ldw, rows, t->K, t->x, t->B, after + 32 <= N && t->B <= 16 ? t->W + after * t->ldw : NULL, out, ld);
   if (t->wscale) for (int64_t b = 0; b < t->B; b++) for (int64_t r = 0; r < rows; r++) out[b * ld + r] *= t->wscale[row0 + r];
 }
 
@@ -44,7 +45,7 @@ static void linear_body(void *ctx, int64_t item, int thread) {
   const Linear *t = ctx;
   int64_t row0 = item * t->rows, rows = smaller(t->rows, t->N - row0), ld = round16(rows);
   float *out = ly_scratch(thread, 10, (size_t)(t->few.B * ld + ld) * 4), *r = out + t->few.B * ld;
-  dots(&t->few, row0, rows, out);
+  dots(&t->few, row0, rows, row0 + ly_threads() * t->rows, t->N, out);
   for (int64_t b = 0; b < t->few.B; b++) {
     float *o = out + b * ld; int64_t at = b * t->N + row0;
     if (t->R) { load_row(r, t->R, at, rows, t->dty); for (int64_t i = 0; i < rows; i++) o[i] = t->alpha * o[i] + r[i]; }
@@ -67,7 +68,7 @@ static void qkv_body(void *ctx, int64_t head, int thread) {
   const Qkv *t = ctx; int D = t->D, half = D / 2;
   int64_t ld = round16(D), width = (int64_t)(t->H + 2 * t->KV) * D;
   float *out = ly_scratch(thread, 10, (size_t)(t->few.B * ld + ld) * 4), *r = out + t->few.B * ld;
-  dots(&t->few, head * D, D, out);
+  dots(&t->few, head * D, D, (head + ly_threads()) * D, width, out);
   for (int64_t b = 0; b < t->few.B; b++) {
     float *x = out + b * ld, *y = x + half;
     if (t->R) { load_row(r, t->R, b * width + head * D, D, t->dt); for (int i = 0; i < D; i++) x[i] += r[i]; }
@@ -94,8 +95,8 @@ static void swiglu_body(void *ctx, int64_t item, int thread) {
   const Glu *t = ctx;
   int64_t f0 = item * t->rows, rows = smaller(t->rows, t->F - f0), ld = round16(rows);
   float *gate = ly_scratch(thread, 10, (size_t)((t->few.B + 1) * ld * 2) * 4), *up = gate + t->few.B * ld, *r = up + t->few.B * ld;
-  dots(&t->few, f0, rows, gate);
-  dots(&t->few, t->F + f0, rows, up);
+  dots(&t->few, f0, rows, t->F + f0, 2 * t->F, gate);
+  dots(&t->few, t->F + f0, rows, f0 + ly_threads() * t->rows, t->F, up);
   for (int64_t b = 0; b < t->few.B; b++) {
     float *restrict g = gate + b * ld, *restrict u = up + b * ld;
     if (t->R) {

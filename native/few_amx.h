@@ -18,54 +18,60 @@ static void few_amx_pack(char *out, const bf16 *x, int64_t first, int64_t rows, 
     }
 }
 
-/* Sums [W][x] of two times two tiles -> out[(x) * ld + W], n of x. */
-static void few_amx_turn(float sums[2][2][16][16], int high, int64_t n, float *out, int64_t ld) {
-  for (int r = 0; r <= high; r++)
-    for (int64_t b = 0; b < n; b += 16) {
-      words t[16];
-      memcpy(t, sums[r][b / 16], sizeof t);
-      transpose16(t);
-      for (int64_t i = 0; i < smaller(16, n - b); i++) memcpy(out + (b + i) * ld + r * 16, &t[i], 64);
-    }
+/* Sums [W][x] of two times two tiles that are to be turned: out[(x) * ld + W], n of x. A tile at a time, while the processor's tiles work on the next. */
+typedef struct { float (*sums)[2][16][16]; int64_t n, ld; float *out; int at, end; } Turn;
+static void few_amx_turn(Turn *t) {
+  int r = t->at / 2; int64_t b = t->at++ % 2 * 16, n = smaller(16, t->n - b);
+  float *out = t->out + b * t->ld + r * 16;
+  if (n <= 0) return;
+  float (*from)[16] = t->sums[r][b / 16];
+  if (n <= 2) { for (int64_t i = 0; i < n; i++) for (int j = 0; j < 16; j++) out[i * t->ld + j] = from[j][i]; return; }
+  words rows[16];
+  memcpy(rows, from, sizeof rows);
+  transpose16(rows);
+  for (int64_t i = 0; i < n; i++) memcpy(out + i * t->ld, &rows[i], 64);
 }
 
-/* `rows` (at most 32) rows of W by all of x -> out[b * ld + r]. A tile takes a line of memory of each of 16 rows, which no processor foresees: meanwhile
- * `next`, the block that follows, is fetched in the order of memory. What a tile would read past the end of W is copied first. */
-static void few_amx_block(const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, const char *next, int64_t fetch, float *out, int64_t ld) {
+/* A tile takes a line of memory of each of 16 rows, which no processor foresees: while 32 rows are multiplied, the 32 that follow are fetched in the
+ * order of memory; behind the last ones `after`, when there is something. What a tile would read past the end of W is copied first. */
+static void few_amx_all(const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, const char *after, float *out, int64_t ld) {
   _Alignas(64) char edge[32][64];
-  _Alignas(64) float sums[2][2][16][16];
-  int64_t steps = (K + 31) / 32;
+  _Alignas(64) float sums[2][2][2][16][16];
+  Turn before = {0};
+  int64_t steps = (K + 31) / 32, n = 0;
   amx_configure();
-  for (int64_t b = 0; b < B; b += 32) {
-    int wide = B - b > 16, high = rows > 16;
-    const char *packed = x + b / 32 * steps * 2 * TILE_BYTES;
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    for (int64_t s = 0; s < steps; s++) {
-      const char *w = W + s * 64; int64_t stride = ldw;
-      if (rows % 16 || (s + 1) * 32 > K) {
-        memset(edge, 0, sizeof edge);
-        for (int64_t r = 0; r < rows; r++) memcpy(edge[r], w + r * ldw, (size_t)smaller(64, (K - s * 32) * 2));
-        w = edge[0]; stride = 64;
-      }
-      if (b == 0) for (int64_t at = s * 2048; at < smaller(fetch, (s + 1) * 2048); at += 64) __builtin_prefetch(next + at, 0, 2);
-      _tile_loadd(4, w, stride);
-      _tile_loadd(6, packed + s * 2 * TILE_BYTES, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      if (wide) { _tile_loadd(7, packed + (s * 2 + 1) * TILE_BYTES, 64); _tile_dpbf16ps(1, 4, 7); }
-      if (high) {
-        _tile_loadd(5, w + 16 * stride, stride);
-        _tile_dpbf16ps(2, 5, 6);
-        if (wide) _tile_dpbf16ps(3, 5, 7);
-      }
-    }
-    _tile_stored(0, sums[0][0], 64); _tile_stored(1, sums[0][1], 64); _tile_stored(2, sums[1][0], 64); _tile_stored(3, sums[1][1], 64);
-    few_amx_turn(sums, high, smaller(32, B - b), out + b * ld, ld);
-  }
-}
-static void few_amx_all(const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, float *out, int64_t ld) {
   for (int64_t at = 0; at < smaller(32, rows) * ldw; at += 64) __builtin_prefetch(W + at, 0, 2);
   for (int64_t r = 0; r < rows; r += 32) {
-    const char *w = W + r * ldw, *next = w + 32 * ldw;
-    few_amx_block(w, ldw, smaller(32, rows - r), K, x, B, next, smaller(32, rows - r - 32) * ldw, out + r, ld);
+    const char *block = W + r * ldw, *next = r + 32 < rows ? block + 32 * ldw : after;
+    int64_t height = smaller(32, rows - r), fetch = r + 32 < rows ? smaller(32, rows - r - 32) * ldw : after ? 32 * ldw : 0;
+    for (int64_t b = 0; b < B; b += 32, n++) {
+      int wide = B - b > 16, high = height > 16;
+      const char *packed = x + b / 32 * steps * 2 * TILE_BYTES;
+      _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+      for (int64_t s = 0; s < steps; s++) {
+        const char *w = block + s * 64; int64_t stride = ldw;
+        if (height % 16 || (s + 1) * 32 > K) {
+          memset(edge, 0, sizeof edge);
+          for (int64_t i = 0; i < height; i++) memcpy(edge[i], w + i * ldw, (size_t)smaller(64, (K - s * 32) * 2));
+          w = edge[0]; stride = 64;
+        }
+        if (b == 0) for (int64_t at = s * 2048; at < smaller(fetch, (s + 1) * 2048); at += 64) __builtin_prefetch(next + at, 0, 2);
+        _tile_loadd(4, w, stride);
+        _tile_loadd(6, packed + s * 2 * TILE_BYTES, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (wide) { _tile_loadd(7, packed + (s * 2 + 1) * TILE_BYTES, 64); _tile_dpbf16ps(1, 4, 7); }
+        if (high) {
+          _tile_loadd(5, w + 16 * stride, stride);
+          _tile_dpbf16ps(2, 5, 6);
+          if (wide) _tile_dpbf16ps(3, 5, 7);
+        }
+        if (before.at < before.end) few_amx_turn(&before);
+      }
+      while (before.at < before.end) few_amx_turn(&before);
+      float (*place)[2][16][16] = sums[n & 1];
+      _tile_stored(0, place[0][0], 64); _tile_stored(1, place[0][1], 64); _tile_stored(2, place[1][0], 64); _tile_stored(3, place[1][1], 64);
+      before = (Turn){place, smaller(32, B - b), ld, out + b * ld + r, 0, high ? 4 : 2};
+    }
   }
+  while (before.at < before.end) few_amx_turn(&before);
 }
