@@ -109,13 +109,13 @@ enum { MR16 = MR32, NR16 = NR32, KSTEP = 1 };
 enum { MAX_MR = (int)MR32 > (int)MR16 ? (int)MR32 : (int)MR16, MAX_NR = (int)NR32 > (int)NR16 ? (int)NR32 : (int)NR16 };
 /* How much of k is passed over at a time. Tiles read their panels from the second-level cache nearly as fast as from the first, so that k is cut
  * only where it is long, or where rows are packed (transposed): then an item shall have all columns, or rows would be packed for each part
- * of them. Vector code is content with whole panels (shorter ones only cost). ROWS_FIRST: rows stay, and panels of B pass by, or the other way round. */
+ * of them. Vector code is content with whole panels of bf16 (shorter ones only cost), and with 1,024 of fp32. ROWS_FIRST: rows stay, and panels of B pass by, or the other way round. */
 #ifdef LY_ISA_AMX
 enum { KC16 = 2304, LONG16 = 512, ROWS_FIRST = 1 };
 #else
 enum { KC16 = 4096, LONG16 = 4096, ROWS_FIRST = 0 };
 #endif
-enum { KC32 = 4096 };
+enum { KC32 = 1024 };
 
 /* How one product is carried out: in which element type its panels are, and their sizes. */
 typedef struct { int half; int64_t mr, nr, K, Kp, kc; size_t size; } Plan;
