@@ -96,6 +96,29 @@ static inline __attribute__((always_inline)) int64_t pack_transposed(uint32_t *o
   return k;
 }
 
+/* The same of bf16 that is widened: out[k][width], thirty-two k at a time. */
+static inline __attribute__((always_inline)) int64_t pack_widened(uint32_t *out, int64_t width, int64_t K, const char *x, int64_t line) {
+  int64_t k = 0;
+  for (; k + 32 <= K; k += 32)
+    for (int64_t j = 0; j < width; j += 16) {
+      words r[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++)
+        if (j + i < width) r[i] = *(const words_at *)(x + (j + i) * line + 2 * k);
+        else r[i] = (words){0};
+      transpose16(r);
+      uint32_t *o = out + k * width + j;
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) {
+        words low = r[i] << 16, high = r[i] & 0xffff0000u;
+        *(words_at *)(o + 2 * i * width) = low;
+        if (i < 15 || j + 16 <= width || k + 32 < K) *(words_at *)(o + (2 * i + 1) * width) = high;
+        else memcpy(o + 31 * width, &high, 4 * (size_t)(width - j));
+      }
+    }
+  return k;
+}
+
 /* Pairs along k as words: out[k / 2][width]. K elements of each line, Kp >= K of them in the panel. */
 static inline __attribute__((always_inline)) void pack_pairs(uint32_t *out, int64_t width, int64_t count, int64_t K, int64_t Kp, const bf16 *x, int64_t line, int64_t step) {
   int64_t pairs = K / 2, rows = Kp / 2, k = 0;
@@ -128,6 +151,10 @@ static inline __attribute__((always_inline)) void pack_f32(float *out, int64_t w
   if (dt == LY_F32) {
     const float *x = X;
     int64_t k = 0;
+    if (line == 1 && count == width) { /* a length that is known is copied in registers; what lies rows further is not foreseen */
+      for (; k < K; k++) { __builtin_prefetch(x + (k + 32) * step); memcpy(out + k * width, x + k * step, sizeof(float) * (size_t)width); }
+      return;
+    }
     if (line == 1) { for (; k < K; k++) for (int64_t j = 0; j < count; j++) out[k * width + j] = x[k * step + j]; return; }
 #ifdef LY_WORDS
     if (step == 1 && count == width) k = pack_transposed((uint32_t *)out, width, K, K, X, 4 * line);
@@ -135,8 +162,14 @@ static inline __attribute__((always_inline)) void pack_f32(float *out, int64_t w
     for (int64_t j = 0; j < count; j++) for (int64_t i = k; i < K; i++) out[i * width + j] = x[j * line + i * step];
   } else {
     const bf16 *x = X;
-    if (line == 1) for (int64_t k = 0; k < K; k++) for (int64_t j = 0; j < count; j++) out[k * width + j] = bf16_to_f32(x[k * step + j]);
-    else for (int64_t j = 0; j < count; j++) for (int64_t k = 0; k < K; k++) out[k * width + j] = bf16_to_f32(x[j * line + k * step]);
+    int64_t k = 0;
+    if (line == 1 && count == width)
+      for (; k < K; k++) { __builtin_prefetch(x + (k + 32) * step); for (int64_t j = 0; j < width; j++) out[k * width + j] = bf16_to_f32(x[k * step + j]); }
+    if (line == 1) { for (; k < K; k++) for (int64_t j = 0; j < count; j++) out[k * width + j] = bf16_to_f32(x[k * step + j]); return; }
+#ifdef LY_WORDS
+    if (step == 1 && count == width) k = pack_widened((uint32_t *)out, width, K, X, 2 * line);
+#endif
+    for (int64_t j = 0; j < count; j++) for (int64_t i = k; i < K; i++) out[i * width + j] = bf16_to_f32(x[j * line + i * step]);
   }
 }
 #endif
