@@ -49,6 +49,7 @@ function train({ aside = false, microBatches = 1, recompute = false } = {}) {
     values.push({ loss, norm, gradients, weights: bytes(model, "ptr") });
   }
   expect([...model.parameters.named()].every((t) => t.gradPtr === 0)).toBe(true);
+  expect(() => optimizer.update(1e-2, 0)).toThrow("no gradients: gradNorm()");
   const { peakBytes } = tape.arena;
   const gradientBytes = keeper.stateBytes().gradients;
   tape.close();
