@@ -46,10 +46,8 @@ export async function calibrated(w: Workload, config: Json | undefined, flags: F
         : "this process; data are not in it",
     ],
     ["parameters", p.memory.parameters, ""],
-    ["gradients", p.memory.gradients, ""],
     ["optimizer", p.memory.optimizer, ""],
-    ["activations", p.memory.activations, "the step arena, as far as it is filled"],
-    ["evaluation", p.memory.evaluation, "its arena, beside the other"],
+    ["activations", p.memory.activations, "the arena, as far as it is ever filled; gradients lie in it"],
     ["buffers", p.memory.buffers + p.memory.scratch, "rotary tables; scratch memory of the kernels, measured"],
     ["total", total, "peak memory"],
   ];

@@ -55,7 +55,7 @@ export class AdamW {
     return Math.sqrt(this.parameters.settleGrads());
   }
 
-  /** One update; `gradNorm` is what gradNorm() returned. Gradients count as cleared afterwards. */
+  /** One update; `gradNorm` is what gradNorm() returned. Gradients are cleared afterwards, and their memory is given back. */
   update(learningRate: number, gradNorm: number): void {
     const { parameters: set, config, memory } = this;
     const [b1, b2] = config.betas;
@@ -67,6 +67,7 @@ export class AdamW {
     const state = (p: Piece): Ptr[] => [this.m, this.v, ...(this.master ? [this.master] : [])].map((s) => s + p.at * 4);
     for (const [i, p] of pieces.entries()) {
       if (i + 1 < pieces.length) for (const s of state(pieces[i + 1])) memory.ahead(s, pieces[i + 1].length * 4);
+      if (p.grads === 0) throw new Error(`${p.unit.name} has no gradients: gradNorm() makes those that are missing.`);
       const [m, v, master = p.values] = state(p);
       const decay = p.unit.decay ? config.weightDecay : 0;
       // biome-ignore format: one call

@@ -61,7 +61,7 @@ export function partialEmbedding(tape: Tape, table: Parameter, ids: Int32Array, 
     (dy) => {
       if (!table.requiresGrad) return;
       device.copyRows(dy.ptr, at, picked.ptr, here.length, D, dt);
-      device.embeddingBackward(local, picked.ptr, table.gradForAccumulation(), here.length, D, rows, dt);
+      device.embeddingBackward(local, picked.ptr, table.gradForAccumulation(tape.arena), here.length, D, rows, dt);
     },
     [picked],
   );
@@ -113,7 +113,7 @@ export function sharedLogProb(
   all.storage.release();
   const backward = (g: Tensor): void => {
     const dh = hidden.requiresGrad ? tape.tensor(dt, hidden.shape) : undefined;
-    const dW = W.requiresGrad ? W.gradForAccumulation() : 0;
+    const dW = W.requiresGrad ? W.gradForAccumulation(tape.arena) : 0;
     // biome-ignore format: one call
     device.logprobBackward(hidden.ptr, W.ptr, at, lse.ptr, g.ptr, dh?.ptr ?? 0, dW, N, D, V, invTemperature, dt);
     if (dh) tape.accumulate(hidden, dh);

@@ -172,11 +172,14 @@ export class ZeroKeeper implements Keeper {
   // ---- gradients: summed over the processes ----
 
   /** 2 and 3: a buffer for a unit's gradients, until they are reduced. */
-  private openGrads(unit: Unit): void {
+  openGrads(unit: Unit): void {
     if (this.stage < 2 || unit.grads !== 0 || !trains(unit)) return;
     unit.grads = this.takeBuffer(unit);
     for (const p of unit.parameters) p.gradWritten = false;
   }
+
+  /** Gradients that are summed wait in memory of their own. */
+  dropGrads(): void {}
 
   private reduce(unit: Unit): void {
     const { comm, dtype, bytes, stage } = this;

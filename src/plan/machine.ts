@@ -9,14 +9,15 @@ import { type Calls, type RehearsedRun, rehearse } from "./rehearsal.js";
 
 export interface MachinePrediction {
   parameters: number;
-  /** Bytes that the model adds to the program; scratch is what the kernels keep for themselves. */
+  /**
+   * Bytes that the model adds to the program; scratch is what the kernels keep for themselves. Gradients have no bytes of their own: they
+   * lie where activations were.
+   */
   memory: {
     scratch: number;
     parameters: number;
-    gradients: number;
     optimizer: number;
     activations: number;
-    evaluation: number;
     buffers: number;
     total: number;
   };
@@ -80,12 +81,12 @@ export function predict(device: Device, run: RehearsedRun): MachinePrediction {
   const before = process.memoryUsage.rss();
   const rehearsal = rehearse(device, run);
   const { states } = rehearsal;
-  const needed = states.parameters + states.gradients + states.optimizer + rehearsal.arena;
+  const needed = states.parameters + states.optimizer + rehearsal.arena;
   if (needed > totalmem()) {
     rehearsal.close();
     const gigabytes = (bytes: number): string => `${(bytes / 1e9).toFixed(1)} GB`;
     throw new UserError(
-      `--calibrate: this run needs ${gigabytes(needed)} (${gigabytes(rehearsal.arena)} of it activations), and this machine has ${gigabytes(totalmem())}: nothing was measured. Make the batch (--batch), the context or the model smaller; a plan for other machines needs no --calibrate.`,
+      `--calibrate: this run needs ${gigabytes(needed)} (${gigabytes(rehearsal.arena)} of it activations and gradients), and this machine has ${gigabytes(totalmem())}: nothing was measured. Make the batch (--batch), the context or the model smaller; a plan for other machines needs no --calibrate.`,
     );
   }
   const byKernel = new Map<string, { kernel: string; calls: number; seconds: number }>();
@@ -101,14 +102,12 @@ export function predict(device: Device, run: RehearsedRun): MachinePrediction {
   byKernel.set("script", { kernel: "script", calls: 1, seconds: rehearsal.scriptSeconds });
   const kernels = [...byKernel.values()].sort((a, b) => b.seconds - a.seconds);
   const stepSeconds = kernels.reduce((n, k) => n + k.seconds, 0);
-  const { parameters, gradients, optimizer, tables } = rehearsal.states;
+  const { parameters, optimizer, tables } = rehearsal.states;
   const memory = {
     scratch,
     parameters,
-    gradients,
     optimizer,
     activations: rehearsal.arena,
-    evaluation: rehearsal.evaluation,
     buffers: tables,
   };
   const tokens = run.batchSize * run.contextLength * run.gradientAccumulation;

@@ -31,13 +31,13 @@ export interface Rehearsal {
   calls: Calls[];
   /** Parameters of the model. */
   parameters: number;
-  /** Bytes of values and gradients, of the optimizer, of tables. */
-  states: { parameters: number; gradients: number; optimizer: number; tables: number };
-  /** Bytes of the step arena that are ever touched, and the most that were alive at once. */
+  /** Bytes that are held all the time: values, the optimizer's, tables. */
+  states: { parameters: number; optimizer: number; tables: number };
+  /** Bytes of gradients. They lie in the arena. */
+  gradients: number;
+  /** Bytes of the arena that are ever touched, by steps and by evaluation, and the most that were alive at once. */
   arena: number;
   arenaLive: number;
-  /** The same of the evaluation, whose arena stands beside the training's while it lasts. */
-  evaluation: number;
   /** Seconds of the program around the kernels. */
   scriptSeconds: number;
   /** Gives back the address space that the examples point into. */
@@ -75,8 +75,8 @@ function silentDevice(real: Device): { device: Device; calls: Map<string, Calls>
 /** An arena that knows how far it was ever filled: what is released is used again, and stays touched. */
 class WatchedArena extends Arena {
   private readonly ends = new Map<Ptr, number>();
-  override alloc(bytes: number): Ptr {
-    const ptr = super.alloc(bytes);
+  override alloc(bytes: number, kept = false): Ptr {
+    const ptr = super.alloc(bytes, kept);
     this.ends.set(ptr, Math.max(this.ends.get(ptr) ?? 0, Math.ceil(bytes / 64) * 64));
     return ptr;
   }
@@ -142,24 +142,23 @@ export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
   const began = performance.now();
   step(2);
   const scriptSeconds = (performance.now() - began) / 1000;
-  const beside = new WatchedArena(device);
-  const evaluation = new RehearsalTape(device, false, beside);
+  const evaluation = new RehearsalTape(device, false, arena);
   model.logProbs(evaluation, batch, targets);
   const { parameters, gradients } = keeper.stateBytes();
   const result = {
     calls: [...calls.values()],
     parameters: model.parameters.count,
-    states: { parameters, gradients, optimizer: trainer.optimizer.stateBytes(), tables },
+    states: { parameters, optimizer: trainer.optimizer.stateBytes(), tables },
+    gradients,
     arena: arena.touched(),
     arenaLive: arena.peakBytes,
-    evaluation: beside.touched(),
     scriptSeconds,
   };
   return {
     ...result,
     close() {
-      tape.giveBack();
       evaluation.giveBack();
+      tape.giveBack();
       trainer.close();
       model.close();
     },

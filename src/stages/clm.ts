@@ -7,6 +7,7 @@ import type { TokenBatch } from "../nn/llama.js";
 import { type Llama, packSequences } from "../nn/llama.js";
 import { sumNumbers } from "../parallel/comm.js";
 import { inFlight, schedule as scheduleOf } from "../parallel/pipeline.js";
+import type { Arena } from "../tensor/arena.js";
 import { Tape, type Tensor } from "../tensor/tensor.js";
 
 /** Sequences end to end, and for each token the one that should follow; -1: not trained. */
@@ -54,9 +55,16 @@ export function backwardMeanLoss(
   return { loss: sumNumbers(data, sumNumbers(pipeline, [loss]))[0], targets };
 }
 
-/** Mean negative log-likelihood (nats) over every target. */
-export function meanLoss(model: Llama, batches: Iterable<TargetBatch>): { loss: number; targets: number } {
-  const tape = new Tape(model.device, false);
+/**
+ * Mean negative log-likelihood (nats) over every target. `arena`: one that no step is under way in. Between steps the training's is free,
+ * and so evaluation needs no memory of its own.
+ */
+export function meanLoss(
+  model: Llama,
+  batches: Iterable<TargetBatch>,
+  arena?: Arena,
+): { loss: number; targets: number } {
+  const tape = new Tape(model.device, false, arena);
   let sum = 0;
   let targets = 0;
   try {
@@ -67,7 +75,8 @@ export function meanLoss(model: Llama, batches: Iterable<TargetBatch>): { loss: 
       tape.reset();
     }
   } finally {
-    tape.arena.close();
+    if (arena) tape.reset();
+    else tape.close();
   }
   return { loss: sum / Math.max(1, targets), targets };
 }

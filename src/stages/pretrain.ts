@@ -24,6 +24,7 @@ import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { pathsSchema, trainingSettings } from "../run/settings.js";
+import type { Arena } from "../tensor/arena.js";
 import { Tape } from "../tensor/tensor.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
@@ -153,7 +154,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
       const metrics = trainer.step(step, () => backwardMeanLoss(model, tape, batches).loss);
       return { tokens: grid.data.size * batches.reduce((n, b) => n + b.ids.length, 0), metrics };
     },
-    ...(validation && { evaluate: () => evaluate(model, validation, config) }),
+    ...(validation && { evaluate: () => evaluate(model, validation, config, tape.arena) }),
     sample: () => sampleText(model, tokenizer, config),
     stateBytes: () => trainer.stateBytes(),
     batch: () =>
@@ -338,7 +339,7 @@ function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer, 
 }
 
 /** Validation loss (nats a token), perplexity = exp(loss), and bits per byte, which does not depend on the tokenizer. */
-function evaluate(model: Llama, validation: Shards, config: PretrainConfig): Record<string, number> {
+function evaluate(model: Llama, validation: Shards, config: PretrainConfig, arena: Arena): Record<string, number> {
   const { contextLength } = config.data;
   const rows = validation.rows(contextLength);
   const batches = function* () {
@@ -351,7 +352,7 @@ function evaluate(model: Llama, validation: Shards, config: PretrainConfig): Rec
       );
     }
   };
-  const { loss } = meanLoss(model, batches());
+  const { loss } = meanLoss(model, batches(), arena);
   const { tokens, bytes } = validation.manifest;
   return { validationLoss: loss, perplexity: Math.exp(loss), bitsPerByte: (loss / Math.LN2) * (tokens / bytes) };
 }

@@ -144,7 +144,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     },
     ...(validation.length > 0 && {
       evaluate: () => {
-        const { loss } = meanLoss(model, inBatches(validation, config.batchSize * 4));
+        const { loss } = meanLoss(model, inBatches(validation, config.batchSize * 4), tape.arena);
         return { validationLoss: loss, perplexity: Math.exp(loss) };
       },
     }),

@@ -12,7 +12,7 @@ export function embedding(tape: Tape, table: Parameter, ids: Ptr, N: number): Te
   tape.device.embeddingForward(ids, table.ptr, y.ptr, N, D, table.dtype);
   return tape.record(y, (dy) => {
     if (table.requiresGrad)
-      tape.device.embeddingBackward(ids, dy.ptr, table.gradForAccumulation(), N, D, V, table.dtype);
+      tape.device.embeddingBackward(ids, dy.ptr, table.gradForAccumulation(tape.arena), N, D, V, table.dtype);
   });
 }
 
@@ -41,7 +41,7 @@ export function linearBackward(tape: Tape, x: Tensor, W: Parameter, dy: Tensor, 
     dy.storage.retain();
     x.storage.whenMade(() => {
       // biome-ignore format: one product
-      device.matmul(1, 0, M, K, N, alpha, dy.ptr, dt, M, x.ptr, dt, K, W.gradBeta(), W.gradPtr, dt, K, 0, 1, 0, 0, 0);
+      device.matmul(1, 0, M, K, N, alpha, dy.ptr, dt, M, x.ptr, dt, K, W.gradBeta(tape.arena), W.gradPtr, dt, K, 0, 1, 0, 0, 0);
       dy.storage.release();
     });
   }
@@ -63,7 +63,7 @@ export function rmsNorm(tape: Tape, x: Tensor, weight: Parameter, eps: number): 
   const backward = (dy: Tensor): void => {
     const dx = tape.tensor(dt, x.shape);
     const extra = x.grad; // what reached x by the residual path is added in the same pass
-    const dweight = weight.requiresGrad ? weight.gradForAccumulation() : 0;
+    const dweight = weight.requiresGrad ? weight.gradForAccumulation(tape.arena) : 0;
     tape.makeAgain(y, dy, (again) => {
       // biome-ignore format: one call
       device.rmsnormBackward(dy.ptr, x.ptr, weight.ptr, rstd.ptr, extra?.ptr ?? 0, dx.ptr, dweight, again, N, D, dt);
@@ -173,7 +173,8 @@ export function scalarHead(tape: Tape, x: Tensor, w: Parameter): Tensor {
   device.matmul(0, 1, N, 1, D, 1, x.ptr, dt, D, w.ptr, dt, D, 0, y.ptr, F32, 1, 0, 1, 0, 0, 0);
   return tape.record(y, (dy) => {
     if (w.requiresGrad)
-      device.matmul(1, 0, 1, D, N, 1, dy.ptr, F32, 1, x.ptr, dt, D, w.gradBeta(), w.gradPtr, dt, D, 0, 1, 0, 0, 0);
+      // biome-ignore format: one product
+      device.matmul(1, 0, 1, D, N, 1, dy.ptr, F32, 1, x.ptr, dt, D, w.gradBeta(tape.arena), w.gradPtr, dt, D, 0, 1, 0, 0, 0);
     if (!x.requiresGrad) return;
     const dx = tape.tensor(dt, x.shape);
     device.matmul(0, 0, N, D, 1, 1, dy.ptr, F32, 1, w.ptr, dt, D, 0, dx.ptr, dt, D, 0, 1, 0, 0, 0);
@@ -192,7 +193,7 @@ export function tokenLogProb(tape: Tape, hidden: Tensor, W: Parameter, targets: 
   device.logprobForward(hidden.ptr, W.ptr, targets, logp.ptr, lse.ptr, 0, N, D, V, invTemperature, dt);
   const backward = (g: Tensor): void => {
     const dh = hidden.requiresGrad ? tape.tensor(dt, hidden.shape) : undefined;
-    const dW = W.requiresGrad ? W.gradForAccumulation() : 0;
+    const dW = W.requiresGrad ? W.gradForAccumulation(tape.arena) : 0;
     // biome-ignore format: one call
     device.logprobBackward(hidden.ptr, W.ptr, targets, lse.ptr, g.ptr, dh?.ptr ?? 0, dW, N, D, V, invTemperature, dt);
     if (dh) tape.accumulate(hidden, dh);
@@ -211,7 +212,7 @@ export function tokenEntropy(tape: Tape, hidden: Tensor, W: Parameter, targets: 
   device.logprobForward(hidden.ptr, W.ptr, targets, 0, lse.ptr, entropy.ptr, N, D, V, invTemperature, dt);
   const backward = (g: Tensor): void => {
     const dh = hidden.requiresGrad ? tape.tensor(dt, hidden.shape) : undefined;
-    const dW = W.requiresGrad ? W.gradForAccumulation() : 0;
+    const dW = W.requiresGrad ? W.gradForAccumulation(tape.arena) : 0;
     // biome-ignore format: one call
     device.entropyBackward(hidden.ptr, W.ptr, targets, lse.ptr, entropy.ptr, g.ptr, dh?.ptr ?? 0, dW, N, D, V, invTemperature, dt);
     if (dh) tape.accumulate(hidden, dh);
@@ -243,7 +244,7 @@ export function crossEntropy(tape: Tape, hidden: Tensor, W: Parameter, targets: 
   const logp = tape.tensor(F32, [N], true);
   const dh = hidden.requiresGrad ? tape.tensor(dt, hidden.shape) : undefined;
   const g = tape.upload(weights.map((w) => -w));
-  const dW = W.requiresGrad ? W.gradForAccumulation() : 0;
+  const dW = W.requiresGrad ? W.gradForAccumulation(tape.arena) : 0;
   // biome-ignore format: one call
   tape.device.logprobForwardBackward(hidden.ptr, W.ptr, targets, g, logp.ptr, dh?.ptr ?? 0, dW, N, D, W.shape[0], 1, dt);
   return tape.record(logp, () => {

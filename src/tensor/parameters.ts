@@ -5,6 +5,7 @@
  * src/parallel/zero.ts has those that keep a share.
  */
 import { type Device, type DType, dtypeBytes, type Ptr } from "../device/device.js";
+import type { Arena } from "./arena.js";
 import { Parameter } from "./tensor.js";
 
 /** A parameter stored under several names in a Hugging Face file: q, k and v are the rows of one matrix here. */
@@ -45,6 +46,8 @@ export interface Unit {
   readonly parameters: Parameter[];
   values: Ptr;
   grads: Ptr;
+  /** The keeper's, for this unit. */
+  openGrads(arena?: Arena): void;
 }
 
 /** What one process updates: elements of one unit, with their gradient. `at` counts the elements of the pieces before. */
@@ -75,6 +78,8 @@ export interface Keeper {
   /** The pass over the model is about to use a layer's unit, and has used it. */
   before(unit: Unit, pass: Pass): void;
   after(unit: Unit, pass: Pass): void;
+  /** A unit's gradients are about to be written: they get memory where they have none, if the keeper likes from `arena`, the step's. */
+  openGrads(unit: Unit, arena?: Arena): void;
   /** Between kernels: moves transfers on that are under way. */
   poke(): void;
   /** What this process updates, once gradients are settled. */
@@ -83,6 +88,8 @@ export interface Keeper {
   settle(): number[];
   /** The optimizer has changed its pieces of the values. */
   updated(): void;
+  /** Gradients are needed no longer. */
+  dropGrads(): void;
   /** All values of a unit are in memory from open to close; `changed`: they were written, and are to be kept. */
   open(unit: Unit): void;
   close(unit: Unit, changed: boolean): void;
@@ -91,7 +98,7 @@ export interface Keeper {
    * process's piece, of `width` bytes an element. The result is valid until the next call.
    */
   gather(unit: Unit, own: Ptr, width: number): Ptr;
-  /** Bytes held all the time, as the ZeRO paper counts them. */
+  /** Bytes as the ZeRO paper counts them, which holds gradients all the time. */
   stateBytes(): { parameters: number; gradients: number };
   /** Throws when a replica has come to differ. */
   verify(): void;
@@ -137,6 +144,7 @@ export class ParameterSet {
         parameters: [],
         values: 0,
         grads: 0,
+        openGrads: (arena) => keeper.openGrads(unit, arena),
       };
       let offset = 0;
       for (const s of members) {
@@ -201,9 +209,10 @@ export class ParameterSet {
     device.free(all, size * width);
   }
 
-  /** Begins a new optimizer step: the next write to each gradient overwrites it. */
+  /** Begins a new optimizer step: the next write to each gradient overwrites it, wherever it lies then. */
   clearGrads(): void {
     for (const p of this.parameters) p.gradWritten = false;
+    this.keeper.dropGrads();
   }
   /** Before gradients are read: parameters that took no part in the step have gradient 0. Returns the sum of all squares. */
   settleGrads(): number {
@@ -303,6 +312,16 @@ export function zeroMissing(unit: Unit): void {
   for (const p of unit.parameters) if (p.requiresGrad) p.gradForAccumulation();
 }
 
+/** Sets what lies between and behind a unit's gradients to 0: the optimizer goes over it, and the norm counts it. */
+function clearPadding(unit: Unit, device: Device, dtype: DType): void {
+  const width = dtypeBytes(dtype);
+  const ends = [...unit.parameters.slice(1).map((p) => p.offset / width), unit.length];
+  for (const [i, p] of unit.parameters.entries()) {
+    const end = p.offset / width + p.size;
+    if (ends[i] > end) device.fill(unit.grads + end * width, 0, ends[i] - end, dtype);
+  }
+}
+
 /** Where values that are not used all the time lie (see src/parallel/offload.ts). */
 interface Shelf {
   alloc(name: string, bytes: number): Ptr;
@@ -311,11 +330,16 @@ interface Shelf {
   behind(ptr: Ptr, bytes: number): void;
 }
 
-/** One process alone: everything is in memory all the time, and complete. With a shelf, values are there while they are held. */
+/**
+ * One process alone: values are in memory all the time, and complete; with a shelf, while they are held. A unit's gradients are there from
+ * their first write in a step until they are dropped, and lie in the step's arena: the more of them there are, the more activations are gone.
+ */
 export class WholeKeeper implements Keeper {
   readonly pieces = 1;
   lastMicroBatch = false;
   private set!: ParameterSet;
+  /** For each unit that has gradients, what gives their memory back. */
+  private readonly grads = new Map<Unit, () => void>();
 
   constructor(private readonly shelf?: Shelf) {}
 
@@ -324,12 +348,9 @@ export class WholeKeeper implements Keeper {
     const { device, dtype, length } = set;
     const bytes = length * dtypeBytes(dtype);
     let values = this.shelf ? this.shelf.alloc("values", bytes) : device.alloc(bytes);
-    let grads = set.trainable ? device.alloc(length * dtypeBytes(dtype)) : 0;
     for (const unit of set.units) {
       unit.values = values;
-      unit.grads = grads;
       values += unit.length * dtypeBytes(dtype);
-      if (set.trainable) grads += unit.length * dtypeBytes(dtype);
     }
   }
   hold(held: boolean): void {
@@ -340,6 +361,24 @@ export class WholeKeeper implements Keeper {
   use(): void {}
   before(): void {}
   after(): void {}
+
+  openGrads(unit: Unit, arena?: Arena): void {
+    if (unit.grads !== 0) return;
+    const { device, dtype } = this.set;
+    const bytes = unit.length * dtypeBytes(dtype);
+    const ptr = arena ? arena.alloc(bytes, true) : device.alloc(bytes);
+    this.grads.set(unit, () => (arena ? arena.release(ptr) : device.free(ptr, bytes)));
+    unit.grads = ptr;
+    clearPadding(unit, device, dtype);
+  }
+  dropGrads(): void {
+    for (const [unit, giveBack] of this.grads) {
+      giveBack();
+      unit.grads = 0;
+    }
+    this.grads.clear();
+  }
+
   poke(): void {}
   open(): void {}
   close(): void {}
@@ -374,6 +413,6 @@ export class WholeKeeper implements Keeper {
   free(): void {
     const { device, dtype, length, units } = this.set;
     (this.shelf ?? device).free(units[0].values, length * dtypeBytes(dtype));
-    if (units[0].grads) device.free(units[0].grads, length * dtypeBytes(dtype));
+    this.dropGrads();
   }
 }

@@ -16,8 +16,7 @@ class Storage {
   private waiting: (() => void)[] | undefined;
   constructor(
     private place: Ptr,
-    readonly bytes: number,
-    private readonly arena: Arena | undefined,
+    private readonly arena?: Arena,
   ) {}
   get ptr(): Ptr {
     if (this.waiting) throw new Error("These values were dropped: whenMade says when they are there again.");
@@ -28,11 +27,11 @@ class Storage {
     return this;
   }
   release(): void {
-    if (--this.refs === 0 && !this.waiting) this.arena?.release(this.place, this.bytes);
+    if (--this.refs === 0 && !this.waiting) this.arena?.release(this.place);
   }
   /** Gives the memory back. */
   drop(): void {
-    this.arena?.release(this.place, this.bytes);
+    this.arena?.release(this.place);
     this.waiting = [];
   }
   /** Whether somebody waits for values that were dropped. */
@@ -88,9 +87,17 @@ export class Tensor {
   }
 }
 
+/** Where the unit of a parameter lies at the moment; 0 while it is not in memory. */
+interface Place {
+  readonly values: Ptr;
+  readonly grads: Ptr;
+  /** Sees that its gradients have memory. `arena`: of the tape whose step is about to write them. */
+  openGrads(arena?: Arena): void;
+}
+
 /**
- * A trained matrix or vector: lives as long as its model. Its gradient buffer is not zeroed between steps; the first
- * write of a step overwrites it (`beginGrad` tells), later ones accumulate.
+ * A trained matrix or vector: lives as long as its model. Its gradient lives from the first write of a step to the optimizer's update, and
+ * is not zeroed: the first write overwrites it (`gradBeta` tells), later ones accumulate.
  */
 export class Parameter extends Tensor {
   /** Whether this step has put anything into the gradient yet. */
@@ -99,15 +106,14 @@ export class Parameter extends Tensor {
   constructor(
     device: Device,
     readonly name: string,
-    /** Where its unit lies at the moment; 0 while it is not in memory. */
-    private readonly place: { readonly values: Ptr; readonly grads: Ptr },
+    private readonly place: Place,
     /** Bytes from the beginning of the unit. */
     readonly offset: number,
     dtype: DType,
     shape: readonly number[],
     readonly trainable: boolean,
   ) {
-    super(device, new Storage(0, 0, undefined), dtype, shape, trainable);
+    super(device, new Storage(0), dtype, shape, trainable);
   }
 
   override get ptr(): Ptr {
@@ -117,20 +123,21 @@ export class Parameter extends Tensor {
     return this.place.grads === 0 ? 0 : this.place.grads + this.offset;
   }
 
-  /** For kernels that can overwrite: beta for this write (0 the first time in a step, then 1). */
-  gradBeta(): 0 | 1 {
+  /** For kernels that can overwrite: beta for this write (0 the first time in a step, then 1). From here on there is a gradPtr. */
+  gradBeta(arena?: Arena): 0 | 1 {
+    this.place.openGrads(arena);
     const beta = this.gradWritten ? 1 : 0;
     this.gradWritten = true;
     return beta;
   }
   /** For kernels that only accumulate: clears the buffer before the first write of a step. */
-  gradForAccumulation(): Ptr {
-    if (this.gradBeta() === 0) this.device.fill(this.gradPtr, 0, this.size, this.dtype);
+  gradForAccumulation(arena?: Arena): Ptr {
+    if (this.gradBeta(arena) === 0) this.device.fill(this.gradPtr, 0, this.size, this.dtype);
     return this.gradPtr;
   }
   gradArray(): Float32Array {
     if (!this.gradWritten) return new Float32Array(this.size);
-    return new Tensor(this.device, new Storage(this.gradPtr, 0, undefined), this.dtype, this.shape).toArray();
+    return new Tensor(this.device, new Storage(this.gradPtr), this.dtype, this.shape).toArray();
   }
 }
 
@@ -154,7 +161,7 @@ export class Tape {
 
   tensor(dtype: DType, shape: readonly number[], requiresGrad = false): Tensor {
     const bytes = shape.reduce((a, b) => a * b, 1) * dtypeBytes(dtype);
-    const storage = new Storage(this.arena.alloc(bytes), bytes, this.arena);
+    const storage = new Storage(this.arena.alloc(bytes), this.arena);
     const t = new Tensor(this.device, storage, dtype, shape, requiresGrad && this.recording);
     this.scopeTensors?.push(t);
     return t;
