@@ -25,9 +25,9 @@ import {
   nextStage,
 } from "./funnel.js";
 import { sha256 } from "./hash.js";
-import { AGAINST, type Plan, planBuild, type SourcePlan } from "./plan.js";
+import { type Plan, planBuild, type SourcePlan } from "./plan.js";
 import { openPool, type Pool } from "./pool.js";
-import type { Recipe } from "./recipe.js";
+import { AGAINST, type Recipe } from "./recipe.js";
 import type { Counts, JudgedMarker, ReadMarker } from "./unit.js";
 import { cutUnits, type UnitInput } from "./units.js";
 import { loadBlockLists } from "./url.js";

@@ -5,8 +5,7 @@ import { applySpans, type Span, spanMap } from "./document.js";
 import { exactDuplicates, type Overlap, overlapTable, type Standing, type Twin } from "./exact.js";
 import { type BuildFolder, readRows, toRows } from "./folder.js";
 import { checkMinHash, type MinHashOptions, nearDuplicates } from "./minhash.js";
-import { AGAINST } from "./plan.js";
-import type { Recipe } from "./recipe.js";
+import { AGAINST, type Recipe } from "./recipe.js";
 import { RepeatFinder, textSpans, tokensOf } from "./substring.js";
 import type { IndexEntry, Row } from "./unit.js";
 

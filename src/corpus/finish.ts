@@ -7,8 +7,7 @@ import { applySpans, chanceKey, type Document, type Span } from "./document.js";
 import type { Duplicate, UnitOfSource } from "./duplicates.js";
 import { type BuildFolder, diskError, readRows, toRows } from "./folder.js";
 import { uniform } from "./hash.js";
-import { AGAINST } from "./plan.js";
-import type { Recipe } from "./recipe.js";
+import { AGAINST, type Recipe } from "./recipe.js";
 import { isValidation, type Manifest, readManifest, writeShards } from "./shards.js";
 import type { Row } from "./unit.js";
 

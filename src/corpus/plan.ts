@@ -5,11 +5,8 @@ import { UserError } from "../run/errors.js";
 import { sha256 } from "./hash.js";
 import { listFiles } from "./input/source.js";
 import { checkMinHash } from "./minhash.js";
-import type { Recipe } from "./recipe.js";
+import { AGAINST, type Recipe } from "./recipe.js";
 import { codeVersion } from "./version.js";
-
-/** The data sets of deduplicate.against: read like a source, and nothing of them is written out. */
-export const AGAINST = "against";
 
 export interface SourcePlan {
   name: string;
