@@ -1,6 +1,6 @@
 /** The `lyceum` command as a user meets it: a process, its exit code, what it prints. Runs the built program (dist/). */
 import { spawn, spawnSync } from "node:child_process";
-import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { accessSync, constants, cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -50,6 +50,10 @@ beforeAll(() => {
     join(dir, "s.yaml"),
     "from: runs/p/model\nthreads: 2\ndata: {train: [sft.jsonl], contextLength: 64}\nbatchSize: 2\nsteps: 3\n",
   );
+});
+
+test("the built program may be executed: npx sets that only when it meets a folder for the first time", () => {
+  accessSync(bin, constants.X_OK);
 });
 
 test("help lists the commands; --version; an unknown command names the nearest", () => {
