@@ -74,6 +74,15 @@ static inline __attribute__((always_inline)) void pair_lines(const bf16 *even, c
 #endif
 }
 
+/* Sixteen words of each of `lines` lines, which are `line` bytes apart; zeros where there are fewer than sixteen. r[k] word j is word k of line j. */
+static inline __attribute__((always_inline)) void turned_lines(words r[16], int64_t lines, const char *x, int64_t line) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i++)
+    if (i < lines) r[i] = *(const words_at *)(x + i * line);
+    else r[i] = (words){0};
+  transpose16(r);
+}
+
 /* Words of lines (`line` bytes apart) as out[k][width], sixteen k at a time; returns how many of n it has done. `rows` is
  * the panel's length: a row is stored sixteen words at a time, and what runs over its end is written again by the next,
  * so the last row of the panel may not run over. */
@@ -82,11 +91,7 @@ static inline __attribute__((always_inline)) int64_t pack_transposed(uint32_t *o
   for (; k + 16 <= n; k += 16)
     for (int64_t j = 0; j < width; j += 16) {
       words r[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; i++)
-        if (j + i < width) r[i] = *(const words_at *)(x + (j + i) * line + 4 * k);
-        else r[i] = (words){0};
-      transpose16(r);
+      turned_lines(r, width - j, x + j * line + 4 * k, line);
       uint32_t *o = out + k * width + j;
 #pragma GCC unroll 15
       for (int i = 0; i < 15; i++) *(words_at *)(o + i * width) = r[i];
@@ -102,11 +107,7 @@ static inline __attribute__((always_inline)) int64_t pack_widened(uint32_t *out,
   for (; k + 32 <= K; k += 32)
     for (int64_t j = 0; j < width; j += 16) {
       words r[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; i++)
-        if (j + i < width) r[i] = *(const words_at *)(x + (j + i) * line + 2 * k);
-        else r[i] = (words){0};
-      transpose16(r);
+      turned_lines(r, width - j, x + j * line + 2 * k, line);
       uint32_t *o = out + k * width + j;
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++) {
