@@ -137,9 +137,12 @@ void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_
 /* ---- adamw.c: optimizer and its norms -------------------------------------------------------------------------- */
 
 /* Decoupled weight decay (Loshchilov & Hutter 2019), PyTorch's order. g = grad * gscale. c1 = 1 - b1^t, c2 = 1 - b2^t.
- * master, m, v fp32 [n]. param[n] (dt) receives the rounded master (may equal master when dt is fp32); grad[n] (dt). */
-void ly_adamw(int64_t n, float *master, float *m, float *v, const void *grad, void *param, int dt, double lr, double b1, double b2,
-              double eps, double weight_decay, double c1, double c2, double gscale);
+ * param, grad [n] of type dt; m, v fp32. In bf16 a master weight is a parameter and low, which brings its bits back: (param << 16) + low
+ * (Kalamkar et al. 2020); in fp32 low is NULL. ema (fp32; NULL: none) becomes ema_decay ema + (1 - ema_decay) master. */
+void ly_adamw(int64_t n, void *param, int16_t *low, float *m, float *v, float *ema, const void *grad, int dt, double lr, double b1, double b2,
+              double eps, double weight_decay, double c1, double c2, double gscale, double ema_decay);
+void ly_join_master(const void *param, const int16_t *low, float *master, int64_t n);
+void ly_split_master(const float *master, void *param, int16_t *low, int64_t n); /* param: rounded to nearest, ties away from 0 */
 double ly_sum_squares(const void *x, int64_t n, int dt); /* fixed order, in fp64; NaN or Inf come through */
 
 /* ---- elementwise.c ------------------------------------------------------------------------------------------- */

@@ -72,7 +72,9 @@ export interface Device {
   // biome-ignore format: one line a kernel
   logprobForwardBackward(hidden: Ptr, W: Ptr, target: Ptr, g: Ptr, logp: Ptr, dhidden: Ptr, dW: Ptr, N: number, D: number, V: number, invTemperature: number, dt: DType): void;
   // biome-ignore format: one line a kernel
-  adamw(n: number, master: Ptr, m: Ptr, v: Ptr, grad: Ptr, param: Ptr, dt: DType, lr: number, b1: number, b2: number, eps: number, weightDecay: number, c1: number, c2: number, gscale: number): void;
+  adamw(n: number, param: Ptr, low: Ptr, m: Ptr, v: Ptr, ema: Ptr, grad: Ptr, dt: DType, lr: number, b1: number, b2: number, eps: number, weightDecay: number, c1: number, c2: number, gscale: number, emaDecay: number): void;
+  joinMaster(param: Ptr, low: Ptr, master: Ptr, n: number): void;
+  splitMaster(master: Ptr, param: Ptr, low: Ptr, n: number): void;
   sumSquares(x: Ptr, n: number, dt: DType): number;
   fill(x: Ptr, value: number, n: number, dt: DType): void;
   add(a: Ptr, b: Ptr, out: Ptr, n: number, dt: DType): void;

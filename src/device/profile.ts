@@ -88,10 +88,12 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   logprobForwardBackward([, , , , , , , N, D, V, , dt]) {
     return { flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) };
   },
-  // m and v are read and written, and so is the master copy where there is one; the gradient is read, the parameter written.
-  adamw([n, , , , , , dt]) {
-    return { flops: 15 * n, bytes: n * (16 + (w(dt) === 2 ? 8 : 4) + 2 * w(dt)) };
+  // m and v are read and written, and so are the parameter and, in bf16, the lower half of its master; the gradient is read.
+  adamw([n, , low, , , ema, , dt]) {
+    return { flops: 15 * n, bytes: n * (16 + (low === 0 ? 0 : 4) + 3 * w(dt) + (ema === 0 ? 0 : 8)) };
   },
+  joinMaster: ([, , , n]) => ({ flops: 0, bytes: 8 * n }),
+  splitMaster: ([, , , n]) => ({ flops: 0, bytes: 8 * n }),
   sumSquares: ([, n, dt]) => ({ flops: 2 * n, bytes: n * w(dt) }),
   fill: ([, , n, dt]) => ({ flops: 0, bytes: n * w(dt) }),
   add: ([, , , n, dt]) => ({ flops: n, bytes: 3 * n * w(dt) }),

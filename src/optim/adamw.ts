@@ -3,9 +3,10 @@
  * weights beside bf16 parameters, gradient clipping by the global norm.
  *
  * State in bf16 mode: 2 (parameter) + 2 (gradient) + 4 (master) + 4 (m) + 4 (v) = 16 bytes a parameter, as in the notes.
- * Of those 12 belong to the optimizer, which holds them for the pieces that its process updates, and no others.
+ * Of those 12 belong to the optimizer, which holds them for the pieces that its process updates, and no others. Two of them it need not
+ * hold: the upper half of a master weight is the parameter itself, so only the lower half lies here (Kalamkar et al. 2020, Split-SGD).
  */
-import { BF16, F32, type Ptr } from "../device/device.js";
+import { dtypeBytes, F32, type Ptr } from "../device/device.js";
 import { inMemory, type StateMemory } from "../parallel/offload.js";
 import type { ParameterSet, Piece } from "../tensor/parameters.js";
 
@@ -20,12 +21,15 @@ export interface AdamWConfig {
 }
 
 export class AdamW {
-  /** Flat fp32 buffers of `length` elements, piece after piece. In fp32 mode master is 0: the parameters are their own. */
-  readonly master: Ptr;
+  /** Flat buffers of `length` elements, piece after piece: both moments, fp32 ... */
   readonly m: Ptr;
   readonly v: Ptr;
-  /** The averaged weights; 0: there are none. */
+  /** ... the lower halves of the master weights, int16; 0 in fp32 mode, where parameters are their own masters ... */
+  readonly low: Ptr;
+  /** ... and the averaged weights, fp32; 0: there are none. */
   readonly ema: Ptr;
+  /** All of these, with the bytes of an element. */
+  private readonly buffers: { ptr: Ptr; width: number }[] = [];
   /** Elements that this process updates. */
   readonly length: number;
   /** Steps done. */
@@ -39,15 +43,19 @@ export class AdamW {
     const { device, dtype, keeper } = parameters;
     const pieces = keeper.mine();
     this.length = pieces.reduce((n, p) => n + p.length, 0);
-    this.m = memory.alloc("m", this.length * 4);
-    this.v = memory.alloc("v", this.length * 4);
-    this.master = dtype === F32 ? 0 : memory.alloc("master", this.length * 4);
-    this.ema = config.ema ? memory.alloc("ema", this.length * 4) : 0;
-    for (const start of [this.master, this.ema].filter((s) => s !== 0))
-      for (const p of pieces) {
-        device.cast(p.values, dtype, start + p.at * 4, F32, p.length);
-        memory.behind(start + p.at * 4, p.length * 4);
-      }
+    const buffer = (name: string, width: number): Ptr => {
+      const ptr = memory.alloc(name, this.length * width);
+      this.buffers.push({ ptr, width });
+      return ptr;
+    };
+    this.m = buffer("m", 4);
+    this.v = buffer("v", 4);
+    this.low = dtype === F32 ? 0 : buffer("low", 2);
+    this.ema = config.ema ? buffer("ema", 4) : 0;
+    for (const p of this.ema ? pieces : []) {
+      device.cast(p.values, dtype, this.ema + p.at * 4, F32, p.length);
+      memory.behind(this.ema + p.at * 4, p.length * 4);
+    }
   }
 
   /** L2 norm of all gradients, over all processes. Call once the step's gradients are complete. */
@@ -64,21 +72,15 @@ export class AdamW {
     const c1 = 1 - b1 ** this.step;
     const c2 = 1 - b2 ** this.step;
     const pieces = set.keeper.mine();
-    const state = (p: Piece): Ptr[] => [this.m, this.v, ...(this.master ? [this.master] : [])].map((s) => s + p.at * 4);
     for (const [i, p] of pieces.entries()) {
-      if (i + 1 < pieces.length) for (const s of state(pieces[i + 1])) memory.ahead(s, pieces[i + 1].length * 4);
+      const next = pieces[i + 1];
+      for (const { ptr, width } of next ? this.buffers : []) memory.ahead(ptr + next.at * width, next.length * width);
       if (p.grads === 0) throw new Error(`${p.unit.name} has no gradients: gradNorm() makes those that are missing.`);
-      const [m, v, master = p.values] = state(p);
+      const [m, v, low, ema] = this.at(p);
       const decay = p.unit.decay ? config.weightDecay : 0;
       // biome-ignore format: one call
-      set.device.adamw(p.length, master, m, v, p.grads, p.values, set.dtype, learningRate, b1, b2, config.eps, decay, c1, c2, clip);
-      if (this.ema && config.ema) {
-        const average = this.ema + p.at * 4;
-        set.device.scale(average, config.ema, average, p.length, F32);
-        set.device.axpy(1 - config.ema, master, average, p.length, F32);
-        memory.behind(average, p.length * 4);
-      }
-      for (const s of state(p)) memory.behind(s, p.length * 4);
+      set.device.adamw(p.length, p.values, low, m, v, ema, p.grads, set.dtype, learningRate, b1, b2, config.eps, decay, c1, c2, clip, config.ema ?? 0);
+      for (const { ptr, width } of this.buffers) memory.behind(ptr + p.at * width, p.length * width);
     }
     set.keeper.updated();
     set.clearGrads();
@@ -87,35 +89,37 @@ export class AdamW {
   /** Runs `body` while the parameters are the averaged ones. */
   withAverage(body: () => void): void {
     const { device, dtype, keeper } = this.parameters;
-    const own = keeper.mine();
-    // In fp32 the parameters are their own master weights: they are put aside.
-    const aside = dtype === F32 ? device.alloc(this.length * 4) : 0;
-    for (const p of own) {
-      if (aside) device.cast(p.values, F32, aside + p.at * 4, F32, p.length);
+    const width = dtypeBytes(dtype);
+    const aside = device.alloc(this.length * width);
+    const place = (p: Piece): Uint8Array => device.bytes(aside + p.at * width, p.length * width);
+    const values = (p: Piece): Uint8Array => device.bytes(p.values, p.length * width);
+    for (const p of keeper.mine()) {
+      place(p).set(values(p));
       device.cast(this.ema + p.at * 4, F32, p.values, dtype, p.length);
     }
     keeper.updated();
     body();
-    if (aside) for (const p of own) device.cast(aside + p.at * 4, F32, p.values, F32, p.length);
-    if (aside) device.free(aside, this.length * 4);
-    if (aside) keeper.updated();
-    else this.restoreParameters();
-  }
-
-  /** Bytes of the state, as the ZeRO paper counts them: 4 + 4 a parameter, and 4 for the master copy. */
-  stateBytes(): number {
-    return this.length * 4 * (this.master ? 3 : 2);
-  }
-
-  /** The parameters as the rounded master weights, after these were changed. */
-  restoreParameters(): void {
-    const { device, dtype, keeper } = this.parameters;
-    if (dtype === F32) return;
-    for (const p of keeper.mine()) device.cast(this.master + p.at * 4, F32, p.values, BF16, p.length);
+    for (const p of keeper.mine()) values(p).set(place(p));
+    device.free(aside, this.length * width);
     keeper.updated();
   }
 
+  /** Where the piece's part of each buffer begins: m, v, low, ema; 0 for one that is not there. */
+  private at(p: Piece): [m: Ptr, v: Ptr, low: Ptr, ema: Ptr] {
+    const { m, v, low, ema } = this;
+    return [m + p.at * 4, v + p.at * 4, low && low + p.at * 2, ema && ema + p.at * 4];
+  }
+
+  /** Bytes of the state as the ZeRO paper counts them: 4 + 4 a parameter, and 4 for the master copy. */
+  stateBytes(): number {
+    return this.length * (this.low ? 12 : 8);
+  }
+  /** Bytes that are held: of the master copy 2. */
+  heldBytes(): number {
+    return this.buffers.reduce((n, { width }) => n + this.length * width, 0);
+  }
+
   close(): void {
-    for (const ptr of [this.m, this.v, this.master, this.ema]) if (ptr) this.memory.free(ptr, this.length * 4);
+    for (const { ptr, width } of this.buffers) this.memory.free(ptr, this.length * width);
   }
 }

@@ -1,42 +1,52 @@
 /**
- * The optimizer's part of a checkpoint: m, v and, where they are, master weights and averaged weights, each under its parameter's name and
- * in that parameter's whole shape. So the file does not depend on how many processes wrote it, or on how the state was
+ * The optimizer's part of a checkpoint: m, v and, where they are, master weights and averaged weights, each as fp32 under its parameter's
+ * name and in that parameter's whole shape. So the file does not depend on how many processes wrote it, or on how the state was
  * shared out among them: any number of them can go on from it.
  */
-import { BF16, type Ptr } from "../device/device.js";
+import type { Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 import { openSafetensors, SharedWriter } from "../run/safetensors.js";
-import { takePart } from "../tensor/parameters.js";
+import { type Piece, takePart } from "../tensor/parameters.js";
 import type { AdamW } from "./adamw.js";
 
-const buffers = (o: AdamW): [string, Ptr][] => [
-  ["m", o.m],
-  ["v", o.v],
-  ...(o.parameters.dtype === BF16 ? ([["master", o.master]] as [string, Ptr][]) : []),
-  ...(o.ema ? ([["ema", o.ema]] as [string, Ptr][]) : []),
+type Kind = "m" | "v" | "master" | "ema";
+const kinds = (o: AdamW): Kind[] => [
+  "m",
+  "v",
+  ...(o.low ? (["master"] as const) : []),
+  ...(o.ema ? (["ema"] as const) : []),
 ];
+
+/** Where a kind's fp32 numbers of a piece lie; of master weights, of which only the lower halves do, those. */
+function place(o: AdamW, kind: Kind, { at, length }: Piece): { ptr: Ptr; bytes: number } {
+  return kind === "master" ? { ptr: o.low + at * 2, bytes: length * 2 } : { ptr: o[kind] + at * 4, bytes: length * 4 };
+}
 
 /** With several processes all must call it; each writes a share. */
 export function saveOptimizer(o: AdamW, path: string): void {
-  const { keeper, storage } = o.parameters;
+  const { device, keeper, storage } = o.parameters;
   const tensors = [...o.parameters.tensors()];
   const stages = storage
     .stages()
     .map((list) =>
       list.flatMap(({ name, whole }) =>
-        buffers(o).map(([kind]) => ({ name: `${kind}.${name}`, dtype: "F32", shape: whole })),
+        kinds(o).map((kind) => ({ name: `${kind}.${name}`, dtype: "F32", shape: whole })),
       ),
     );
   const file = new SharedWriter(path, stages, storage.writer, { step: String(o.step) });
   for (const piece of keeper.mine()) {
-    for (const [kind, state] of buffers(o)) {
-      const whole = keeper.gather(piece.unit, state + piece.at * 4, 4);
+    const joined = device.alloc(piece.length * 4);
+    for (const kind of kinds(o)) {
+      const { ptr, bytes } = place(o, kind, piece);
+      if (kind === "master") device.joinMaster(piece.values, ptr, joined, piece.length);
+      const whole = keeper.gather(piece.unit, kind === "master" ? joined : ptr, 4);
       for (const t of tensors.filter((t) => t.unit === piece.unit)) {
         const data = storage.whole(t, whole + t.inUnit * 4, 4);
         file.offer(`${kind}.${t.name}`, () => data);
       }
-      o.memory.behind(state + piece.at * 4, piece.length * 4);
+      o.memory.behind(ptr, bytes);
     }
+    device.free(joined, piece.length * 4);
   }
   file.finish();
 }
@@ -49,10 +59,9 @@ export function loadOptimizer(o: AdamW, path: string, step: number): void {
     const known = new Set(file.names());
     const tensors = [...o.parameters.tensors()];
     for (const piece of keeper.mine()) {
-      const { unit } = piece;
-      for (const [kind, state] of buffers(o)) {
-        const own = state + piece.at * 4;
-        const whole = piece.length === unit.length ? own : device.alloc(unit.length * 4);
+      const { unit, from, length } = piece;
+      const whole = device.alloc(unit.length * 4);
+      for (const kind of kinds(o)) {
         for (const t of tensors.filter((t) => t.unit === unit)) {
           const name = `${kind}.${t.name}`;
           const shape = known.has(name) ? file.info(name).shape : undefined;
@@ -70,14 +79,15 @@ export function loadOptimizer(o: AdamW, path: string, step: number): void {
             device.free(all, bytes);
           }
         }
-        if (whole !== own) {
-          device.bytes(own, piece.length * 4).set(device.bytes(whole + piece.from * 4, piece.length * 4));
-          device.free(whole, unit.length * 4);
-        }
-        o.memory.behind(own, piece.length * 4);
+        const own = whole + from * 4;
+        const { ptr, bytes } = place(o, kind, piece);
+        if (kind === "master") device.splitMaster(own, piece.values, ptr, length);
+        else device.bytes(ptr, bytes).set(device.bytes(own, bytes));
+        o.memory.behind(ptr, bytes);
       }
+      device.free(whole, unit.length * 4);
     }
-    o.restoreParameters();
+    keeper.updated();
     o.step = step;
   } finally {
     file.close();

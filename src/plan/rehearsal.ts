@@ -148,7 +148,7 @@ export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
   const result = {
     calls: [...calls.values()],
     parameters: model.parameters.count,
-    states: { parameters, optimizer: trainer.optimizer.stateBytes(), tables },
+    states: { parameters, optimizer: trainer.optimizer.heldBytes(), tables },
     gradients,
     arena: arena.touched(),
     arenaLive: arena.peakBytes,

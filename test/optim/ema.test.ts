@@ -28,7 +28,14 @@ test.each([F32, BF16] as const)("the average follows ema + (1 - decay) (weights 
   const set = make(dtype);
   const [p] = set.parameters;
   const o = new AdamW(set, config);
-  const weights = (): Float64Array => Float64Array.from(dtype === F32 ? p.toArray() : device.f32(o.master, p.size));
+  const weights = (): Float64Array => {
+    const masters = device.alloc(p.size * 4);
+    if (o.low) device.joinMaster(p.ptr, o.low, masters, p.size);
+    else device.bytes(masters, p.size * 4).set(device.bytes(p.ptr, p.size * 4));
+    const numbers = Float64Array.from(device.f32(masters, p.size));
+    device.free(masters, p.size * 4);
+    return numbers;
+  };
   const wanted = weights();
   for (let i = 1; i <= 5; i++) {
     step(o, i);

@@ -55,13 +55,13 @@ test.each([
   model.close();
 });
 
-test("states: 16 bytes a parameter, with what alignment adds", () => {
+test("states: 14 bytes a parameter are held, with what alignment adds", () => {
   const r = rehearse(device, run());
   r.close();
   const { parameters, optimizer } = r.states;
   expect(parameters / (2 * r.parameters)).toBeCloseTo(1, 2);
   expect(r.gradients).toBe(parameters);
-  expect(optimizer).toBe(6 * parameters);
+  expect(optimizer).toBe(5 * parameters);
 });
 
 test("the products of a step come to 6 operations for each weight and token; layers are called by number", () => {
