@@ -9,38 +9,42 @@ typedef struct {
   double lr, b1, b2, eps, wd, c1, c2, gscale, ema_decay, *partial;
 } Adam;
 
-static inline __attribute__((always_inline)) void join_row(float *restrict p, const bf16 *restrict high, const int16_t *restrict low, int64_t n) {
-  uint32_t *restrict bits = (uint32_t *)p;
-  for (int64_t i = 0; i < n; i++) bits[i] = ((uint32_t)high[i] << 16) + (uint32_t)(int32_t)low[i];
+static inline float join(bf16 high, int16_t low) {
+  union { uint32_t bits; float x; } master = {((uint32_t)high << 16) + (uint32_t)(int32_t)low};
+  return master.x;
 }
-static inline __attribute__((always_inline)) void split_row(const float *restrict p, bf16 *restrict high, int16_t *restrict low, int64_t n) {
-  const uint32_t *restrict bits = (const uint32_t *)p;
-  for (int64_t i = 0; i < n; i++) {
-    uint32_t x = (bits[i] & 0x7fffffff) > 0x7f800000 ? 0x7fc00000 : bits[i]; /* a NaN that is rounded may become 0 */
-    high[i] = (bf16)((x + 0x8000) >> 16);
-    low[i] = (int16_t)x;
-  }
+static inline void split(float x, bf16 *high, int16_t *low) {
+  union { float x; uint32_t bits; } master = {x};
+  uint32_t bits = (master.bits & 0x7fffffff) > 0x7f800000 ? 0x7fc00000 : master.bits; /* a NaN that is rounded may become 0 */
+  *high = (bf16)((bits + 0x8000) >> 16);
+  *low = (int16_t)bits;
 }
 
-static void adam_body(void *ctx, int64_t piece, int thread) {
-  const Adam *t = ctx;
-  int64_t at = piece * PIECE, n = smaller(PIECE, t->n - at);
-  float *g = ly_scratch(thread, 0, PIECE * 8), *restrict p = t->low ? g + PIECE : (float *)t->param + at, *restrict m = t->m + at, *restrict v = t->v + at;
+/* `halves`: parameters and gradients are bf16. A constant where this is called, so that each type has a loop of its own. */
+static inline __attribute__((always_inline)) void update(const Adam *t, int64_t at, int64_t n, int halves) {
+  float *restrict m = t->m + at, *restrict v = t->v + at, *restrict p = (float *)t->param + at;
+  bf16 *restrict high = (bf16 *)t->param + at; int16_t *restrict low = t->low + at;
+  const float *restrict grad = (const float *)t->grad + at; const bf16 *restrict short_grad = (const bf16 *)t->grad + at;
   /* The factors are rounded once, as PyTorch rounds them: 1 - 0.999 of floats would be wrong in the fifth digit. */
   float decay = (float)(1 - t->lr * t->wd), rate = (float)(t->lr / t->c1), root = (float)(1 / sqrt(t->c2)), eps = (float)t->eps;
   float b1 = (float)t->b1, b2 = (float)t->b2, rest1 = (float)(1 - t->b1), rest2 = (float)(1 - t->b2), gscale = (float)t->gscale;
-  load_row(g, t->grad, at, n, t->dt);
-  if (t->low) join_row(p, (const bf16 *)t->param + at, t->low + at, n);
   for (int64_t i = 0; i < n; i++) {
-    float x = g[i] * gscale;
+    float x = (halves ? bf16_to_f32(short_grad[i]) : grad[i]) * gscale, w = halves ? join(high[i], low[i]) : p[i];
     m[i] = b1 * m[i] + rest1 * x;
     v[i] = b2 * v[i] + rest2 * x * x;
-    p[i] = p[i] * decay - rate * m[i] / (sqrtf(v[i]) * root + eps);
+    w = w * decay - rate * m[i] / (sqrtf(v[i]) * root + eps);
+    if (halves) split(w, high + i, low + i);
+    else p[i] = w;
   }
-  if (t->low) split_row(p, (bf16 *)t->param + at, t->low + at, n);
   if (!t->ema) return;
   float *restrict average = t->ema + at, old = (float)t->ema_decay, new = (float)(1 - t->ema_decay);
-  for (int64_t i = 0; i < n; i++) average[i] = old * average[i] + new * p[i];
+  for (int64_t i = 0; i < n; i++) average[i] = old * average[i] + new * (halves ? join(high[i], low[i]) : p[i]);
+}
+static void adam_body(void *ctx, int64_t piece, int thread) {
+  const Adam *t = ctx; (void)thread;
+  int64_t at = piece * PIECE, n = smaller(PIECE, t->n - at);
+  if (t->dt == LY_BF16) update(t, at, n, 1);
+  else update(t, at, n, 0);
 }
 void ly_adamw(int64_t n, void *param, int16_t *low, float *m, float *v, float *ema, const void *grad, int dt, double lr, double b1, double b2,
               double eps, double weight_decay, double c1, double c2, double gscale, double ema_decay) {
@@ -48,8 +52,14 @@ void ly_adamw(int64_t n, void *param, int16_t *low, float *m, float *v, float *e
   ly_parallel((n + PIECE - 1) / PIECE, adam_body, &t);
 }
 
-void ly_join_master(const void *param, const int16_t *low, float *master, int64_t n) { join_row(master, param, low, n); }
-void ly_split_master(const float *master, void *param, int16_t *low, int64_t n) { split_row(master, param, low, n); }
+void ly_join_master(const void *param, const int16_t *low, float *master, int64_t n) {
+  const bf16 *restrict high = param;
+  for (int64_t i = 0; i < n; i++) master[i] = join(high[i], low[i]);
+}
+void ly_split_master(const float *master, void *param, int16_t *low, int64_t n) {
+  bf16 *restrict high = param;
+  for (int64_t i = 0; i < n; i++) split(master[i], high + i, low + i);
+}
 
 static void squares_body(void *ctx, int64_t piece, int thread) {
   const Adam *t = ctx;
