@@ -18,10 +18,21 @@ static void put(const Attention *t, char *tile, int64_t at, const float *x, int6
 
 /* x[n] = 2^((x - max) scale), n a multiple of 16; the sum. */
 static float exp_row(float *x, int64_t n, float max, float scale) {
-  float lane[16] = {0}, most = max * scale;
+  float most = max * scale;
+#ifdef __AVX512F__
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += 16) {
+    __m512 e = exp2_lanes(_mm512_fmsub_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(scale), _mm512_set1_ps(most)));
+    _mm512_storeu_ps(x + i, e);
+    sum = _mm512_add_ps(sum, e);
+  }
+  return _mm512_reduce_add_ps(sum);
+#else
+  float lane[16] = {0};
   for (int64_t i = 0; i < n; i += 16)
     for (int j = 0; j < 16; j++) { float e = fast_exp2f(x[i + j] * scale - most); x[i + j] = e; lane[j] += e; }
   return sum_lanes(lane);
+#endif
 }
 
 static void rotate(const Attention *t, int64_t begin, int64_t T, int head, int heads) {
@@ -47,6 +58,7 @@ static void forward_body(void *ctx, int64_t item, int thread) {
   for (int head = first; head < first + per; head++)
     for (int64_t i0 = 0; i0 < T; i0 += tile) {
       int64_t rows = smaller(tile, T - i0);
+      for (int64_t i = 0; i < rows; i++) claim_row(t->y, (begin + i0 + i) * t->H * D + (int64_t)head * D, D, t->dt);
       for (int64_t j0 = 0; j0 < i0 + rows; j0 += KEYS) {
         int64_t keys = smaller(KEYS, smaller(whole(i0 + rows, 32), T) - j0), padded = whole(keys, 16);
         ly_gemm(thread, rows, keys, D, 1, at(t, t->qkv, begin + i0, ld, (int64_t)head * D), ld, 1, &k, j0, 0, s, KEYS, 0);
@@ -84,10 +96,18 @@ void ly_attention_forward(void *qkv, const int32_t *pos, const float *cos, const
   ly_parallel((int64_t)nseq * (H / t.together), forward_body, &t);
 }
 
-/* n scores x of a key and as many of dP become probabilities and dS; the first `unseen` queries come before the key. */
+/* n scores x of a key (a multiple of 16) and as many of dP become probabilities and dS; the first `unseen` queries come before the key. */
 static void gradients_of_scores(float *restrict x, float *restrict g, const float *restrict lse, const float *restrict delta, int64_t unseen, int64_t n, float scale) {
   for (int64_t i = 0; i < unseen; i++) x[i] = -INFINITY;
+#ifdef __AVX512F__
+  for (int64_t i = 0; i < n; i += 16) {
+    __m512 e = exp2_lanes(_mm512_fmsub_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(scale * LOG2E), _mm512_loadu_ps(lse + i)));
+    _mm512_storeu_ps(x + i, e);
+    _mm512_storeu_ps(g + i, _mm512_mul_ps(_mm512_mul_ps(e, _mm512_set1_ps(scale)), _mm512_sub_ps(_mm512_loadu_ps(g + i), _mm512_loadu_ps(delta + i))));
+  }
+#else
   for (int64_t i = 0; i < n; i++) { float e = fast_exp2f(x[i] * (scale * LOG2E) - lse[i]); x[i] = e; g[i] = e * (g[i] - delta[i]) * scale; }
+#endif
 }
 
 /* One item: a sequence and a key-value head with all its query heads, so that dK and dV have one writer. Tiles stand upright
@@ -138,12 +158,18 @@ static void backward_body(void *ctx, int64_t item, int thread) {
       }
     }
     ly_rotate(dq, D, &t->angles, begin, T, 1, D, -1, LY_F32);
-    for (int64_t i = 0; i < T; i++) store_row(t->y, (begin + i) * ld + (int64_t)head * D, dq + i * D, D, dt);
+    for (int64_t i = 0; i < T; i++) {
+      int64_t row = (begin + i) * ld + (int64_t)head * D;
+      claim_row(t->y, row + 8 * ld, D, dt);
+      store_row(t->y, row, dq + i * D, D, dt);
+    }
   }
   ly_rotate(dk, D, &t->angles, begin, T, 1, D, -1, LY_F32);
   for (int64_t i = 0; i < T; i++) {
-    store_row(t->y, (begin + i) * ld + (int64_t)(t->H + kvHead) * D, dk + i * D, D, dt);
-    store_row(t->y, (begin + i) * ld + (int64_t)(t->H + t->KV + kvHead) * D, dv + i * D, D, dt);
+    int64_t row = (begin + i) * ld + (int64_t)(t->H + kvHead) * D, values = row + (int64_t)t->KV * D;
+    claim_row(t->y, row + 8 * ld, D, dt); claim_row(t->y, values + 8 * ld, D, dt);
+    store_row(t->y, row, dk + i * D, D, dt);
+    store_row(t->y, values, dv + i * D, D, dt);
   }
 }
 void ly_attention_backward(const void *dout, const void *qkv, const int32_t *pos, const float *cos, const float *sin, const void *out, const float *lse, void *dqkv, const int32_t *cu, int nseq, int64_t N, int H, int KV, int D, float scale, int dt) {

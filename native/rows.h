@@ -26,10 +26,27 @@ static inline __attribute__((always_inline)) void fetch_row(const void *x, int64
   int64_t size = dt == LY_F32 ? 4 : 2;
   for (int64_t b = 0; b < n * size; b += 64) __builtin_prefetch((const char *)x + at * size + b);
 }
+/* The same of a row that will be written. */
+static inline __attribute__((always_inline)) void claim_row(const void *y, int64_t at, int64_t n, int dt) {
+  int64_t size = dt == LY_F32 ? 4 : 2;
+  for (int64_t b = 0; b < n * size; b += 64) __builtin_prefetch((const char *)y + at * size + b, 1);
+}
 static inline void add_to_row(void *y, int64_t at, const float *restrict x, int64_t n, int dt) {
   if (dt == LY_F32) { float *d = (float *)y + at; for (int64_t i = 0; i < n; i++) d[i] += x[i]; }
   else { bf16 *d = (bf16 *)y + at; for (int64_t i = 0; i < n; i++) d[i] = f32_to_bf16(bf16_to_f32(d[i]) + x[i]); }
 }
+#ifdef __AVX512F__
+/* fast_exp2f of sixteen: the same numbers, with the instructions that split a number and put it together again. 0 below 2^-126: a subnormal
+ * result takes as long as a hundred others. NaN stays. */
+static inline __m512 exp2_lanes(__m512 t) {
+  __mmask16 large = _mm512_cmp_ps_mask(t, _mm512_set1_ps(-126.0f), _CMP_NLE_UQ);
+  __m512 n = _mm512_roundscale_ps(t, 0), r = _mm512_sub_ps(t, n), p = _mm512_set1_ps(1.5353360271e-4f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3398874872e-3f)); p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.6184373679e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.5503324697e-2f)); p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.4022647913e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.9314720286e-1f)); p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_maskz_scalef_ps(large, p, n);
+}
+#endif
 static inline float sum_lanes(const float lane[16]) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps(_mm512_loadu_ps(lane));
