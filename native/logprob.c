@@ -9,6 +9,7 @@ static int64_t rows_in(int64_t bytes, int64_t N, int64_t row) {
   return rows < N ? rows : N;
 }
 
+enum { PART = 1024 }; /* numbers of a row that are worked on at a time */
 typedef struct {
   float *logits; const int32_t *target; float *logp, *lse, *entropy; const float *known_lse, *known_entropy, *g; void *dlogits;
   int64_t rows, V, ld; float scale; int dt;
@@ -17,7 +18,7 @@ typedef struct {
 /* A target of V or more is a row of another process's part of W: log p is then -lse, and no logit here is the target's.
  * One row: log p, log sum exp, entropy; then, when gradients are asked for, the row of d(logits). */
 static void row_body(void *ctx, int64_t i, int thread) {
-  const Chunk *t = ctx; int64_t V = t->V; (void)thread;
+  const Chunk *t = ctx; int64_t V = t->V;
   float *restrict x = t->logits + i * t->ld, scale = t->scale;
   int32_t target = t->target[i];
   if (target < 0) {
@@ -30,11 +31,11 @@ static void row_body(void *ctx, int64_t i, int thread) {
   float lse;
   if (t->known_lse) lse = t->known_lse[i];
   else { /* what is returned is reckoned from the largest logit, so that logits of 1e4 lose no digits */
-    float max = row_max(x, V), sum = 0;
+    float max = row_max(x, V), sum;
     float of_target = target < V ? (x[target] - max) * scale : 0, mean = 0;
     if (t->entropy) /* sum of e^z z; a logit of -inf has p = 0 and adds nothing */
       for (int64_t v = 0; v < V; v++) { float z = (x[v] - max) * scale, e = fast_exp2f(z * LOG2E); mean += e == 0 ? 0 : e * z; }
-    for (int64_t v = 0; v < V; v++) sum += fast_exp2f((x[v] - max) * (scale * LOG2E));
+    sum = exp2_row(NULL, x, V, 1, max, scale * LOG2E);
     float log_sum = logf(sum);
     lse = max * scale + log_sum;
     if (t->logp) t->logp[i] = target < V ? of_target - log_sum : -lse;
@@ -50,14 +51,15 @@ static void row_body(void *ctx, int64_t i, int thread) {
     return;
   }
   /* From lse, as where only that is known: so both ways give the same bytes. */
-  if (t->dt == LY_F32) {
-    for (int64_t v = 0; v < V; v++) x[v] = -g * fast_exp2f((x[v] * scale - lse) * LOG2E); /* dlogits are the logits' memory */
-    if (target < V) x[target] += g;
-  } else {
-    bf16 *restrict y = (bf16 *)t->dlogits + i * t->ld;
-    for (int64_t v = 0; v < V; v++) y[v] = f32_to_bf16(-g * fast_exp2f((x[v] * scale - lse) * LOG2E));
-    if (target < V) y[target] = f32_to_bf16(g - g * fast_exp2f((x[target] * scale - lse) * LOG2E));
+  float *part = ly_scratch(thread, 0, PART * 4), of_target = target < V ? fast_exp2f((x[target] * scale - lse) * LOG2E) : 0;
+  for (int64_t v = 0; v < V; v += PART) { /* in fp32 dlogits are the logits' memory */
+    int64_t n = smaller(PART, V - v);
+    exp2_row(part, x + v, n, scale, lse, LOG2E);
+    for (int64_t j = 0; j < n; j++) part[j] *= -g;
+    store_row(t->dlogits, i * t->ld + v, part, n, t->dt);
   }
+  float exact = g - g * of_target;
+  if (target < V) store_row(t->dlogits, i * t->ld + target, &exact, 1, t->dt);
 }
 
 typedef struct { const float *sum; void *dW; int64_t D; int dt; } Sum;

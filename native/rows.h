@@ -47,6 +47,25 @@ static inline __m512 exp2_lanes(__m512 t) {
   return _mm512_maskz_scalef_ps(large, p, n);
 }
 #endif
+/* out[n] = 2^((a x - b) c), out may be x; NULL: only their sum, which is returned. */
+static inline __attribute__((always_inline)) float exp2_row(float *out, const float *x, int64_t n, float a, float b, float c) {
+  int64_t i = 0; float sum = 0;
+#ifdef __AVX512F__
+  __m512 all = _mm512_setzero_ps();
+  for (; i + 16 <= n; i += 16) {
+    __m512 e = exp2_lanes(_mm512_mul_ps(_mm512_fmsub_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(a), _mm512_set1_ps(b)), _mm512_set1_ps(c)));
+    if (out) _mm512_storeu_ps(out + i, e);
+    all = _mm512_add_ps(all, e);
+  }
+  sum = _mm512_reduce_add_ps(all);
+#endif
+  for (; i < n; i++) {
+    float e = fast_exp2f((x[i] * a - b) * c);
+    if (out) out[i] = e;
+    sum += e;
+  }
+  return sum;
+}
 static inline float sum_lanes(const float lane[16]) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps(_mm512_loadu_ps(lane));
