@@ -134,9 +134,9 @@ program
 program
   .command("profile")
   .description("where the time of a training step goes: every kernel beside what the processor could do")
-  .argument("<config>", "YAML file of a pretrain or sft stage")
+  .argument("<config>", "YAML file of a training stage")
   .option("--steps <n>", "steps that are measured, after two that are not", "10")
-  .option("--stage <stage>", "pretrain or sft (default: what the YAML file says, or pretrain)")
+  .option("--stage <stage>", "pretrain, sft, reward, dpo, ppo or grpo (default: what the YAML file says, or pretrain)")
   .option("--set <key=value...>", "override settings of the YAML file")
   .option("--trace <file>", "write every call as a Chrome trace (chrome://tracing, Perfetto)")
   .option("--json", "print a JSON object")

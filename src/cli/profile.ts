@@ -96,18 +96,21 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
   console.log(flags.json ? JSON.stringify(result) : table(result));
 }
 
+/** The stages that go on in steps. */
+const TRAINING = ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"];
+
 /** What the file says, or --stage; a file that says nothing is a pretraining stage. */
-function stageOf(file: string, value: unknown, wanted: string | undefined): "pretrain" | "sft" {
+function stageOf(file: string, value: unknown, wanted: string | undefined): string {
   const { stage, stages } = (value ?? {}) as { stage?: unknown; stages?: unknown };
   if (stages !== undefined)
     throw new UserError(
       `${file} is a recipe of several stages; profile measures one stage: give it a file of its own.`,
       2,
     );
-  const name = wanted ?? stage ?? "pretrain";
-  if (name !== "pretrain" && name !== "sft")
+  const name = String(wanted ?? stage ?? "pretrain");
+  if (!TRAINING.includes(name))
     throw new UserError(
-      `${wanted ? "--stage" : `stage in ${file}`} is "${name}"; profile measures pretrain and sft.`,
+      `${wanted ? "--stage" : `stage in ${file}`} is "${name}"; profile measures steps of ${TRAINING.join(", ")}.`,
       2,
     );
   return name;
