@@ -22,7 +22,10 @@ ly_packed ly_pack(int thread, int slot, int64_t N, int64_t K, const void *B, int
  * the end of B, it is a multiple of 32 too, and so is k0. */
 void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const void *A, int64_t ars, int64_t acs,
              const ly_packed *B, int64_t n0, int64_t k0, float *C, int64_t ldc, int accumulate);
-int64_t ly_gemm_rows(int dt); /* products of a multiple of so many rows leave nothing of the processor idle */
+/* What products are made of: so many rows by so many columns, and steps of k. B is packed in whole blocks, with zeros past its end, so N and K may be
+ * rounded up to them where A and C have room, and A numbers. Whole blocks go the shortest way. */
+typedef struct { int64_t rows, columns, step; } ly_block;
+ly_block ly_gemm_block(int dt);
 
 /* rope.c: on the calling thread, ly_rope of N rows, whose positions are pos[row] and on. sign -1 rotates back. */
 typedef struct { const int32_t *pos; const float *cos, *sin; } ly_angles;

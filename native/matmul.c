@@ -204,7 +204,7 @@ static void multiply(const Plan *p, const Rows *r, int64_t i, int64_t rows, int6
 
 /* ---- the serial product, of a B that is packed already ---- */
 
-int64_t ly_gemm_rows(int dt) { return plan_of(dt, dt, 1, 0).mr; }
+ly_block ly_gemm_block(int dt) { Plan p = plan_of(dt, dt, 1, 0); return (ly_block){p.mr, p.nr, p.Kp}; }
 ly_packed ly_pack(int thread, int slot, int64_t N, int64_t K, const void *B, int64_t brs, int64_t bcs, int dt) {
   Plan p = plan_of(dt, dt, K, 0);
   size_t panel = (size_t)(p.nr * p.Kp) * p.size;

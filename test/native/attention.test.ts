@@ -24,6 +24,7 @@ const CASES: [Shape, number[]][] = [
   [{ H: 3, KV: 1, D: 24 }, [0, 64, 66]],
   [{ H: 3, KV: 1, D: 64 }, [0, 64, 70, 199]],
   [{ H: 2, KV: 2, D: 64 }, [0, 129]],
+  [{ H: 4, KV: 2, D: 32 }, Array.from({ length: 26 }, (_, s) => (s * (s + 3)) / 2)], // many short ones: an item has all heads of one
 ];
 const widthOf = ({ H, KV, D }: Shape): number => (H + 2 * KV) * D;
 
@@ -107,6 +108,39 @@ test("a sequence is the same alone and in company, backward too", () => {
   });
 });
 
+test.each(DTYPES)(
+  "numbers that are none stay in their sequence, before, behind and in what threads keep, %s",
+  (_, dt) => {
+    const shape = { H: 4, KV: 2, D: 32 };
+    const [width, out] = [widthOf(shape), 128];
+    // Many and few sequences; every third one is spoilt. Their blocks of rows reach into each other.
+    for (const lengths of [[21, 40, 33], Array.from({ length: 27 }, (_, s) => 1 + ((7 * s) % 45))]) {
+      const cu = [0];
+      for (const n of lengths) cu.push(cu[cu.length - 1] + n);
+      const N = cu[cu.length - 1];
+      const [qkv, dy] = [numbers(N * width, 3), numbers(N * out, 4)];
+      const spoilt = (s: number): boolean => s % 3 === 1;
+      const of = (token: number): number => cu.findIndex((end) => token < end) - 1;
+      const bad = Float64Array.from(qkv, (x, i) => (spoilt(of(Math.floor(i / width))) ? Number.NaN : x));
+      onEach((b) => {
+        const [good, other] = [qkv, bad].map((numbers) => {
+          const ran = forward(b, shape, cu, numbers.slice(), dt);
+          return { y: b.get(ran.y, N * out, dt), d: b.get(backward(b, shape, cu, ran, dy.slice(), dt), N * width, dt) };
+        });
+        for (const s of lengths.keys()) {
+          const [from, to] = [cu[s], cu[s + 1]];
+          const parts = (of: typeof good): Float64Array[] => [
+            of.y.subarray(from * out, to * out),
+            of.d.subarray(from * width, to * width),
+          ];
+          if (spoilt(s)) expect(parts(other).every((part) => part.every(Number.isNaN))).toBe(true);
+          else expect(parts(other)).toEqual(parts(good));
+        }
+      });
+    }
+  },
+);
+
 test("no token sees a later one", () => {
   onEach((b) => {
     const shape = { H: 2, KV: 1, D: 8 };
@@ -172,10 +206,13 @@ test.each(DTYPES)("NaN that an earlier call left in the engine's buffers is not 
 
 test.each(DTYPES)("the number of threads does not change a byte, %s", (_, dt) => {
   const shape = { H: 4, KV: 2, D: 16 };
-  const cu = [0, 70, 71, 150];
-  expectSameOnAnyThreads((b) => {
-    const ran = forward(b, shape, cu, numbers(150 * 128, 5), dt);
-    const dqkv = backward(b, shape, cu, ran, numbers(150 * 64, 6), dt);
-    return b.bytes(ran.y, 150 * 64, dt) + b.bytes(ran.lse, 600) + b.bytes(dqkv, 150 * 128, dt);
-  });
+  // Few sequences are cut into heads; 20 of them are enough for two threads to take them whole, and too few for three.
+  for (const cu of [[0, 70, 71, 150], Array.from({ length: 21 }, (_, s) => (s * (s + 1)) / 2)]) {
+    const N = cu[cu.length - 1];
+    expectSameOnAnyThreads((b) => {
+      const ran = forward(b, shape, cu, numbers(N * 128, 5), dt);
+      const dqkv = backward(b, shape, cu, ran, numbers(N * 64, 6), dt);
+      return b.bytes(ran.y, N * 64, dt) + b.bytes(ran.lse, 4 * N) + b.bytes(dqkv, N * 128, dt);
+    });
+  }
 });
