@@ -1,7 +1,7 @@
 /* AdamW (Loshchilov & Hutter 2019) in one pass over flat buffers, and the norm that clipping needs.
  * Beside bf16 parameters, master weights are split as in Split-SGD (Kalamkar et al. 2020): a parameter is its master's upper half, rounded,
- * and `low` what is to be added to its bits to have the master's, -32768 to 32767. That takes ties to be rounded away from 0: of two masters
- * that an even upper half could stand for, to even, both would have the same low. */
+ * and `low`, -32768 to 32767, what is to be added to its bits to have the master's. Ties are rounded away from 0: to even, two masters would
+ * come to the same pair, one half below an even upper half and one half above it. */
 #include "rows.h"
 enum { PIECE = 16384 };
 typedef struct {

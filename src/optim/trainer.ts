@@ -51,7 +51,7 @@ export class Trainer {
     return { loss, gradNorm, learningRate: rate };
   }
 
-  /** Bytes of parameters, gradients and optimizer state in this process. */
+  /** Bytes of parameters, gradients and optimizer state in this process, as the ZeRO paper counts them. */
   stateBytes(): number {
     const { parameters, gradients } = this.optimizer.parameters.keeper.stateBytes();
     return parameters + gradients + this.optimizer.stateBytes();

@@ -25,7 +25,7 @@ export interface LoopStage {
   sample?(step: number): string | undefined;
   /** Writes everything that resuming needs. */
   save(dir: string): void;
-  /** Bytes of parameters, gradients and optimizer state that this process holds; written for each when there are several. */
+  /** Bytes of this process's parameters, gradients and optimizer state, as the ZeRO paper counts them; written for each when there are several. */
   stateBytes?(): number;
   /** What the step worked on, for the file that is left behind when its loss is NaN. */
   batch(): unknown;

@@ -95,7 +95,7 @@ export class FourModels {
     }
   }
 
-  /** Their sizes: trained parameters take 16 bytes, frozen ones 2 (in fp32: 16 and 4). */
+  /** Their sizes: trained parameters count 16 bytes, as in the notes, frozen ones 2 (in fp32: 16 and 4). */
   memory(): string {
     const width = this.actor.precision === "bf16" ? 2 : 4;
     const trained = (m: Llama): number => m.parameters.count * width + m.trainable.count * (16 - width);

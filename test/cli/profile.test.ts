@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test, vi } from "vitest";
 import { command, type ProfileFlags } from "../../src/cli/profile.js";
+import { command as runStage } from "../../src/cli/stage.js";
 
 const dir = mkdtempSync(join(tmpdir(), "lyceum-profile-test-"));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
@@ -26,11 +27,11 @@ interface Row {
   calls: number;
   seconds: number;
 }
-async function output(flags: ProfileFlags): Promise<string> {
+async function output(flags: ProfileFlags, file = config): Promise<string> {
   const log = vi.spyOn(console, "log").mockImplementation(() => {});
   const error = vi.spyOn(console, "error").mockImplementation(() => {});
   try {
-    await command(config, flags);
+    await command(file, flags);
     return log.mock.calls.map(([text]) => String(text)).join("\n");
   } finally {
     log.mockRestore();
@@ -77,9 +78,29 @@ test("for people: a table with the step's time, its kernels, and what is outside
   expect(text).toMatch(/\noutside kernels +[\d.]+ +[\d.]+%\n/);
 });
 
+test("a stage of alignment: log p of pairs forward and backward, without what comes before the first step", async () => {
+  const silent = vi.spyOn(console, "error").mockImplementation(() => {});
+  const told = vi.spyOn(console, "log").mockImplementation(() => {});
+  await runStage("pretrain", config, { out: join(dir, "run"), set: ["steps=1"] });
+  silent.mockRestore();
+  told.mockRestore();
+  const pair = (i: number): object => ({ prompt: `Number ${i}?`, chosen: `Sentence ${i}.`, rejected: "Number." });
+  writeFileSync(join(dir, "pairs.jsonl"), Array.from({ length: 8 }, (_, i) => JSON.stringify(pair(i))).join("\n"));
+  const file = join(dir, "dpo.yaml");
+  writeFileSync(file, "from: run/model\ndata: { train: [pairs.jsonl], contextLength: 64 }\nbatchSize: 4\n");
+  const { kernels } = JSON.parse(await output({ steps: "2", stage: "dpo", json: true }, file)) as { kernels: Row[] };
+  const calls = (name: string): number | undefined => kernels.find((k) => k.kernel === name)?.calls;
+  // The reference's log p was computed before: a step goes through the model once.
+  expect(calls("attentionForward")).toBe(LAYERS);
+  expect(calls("attentionBackward")).toBe(LAYERS);
+  expect(calls("logprobForward")).toBe(1);
+  expect(calls("logprobBackward")).toBe(1);
+});
+
 test("what it cannot measure: steps that are no number, other stages, whole recipes", async () => {
   await expect(command(config, { steps: "many" })).rejects.toThrow(/--steps is "many"; it must be a whole number/);
-  await expect(command(config, { steps: "1", stage: "ppo" })).rejects.toThrow(/--stage is "ppo"; profile measures/);
+  const prefer = command(config, { steps: "1", stage: "prefer" });
+  await expect(prefer).rejects.toThrow(/--stage is "prefer"; profile measures steps of pretrain, sft, reward/);
   const recipe = join(dir, "r.yaml");
   writeFileSync(recipe, "stages: []\n");
   await expect(command(recipe, { steps: "1" })).rejects.toThrow(/r.yaml is a recipe of several stages/);
