@@ -83,15 +83,15 @@ static inline __attribute__((always_inline)) void turned_lines(words r[16], int6
   transpose16(r);
 }
 
-/* Words of lines (`line` bytes apart) as out[k][width], sixteen k at a time; returns how many of n it has done. `rows` is
- * the panel's length: a row is stored sixteen words at a time, and what runs over its end is written again by the next,
+/* Words of `count` lines (`line` bytes apart), zeros for those up to width, as out[k][width], sixteen k at a time; returns how many of n it has
+ * done. `rows` is the panel's length: a row is stored sixteen words at a time, and what runs over its end is written again by the next,
  * so the last row of the panel may not run over. */
-static inline __attribute__((always_inline)) int64_t pack_transposed(uint32_t *out, int64_t width, int64_t n, int64_t rows, const char *x, int64_t line) {
+static inline __attribute__((always_inline)) int64_t pack_transposed(uint32_t *out, int64_t width, int64_t count, int64_t n, int64_t rows, const char *x, int64_t line) {
   int64_t k = 0;
   for (; k + 16 <= n; k += 16)
     for (int64_t j = 0; j < width; j += 16) {
       words r[16];
-      turned_lines(r, width - j, x + j * line + 4 * k, line);
+      turned_lines(r, count - j, x + j * line + 4 * k, line);
       uint32_t *o = out + k * width + j;
 #pragma GCC unroll 15
       for (int i = 0; i < 15; i++) *(words_at *)(o + i * width) = r[i];
@@ -125,7 +125,8 @@ static inline __attribute__((always_inline)) void pack_pairs(uint32_t *out, int6
   int64_t pairs = K / 2, rows = Kp / 2, k = 0;
   int whole = count == width;
   if (!whole || K < Kp) memset(out, 0, 4 * (size_t)(width * rows));
-  if (whole && step == 1) k = pack_transposed(out, width, pairs, rows, (const char *)x, 2 * line);
+  if (whole && step == 1) k = pack_transposed(out, width, width, pairs, rows, (const char *)x, 2 * line);
+  else if (step == 1 && width % 16 == 0) k = pack_transposed(out, width, count, pairs, rows, (const char *)x, 2 * line);
   else if (whole && line == 1) {
     /* Neither may writing run over the end of the panel, nor reading over the end of the matrix. */
     int64_t reach = (width + 15) / 16 * 16, end = reach == width ? pairs : smaller(pairs, rows - 1);
@@ -158,7 +159,7 @@ static inline __attribute__((always_inline)) void pack_f32(float *out, int64_t w
     }
     if (line == 1) { for (; k < K; k++) for (int64_t j = 0; j < count; j++) out[k * width + j] = x[k * step + j]; return; }
 #ifdef LY_WORDS
-    if (step == 1 && count == width) k = pack_transposed((uint32_t *)out, width, K, K, X, 4 * line);
+    if (step == 1 && count == width) k = pack_transposed((uint32_t *)out, width, width, K, K, X, 4 * line);
 #endif
     for (int64_t j = 0; j < count; j++) for (int64_t i = k; i < K; i++) out[i * width + j] = x[j * line + i * step];
   } else {
