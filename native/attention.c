@@ -4,7 +4,9 @@
  * back on the way out. */
 #include "rows.h"
 /* Keys that a running softmax takes in at a time; of the backward pass, keys and queries of a tile. */
-enum { KEYS = 256, TILE = 64, QUERIES = 128, MANY = 32, PLENTY = 8 };
+enum { KEYS = 256, TILE = 64, QUERIES = 128 };
+/* So many pieces of work are enough to cut by sequence and key-value head; so many sequences for each thread, to cut by sequence. */
+enum { MANY = 32, PLENTY = 8 };
 
 typedef struct {
   char *qkv; const char *out, *dout; char *y; ly_angles angles; float *lse; const int32_t *cu; int64_t N; int H, KV, D, dt, nseq; float scale; size_t size;
@@ -43,8 +45,8 @@ static void keys_body(void *ctx, int64_t s, int thread) {
   rotate(t, t->cu[s], t->cu[s + 1] - t->cu[s], t->H, t->KV);
 }
 
-/* Rows of a block that begins at row `row` of a sequence of T: whole blocks are read, and what lies behind the sequence is multiplied and forgotten, but
- * not behind the last of all sequences. */
+/* How many rows to read of a block that begins at row `row` of a sequence of T. Whole blocks are: what lies behind the sequence is multiplied and forgotten,
+ * whatever another thread is making of it. Only behind the last of all sequences lies nothing. */
 static int64_t whole_rows(const Attention *t, int64_t begin, int64_t row, int64_t T, int64_t rows) { return begin + row + rows <= t->N ? rows : smaller(rows, T - row); }
 
 /* One item: a sequence and some of its heads; from the top down as many queries as a product has rows, for each the keys up to the diagonal. */
@@ -105,7 +107,7 @@ void ly_attention_forward(void *qkv, const int32_t *pos, const float *cos, const
   ly_parallel((int64_t)nseq * (H / t.together), forward_body, &t);
 }
 
-/* n scores x of a key (a multiple of 16) and as many of dP become probabilities and dS; the first `unseen` queries come before the key. */
+/* n scores x of a key and as many of dP (n a multiple of 16) become probabilities and dS; the first `unseen` queries come before the key. */
 static void gradients_of_scores(float *restrict x, float *restrict g, const float *restrict lse, const float *restrict delta, int64_t unseen, int64_t n, float scale) {
   for (int64_t i = 0; i < unseen; i++) x[i] = -INFINITY;
 #ifdef __AVX512F__
