@@ -18,25 +18,6 @@ static int64_t whole(int64_t n, int64_t step) { return (n + step - 1) & -step; }
 /* A row of probabilities in the storage type, so that the product that follows runs in it. */
 static void put(const Attention *t, char *tile, int64_t at, const float *x, int64_t n) { store_row(tile, at, x, n, t->dt); }
 
-/* x[n] = 2^((x - max) scale), n a multiple of 16; the sum. */
-static float exp_row(float *x, int64_t n, float max, float scale) {
-  float most = max * scale;
-#ifdef __AVX512F__
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t i = 0; i < n; i += 16) {
-    __m512 e = exp2_lanes(_mm512_fmsub_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(scale), _mm512_set1_ps(most)));
-    _mm512_storeu_ps(x + i, e);
-    sum = _mm512_add_ps(sum, e);
-  }
-  return _mm512_reduce_add_ps(sum);
-#else
-  float lane[16] = {0};
-  for (int64_t i = 0; i < n; i += 16)
-    for (int j = 0; j < 16; j++) { float e = fast_exp2f(x[i + j] * scale - most); x[i + j] = e; lane[j] += e; }
-  return sum_lanes(lane);
-#endif
-}
-
 static void rotate(const Attention *t, int64_t begin, int64_t T, int head, int heads) {
   ly_rotate(t->qkv + (size_t)(begin * width(t) + (int64_t)head * t->D) * t->size, width(t), &t->angles, begin, T, heads, t->D, 1, t->dt);
 }
@@ -76,13 +57,13 @@ static void forward_body(void *ctx, int64_t item, int thread) {
           int64_t seen = i0 + i - j0 + 1;
           for (int64_t j = seen < 0 ? 0 : seen; j < padded; j++) x[j] = -INFINITY;
           float m = row_max(x, padded);
-          if (j0 == 0) { max[i] = m; sum[i] = exp_row(x, padded, m, scale); }
+          if (j0 == 0) { max[i] = m; sum[i] = exp2_row(x, x, padded, scale, m * scale, 1); }
           else if (seen <= 0) memset(x, 0, (size_t)padded * 4);
           else {
             m = m > max[i] ? m : max[i];
             float keep = fast_exp2f((max[i] - m) * scale);
             for (int d = 0; d < D; d++) o[i * D + d] *= keep;
-            sum[i] = sum[i] * keep + exp_row(x, padded, m, scale);
+            sum[i] = sum[i] * keep + exp2_row(x, x, padded, scale, m * scale, 1);
             max[i] = m;
           }
           put(t, p, i * KEYS, x, padded);
