@@ -84,7 +84,7 @@ void ly_attention_forward(void *qkv, const int32_t *pos, const float *cos, const
   /* Many sequences: an item has all heads of one, whose rows then lie together. Few and long ones are rather cut into heads, though each packs the keys
    * again: then there is something for all threads. */
   t.together = nseq >= PLENTY * ly_threads() ? H : (int64_t)nseq * KV >= MANY ? H / KV : 1;
-  if (t.together < H / KV) ly_parallel(nseq, keys_body, &t); /* several items share them */
+  if (t.together < H / KV) ly_in_order(nseq, keys_body, &t); /* several items share them */
   ly_parallel((int64_t)nseq * (H / t.together), forward_body, &t);
 }
 

@@ -2,12 +2,12 @@
 #include "few_rows.h"
 
 typedef struct {
-  const char *q, *k, *v; char *y; const int32_t *past; int64_t ldq, T, maxT; int form, H, KV, D, dt; float scale; size_t size;
+  const char *q, *k, *v; char *y; const int32_t *past; int64_t ldq, T, maxT, items; int form, H, KV, D, dt; float scale; size_t size;
 } Cached;
 
 /* o[D] = sum over j of p[j] v[j, D], in fp32, j ascending. Columns go in pieces that stay in registers. */
 typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-enum { PIECE = 4 * LANES, AHEAD = 64 /* rows of values that are asked for while the keys are read */ };
+enum { PIECE = 4 * LANES, AHEAD = 64 /* rows that are asked for: values while the keys are read, the keys of the next item while values are */ };
 static void weighted_rows(const float *restrict p, const char *restrict v, int64_t rows, int D, int dt, float *restrict o) {
   int d = 0;
   for (; d + PIECE <= D; d += PIECE) {
@@ -44,7 +44,8 @@ static void cached_body(void *ctx, int64_t item, int thread) {
   if (ly_few_as_is(t->form, D)) ready = q;
   else ly_few_prepare(t->form, q, t->dt, 0, queries, D, ready);
   fetch_row(v, 0, smaller(keys, AHEAD) * D, t->dt);
-  ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, NULL, s, ld);
+  ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, 0, (Ahead){0}, s, ld);
+  if (item + 1 < ly_part(t->items, thread + 1)) fetch_row(k + (size_t)(t->maxT * D) * t->size, 0, smaller(t->past[(item + 1) / t->KV] + T, AHEAD) * D, t->dt);
   for (int64_t i = 0; i < queries; i++) {
     float *p = s + i * ld, sum = 0;
     int64_t row = i / group, seen = keys - T + row + 1;
@@ -57,8 +58,8 @@ static void cached_body(void *ctx, int64_t item, int thread) {
   }
 }
 void ly_attention_cached(const void *q, int64_t ldq, const void *kcache, const void *vcache, void *out, const int32_t *past, int64_t B, int64_t T, int64_t maxT, int H, int KV, int D, float scale, int dt) {
-  Cached t = {q, kcache, vcache, out, past, ldq, T, maxT, ly_few_form(dt, 0), H, KV, D, dt, scale, dt == LY_F32 ? 4 : 2};
-  ly_parallel(B * KV, cached_body, &t);
+  Cached t = {q, kcache, vcache, out, past, ldq, T, maxT, B * KV, ly_few_form(dt, 0), H, KV, D, dt, scale, dt == LY_F32 ? 4 : 2};
+  ly_in_order(t.items, cached_body, &t);
 }
 
 void ly_cache_append(const void *qkv, void *kcache, void *vcache, const int32_t *past, int64_t B, int64_t T, int64_t maxT, int H, int KV, int D, int dt) {

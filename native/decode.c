@@ -3,27 +3,36 @@
  * SwiGLU) is done with its results before they leave the core. */
 #include "few_rows.h"
 
-/* x[B,K] made ready, and the matrix that it meets. */
-typedef struct { int form; const char *W; int64_t ldw; const float *wscale; int64_t K, B; const char *x; char *made; const void *source; int dt; } Few;
+/* x[B,K] made ready, and the matrix that it meets, in so many items. */
+typedef struct { int form; const char *W; int64_t ldw; const float *wscale; int64_t N, K, B, items; const char *x; char *made; const void *source; int dt; } Few;
 
 static void prepare_body(void *ctx, int64_t item, int thread) {
   const Few *t = ctx; (void)thread;
   ly_few_prepare(t->form, t->source, t->dt, item * 16, smaller(16, t->B - item * 16), t->K, t->made);
 }
-static Few prepare(const void *x, int dt, const void *W, const float *wscale, int wt, int64_t B, int64_t K) {
+static void few_run(Few *t, int64_t items, ly_body body, void *ctx) {
+  t->items = items;
+  if (!ly_few_as_is(t->form, t->K)) {
+    t->x = t->made = ly_scratch(-1, 9, (size_t)(ly_few_stride(t->form, t->K) * (t->B + 31) / 32 * 32));
+    ly_in_order((t->B + 15) / 16, prepare_body, t);
+  }
+  ly_in_order(items, body, ctx);
+}
+static Few few_of(const void *x, int dt, const void *W, const float *wscale, int wt, int64_t B, int64_t N, int64_t K) {
   int form = ly_few_form(wt, 1);
-  Few t = {.form = form, .W = W, .ldw = ly_few_row(form, K), .wscale = wscale, .K = K, .B = B, .x = x, .source = x, .dt = dt};
-  if (ly_few_as_is(form, K)) return t;
-  t.x = t.made = ly_scratch(-1, 9, (size_t)(ly_few_stride(form, K) * (B + 31) / 32 * 32));
-  ly_parallel((B + 15) / 16, prepare_body, &t);
-  return t;
+  return (Few){.form = form, .W = W, .ldw = ly_few_row(form, K), .wscale = wscale, .N = N, .K = K, .B = B, .x = x, .source = x, .dt = dt};
 }
 
-/* out[B, ld] = x . rows row0 .. row0 + rows - 1 of W[N, K], ld = round16(rows); the scales of int8 rows are in it. `after`: the row that this thread will
- * go on with, as far as one can tell. */
-static void dots(const Few *t, int64_t row0, int64_t rows, int64_t after, int64_t N, float *out) {
-  int64_t ld = round16(rows);
-  ly_few_dots(t->form, t->W + row0 * t->ldw, t->ldw, rows, t->K, t->x, t->B, after + 32 <= N && t->B <= 16 ? t->W + after * t->ldw : NULL, out, ld);
+static Ahead rows_at(const Few *t, int64_t row) { return (Ahead){t->W + row * t->ldw, smaller(32, t->N - row) * t->ldw}; }
+/* What a thread reads after `item` of its part. */
+static Ahead then(const Few *t, int64_t item, int thread, int64_t row) { return item + 1 < ly_part(t->items, thread + 1) ? rows_at(t, row) : (Ahead){0}; }
+
+/* out[B, ld] = x . rows row0 .. row0 + rows - 1 of W[N, K], ld = round16(rows); the scales of int8 rows are in it. */
+static void dots(const Few *t, int thread, int64_t row0, int64_t rows, Ahead after, float *out) {
+  static const char *asked[MAX_THREADS]; /* by this thread, when it was here last */
+  const char *W = t->W + row0 * t->ldw; int64_t ld = round16(rows);
+  ly_few_dots(t->form, W, t->ldw, rows, t->K, t->x, t->B, asked[thread] == W, after, out, ld);
+  asked[thread] = after.at;
   if (t->wscale) for (int64_t b = 0; b < t->B; b++) for (int64_t r = 0; r < rows; r++) out[b * ld + r] *= t->wscale[row0 + r];
 }
 
@@ -39,15 +48,15 @@ static int64_t item_rows(const Few *t, int64_t N) {
 
 /* ---- y = alpha x W' + R ---- */
 
-typedef struct { Few few; const void *R; void *y; float alpha; int dty; int64_t N, rows; } Linear;
+typedef struct { Few few; const void *R; void *y; float alpha; int dty; int64_t rows; } Linear;
 
 static void linear_body(void *ctx, int64_t item, int thread) {
   const Linear *t = ctx;
-  int64_t row0 = item * t->rows, rows = smaller(t->rows, t->N - row0), ld = round16(rows);
+  int64_t row0 = item * t->rows, rows = smaller(t->rows, t->few.N - row0), ld = round16(rows);
   float *out = ly_scratch(thread, 10, (size_t)(t->few.B * ld + ld) * 4), *r = out + t->few.B * ld;
-  dots(&t->few, row0, rows, row0 + ly_threads() * t->rows, t->N, out);
+  dots(&t->few, thread, row0, rows, then(&t->few, item, thread, row0 + rows), out);
   for (int64_t b = 0; b < t->few.B; b++) {
-    float *o = out + b * ld; int64_t at = b * t->N + row0;
+    float *o = out + b * ld; int64_t at = b * t->few.N + row0;
     if (t->R) { load_row(r, t->R, at, rows, t->dty); for (int64_t i = 0; i < rows; i++) o[i] = t->alpha * o[i] + r[i]; }
     else if (t->alpha != 1.0f) for (int64_t i = 0; i < rows; i++) o[i] *= t->alpha;
     store_row(t->y, at, o, rows, t->dty);
@@ -55,9 +64,9 @@ static void linear_body(void *ctx, int64_t item, int thread) {
 }
 void ly_decode_linear(const void *x, const void *W, const float *wscale, int wt, const void *R, float alpha, void *y, int dty,
                       int64_t B, int64_t N, int64_t K, int dt) {
-  Linear t = {.few = prepare(x, dt, W, wscale, wt, B, K), .R = R, .y = y, .alpha = alpha, .dty = dty, .N = N};
+  Linear t = {.few = few_of(x, dt, W, wscale, wt, B, N, K), .R = R, .y = y, .alpha = alpha, .dty = dty};
   t.rows = item_rows(&t.few, N);
-  ly_parallel((N + t.rows - 1) / t.rows, linear_body, &t);
+  few_run(&t.few, (N + t.rows - 1) / t.rows, linear_body, &t);
 }
 
 /* ---- queries, keys and values: rotated, and the keys and values put where the cache wants them ---- */
@@ -66,9 +75,9 @@ typedef struct { Few few; const void *R; const int32_t *past, *rows; const float
 
 static void qkv_body(void *ctx, int64_t head, int thread) {
   const Qkv *t = ctx; int D = t->D, half = D / 2;
-  int64_t ld = round16(D), width = (int64_t)(t->H + 2 * t->KV) * D;
+  int64_t ld = round16(D), width = t->few.N;
   float *out = ly_scratch(thread, 10, (size_t)(t->few.B * ld + ld) * 4), *r = out + t->few.B * ld;
-  dots(&t->few, head * D, D, (head + ly_threads()) * D, width, out);
+  dots(&t->few, thread, head * D, D, then(&t->few, head, thread, (head + 1) * D), out);
   for (int64_t b = 0; b < t->few.B; b++) {
     float *x = out + b * ld, *y = x + half;
     if (t->R) { load_row(r, t->R, b * width + head * D, D, t->dt); for (int i = 0; i < D; i++) x[i] += r[i]; }
@@ -83,8 +92,9 @@ static void qkv_body(void *ctx, int64_t head, int thread) {
 }
 void ly_decode_qkv(const void *x, const void *W, const float *wscale, int wt, const void *R, const int32_t *past, const int32_t *rows, const float *cos, const float *sin,
                    void *q, void *kcache, void *vcache, int64_t B, int64_t maxT, int64_t K, int H, int KV, int D, int dt) {
-  Qkv t = {prepare(x, dt, W, wscale, wt, B, K), R, past, rows, cos, sin, q, kcache, vcache, maxT, H, KV, D, dt};
-  ly_parallel(H + 2 * KV, qkv_body, &t);
+  int64_t heads = H + 2 * KV;
+  Qkv t = {few_of(x, dt, W, wscale, wt, B, heads * D, K), R, past, rows, cos, sin, q, kcache, vcache, maxT, H, KV, D, dt};
+  few_run(&t.few, heads, qkv_body, &t);
 }
 
 /* ---- SwiGLU of gate and up ---- */
@@ -95,8 +105,8 @@ static void swiglu_body(void *ctx, int64_t item, int thread) {
   const Glu *t = ctx;
   int64_t f0 = item * t->rows, rows = smaller(t->rows, t->F - f0), ld = round16(rows);
   float *gate = ly_scratch(thread, 10, (size_t)((t->few.B + 1) * ld * 2) * 4), *up = gate + t->few.B * ld, *r = up + t->few.B * ld;
-  dots(&t->few, f0, rows, t->F + f0, 2 * t->F, gate);
-  dots(&t->few, t->F + f0, rows, f0 + ly_threads() * t->rows, t->F, up);
+  dots(&t->few, thread, f0, rows, rows_at(&t->few, t->F + f0), gate);
+  dots(&t->few, thread, t->F + f0, rows, then(&t->few, item, thread, f0 + rows), up);
   for (int64_t b = 0; b < t->few.B; b++) {
     float *restrict g = gate + b * ld, *restrict u = up + b * ld;
     if (t->R) {
@@ -110,10 +120,10 @@ static void swiglu_body(void *ctx, int64_t item, int thread) {
   }
 }
 void ly_decode_swiglu(const void *x, const void *W, const float *wscale, int wt, const void *R, void *y, int64_t B, int64_t F, int64_t K, int dt) {
-  Glu t = {.few = prepare(x, dt, W, wscale, wt, B, K), .R = R, .y = y, .F = F, .dt = dt};
+  Glu t = {.few = few_of(x, dt, W, wscale, wt, B, 2 * F, K), .R = R, .y = y, .F = F, .dt = dt};
   t.rows = item_rows(&t.few, F);
   if (t.few.form != TILES) t.rows = smaller(t.rows, 32);
-  ly_parallel((F + t.rows - 1) / t.rows, swiglu_body, &t);
+  few_run(&t.few, (F + t.rows - 1) / t.rows, swiglu_body, &t);
 }
 
 /* ---- int8 weights ---- */

@@ -118,30 +118,37 @@ void ly_advise_state(void *p, size_t bytes, int needed) {
 
 /* ---- threads: the caller is thread 0, the others spin briefly for the next kernel, then sleep ---- */
 
-enum { MAX_THREADS = 256, SLOTS = 32, SPINS = 4000 };
+enum { SLOTS = 32, SPINS = 4000 };
 static int threads = 1, workers;
 static pthread_t handles[MAX_THREADS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static atomic_long generation;
 static atomic_int sleeping, stop;
-static struct { _Atomic(ly_body) body; void *_Atomic ctx; _Atomic int64_t n; } job;
-/* The round's number << 32 | the next item. An item is taken by exchanging the exact value that was there before the job was
- * read: whoever is late, because another process had his core, finds another number and takes nothing. So a round is
- * over when its items are done, and nobody has to come by and say that he had none. */
-static _Atomic uint64_t ticket;
+static struct { _Atomic(ly_body) body; void *_Atomic ctx; _Atomic int64_t n; atomic_int backward; } job;
+/* Each thread's part of the items, as far as nobody has taken them: the round's number << 40 | the first << 20 | the end. The owner takes from one side; who has
+ * none left takes from the other side of others' parts (affinity scheduling, Markatos & LeBlanc 1994). An item is taken by exchanging the exact value that was
+ * there before the job was read: whoever is late, because another process had his core, finds another round and takes nothing. So a round is over when its
+ * items are done, and nobody has to come by and say that he had none. */
+static struct { _Alignas(64) _Atomic uint64_t left; } parts[MAX_THREADS];
+enum { ITEM_BITS = 20, ITEMS = 1 << ITEM_BITS };
 static _Atomic int64_t done;
+/* Of more items than fit there, several are taken at a time. */
+static int64_t per_item(int64_t n) { return (n + ITEMS - 2) / (ITEMS - 1); }
 
 static void work(int thread) {
-  for (;;) {
-    uint64_t t = atomic_load(&ticket);
+  for (int away = 0; away < threads;) {
+    _Atomic uint64_t *part = &parts[(thread + away) % threads].left;
+    uint64_t t = atomic_load(part);
     ly_body body = atomic_load(&job.body);
     void *ctx = atomic_load(&job.ctx);
-    int64_t i = (int64_t)(t & UINT32_MAX);
-    if (i >= atomic_load(&job.n)) return;
-    if (!atomic_compare_exchange_weak(&ticket, &t, t + 1)) continue;
-    body(ctx, i, thread);
-    atomic_fetch_add(&done, 1);
+    int64_t n = atomic_load(&job.n), each = per_item(n), first = (int64_t)(t >> ITEM_BITS) % ITEMS, end = (int64_t)(t % ITEMS);
+    int front = atomic_load(&job.backward) == (away > 0);
+    if (first >= end) { away++; continue; }
+    if (!atomic_compare_exchange_weak(part, &t, front ? t + ITEMS : t - 1)) continue;
+    int64_t from = (front ? first : end - 1) * each, to = from + each < n ? from + each : n;
+    for (int64_t i = from; i < to; i++) body(ctx, i, thread);
+    atomic_fetch_add(&done, to - from);
   }
 }
 
@@ -170,19 +177,29 @@ static void start_round(void) {
   pthread_mutex_unlock(&lock);
 }
 
-void ly_parallel(int64_t n, ly_body body, void *ctx) {
+int64_t ly_part(int64_t n, int thread) { return n * thread / threads; }
+
+static void run(int64_t n, ly_body body, void *ctx, int backward) {
   if (n <= 1 || workers == 0) {
     for (int64_t i = 0; i < n; i++) body(ctx, i, 0);
     return;
   }
   static uint64_t round;
-  atomic_store(&ticket, ++round << 32 | UINT32_MAX); /* nothing to take while the job changes */
-  atomic_store(&job.body, body); atomic_store(&job.ctx, ctx); atomic_store(&job.n, n);
+  int64_t each = per_item(n), items = (n + each - 1) / each;
+  /* Nothing is left to take while the job changes. */
+  atomic_store(&job.body, body); atomic_store(&job.ctx, ctx); atomic_store(&job.n, n); atomic_store(&job.backward, backward);
   atomic_store(&done, 0);
-  atomic_store(&ticket, ++round << 32);
+  round++;
+  for (int t = 0; t < threads; t++)
+    atomic_store(&parts[t].left, round << 2 * ITEM_BITS | (uint64_t)ly_part(items, t) << ITEM_BITS | (uint64_t)ly_part(items, t + 1));
   start_round();
   work(0);
   for (int s = 0; atomic_load(&done) < n; s++) { if (s < 20000) RELAX(); else sched_yield(); }
+}
+void ly_in_order(int64_t n, ly_body body, void *ctx) { run(n, body, ctx, 0); }
+void ly_parallel(int64_t n, ly_body body, void *ctx) {
+  static int backward;
+  run(n, body, ctx, backward = !backward);
 }
 
 int ly_threads(void) { return threads; }

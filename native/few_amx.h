@@ -32,18 +32,27 @@ static void few_amx_turn(Turn *t) {
   for (int64_t i = 0; i < n; i++) memcpy(out + i * t->ld, &rows[i], 64);
 }
 
+/* Step s of `steps` of asking for what comes. Eight places of it at a time: processors look ahead within a page of memory, each for itself. */
+enum { PLACES = 8 };
+static inline void few_amx_ask(Ahead a, int64_t s, int64_t steps) {
+  int64_t place = (a.bytes + PLACES * 64 - 1) / (PLACES * 64) * 64, share = (place / 64 + steps - 1) / steps * 64;
+  for (int64_t p = 0; p < a.bytes; p += place)
+    for (int64_t at = s * share; at < smaller(place, (s + 1) * share); at += 64) __builtin_prefetch(a.at + p + at, 0, 2);
+}
+
 /* A tile takes a line of memory of each of 16 rows, which no processor foresees: while 32 rows are multiplied, the 32 that follow are fetched in the
  * order of memory; behind the last ones `after`, when there is something. What a tile would read past the end of W is copied first. */
-static void few_amx_all(const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, const char *after, float *out, int64_t ld) {
+static void few_amx_all(const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld) {
   _Alignas(64) char edge[32][64];
   _Alignas(64) float sums[2][2][2][16][16];
   Turn before = {0};
   int64_t steps = (K + 31) / 32, n = 0;
   amx_configure();
-  for (int64_t at = 0; at < smaller(32, rows) * ldw; at += 64) __builtin_prefetch(W + at, 0, 2);
+  if (!asked) for (int64_t s = 0; s < steps; s++) few_amx_ask((Ahead){W, smaller(32, rows) * ldw}, s, steps);
   for (int64_t r = 0; r < rows; r += 32) {
-    const char *block = W + r * ldw, *next = r + 32 < rows ? block + 32 * ldw : after;
-    int64_t height = smaller(32, rows - r), fetch = r + 32 < rows ? smaller(32, rows - r - 32) * ldw : after ? 32 * ldw : 0;
+    const char *block = W + r * ldw;
+    Ahead next = r + 32 < rows ? (Ahead){block + 32 * ldw, smaller(32, rows - r - 32) * ldw} : after;
+    int64_t height = smaller(32, rows - r);
     for (int64_t b = 0; b < B; b += 32, n++) {
       int wide = B - b > 16, high = height > 16;
       const char *packed = x + b / 32 * steps * 2 * TILE_BYTES;
@@ -55,7 +64,7 @@ static void few_amx_all(const char *W, int64_t ldw, int64_t rows, int64_t K, con
           for (int64_t i = 0; i < height; i++) memcpy(edge[i], w + i * ldw, (size_t)smaller(64, (K - s * 32) * 2));
           w = edge[0]; stride = 64;
         }
-        if (b == 0) for (int64_t at = s * 2048; at < smaller(fetch, (s + 1) * 2048); at += 64) __builtin_prefetch(next + at, 0, 2);
+        if (b == 0) few_amx_ask(next, s, steps);
         _tile_loadd(4, w, stride);
         _tile_loadd(6, packed + s * 2 * TILE_BYTES, 64);
         _tile_dpbf16ps(0, 4, 6);

@@ -265,7 +265,7 @@ void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t
   }
 }
 
-void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, const void *after, float *out, int64_t ld) {
+void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld) {
   int64_t ldx = ly_few_stride(form, K);
   switch (form) {
     case FULL: few_all(FULL, W, ldw, rows, K, x, ldx, B, out, ld); break;
@@ -280,9 +280,9 @@ void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, 
     case WIDE: few_all(WIDE, W, ldw, rows, K, x, ldx, B, out, ld); break;
 #endif
 #ifdef LY_ISA_AMX
-    case TILES: few_amx_all(W, ldw, rows, K, x, B, after, out, ld); break;
+    case TILES: few_amx_all(W, ldw, rows, K, x, B, asked, after, out, ld); break;
 #endif
     default: break;
   }
-  (void)after;
+  (void)asked; (void)after;
 }

@@ -32,8 +32,9 @@ int ly_few_as_is(int form, int64_t K);       /* whether rows of x can be used as
 /* Rows first .. first + rows - 1 of source[B,K]; x is the beginning of all. For TILES, first is a multiple of 16. */
 void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t rows, int64_t K, char *x);
 /* out[b * ld + r] = dot of row r of W and row b of x, for all B; ldw in bytes; ld >= rows rounded up to 16, and what lies
- * between is overwritten. A result does not depend on B nor on rows. `after` (or NULL): rows of W that are wanted next, 32 of them; tiles ask for them on the way. */
-void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, const void *after, float *out, int64_t ld);
+ * between is overwritten. A result does not depend on B nor on rows. `asked`: the first 32 rows of W were asked for before; `after`: what is wanted next. Both are for tiles, which ask for it on the way. */
+typedef struct { const char *at; int64_t bytes; } Ahead;
+void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld);
 /* q = x / scale to the nearest, where the scale, which is returned, is the largest of x / 127; NaN, where a number is not finite. */
 float ly_to_int8(const float *x, int64_t n, int8_t *q);
 static inline int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }

@@ -5,10 +5,15 @@
 #include <math.h>
 #include <string.h>
 
-/* engine.c: runs body(ctx, i, thread) for i in 0..n-1 over the pool; returns when all are done. The order of i over
- * threads is not fixed, so a body must only write what belongs to its i. Not to be nested. */
+/* engine.c: runs body(ctx, i, thread) for i in 0..n-1 over the pool; returns when all are done. Each thread has a part of the items, the same share of
+ * them in every call; who has done his takes from others, so a body must only write what belongs to its i. Not to be nested. Every other call goes through
+ * the parts from the last item to the first: what was written last is still in the cache, and read first. */
 typedef void (*ly_body)(void *ctx, int64_t i, int thread);
+enum { MAX_THREADS = 256 };
 void ly_parallel(int64_t n, ly_body body, void *ctx);
+/* The same from the first item on, for what reads ahead, and for what a kernel makes ready before its work: the next call's direction stays as it was. */
+void ly_in_order(int64_t n, ly_body body, void *ctx);
+int64_t ly_part(int64_t n, int thread); /* the first item of a thread's part of n; the part ends where the next one begins */
 /* A buffer of at least `bytes`, 64-byte aligned, kept for this (thread, slot); contents undefined. thread is the
  * body's argument; slots 0-15 are for kernels, 16-31 for the matrix product. thread -1: the caller, outside a body. */
 void *ly_scratch(int thread, int slot, size_t bytes);

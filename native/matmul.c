@@ -364,7 +364,7 @@ void ly_matmul(int transA, int transB, int64_t M, int64_t N, int64_t K, float al
     t.groups = parts(t.panels, GROUP);
     t.packed = ly_scratch(-1, 19, (size_t)(t.panels * t.p.nr * t.p.Kp) * t.p.size);
     int64_t rowItems = cut(&t);
-    ly_parallel(t.groups * parts(t.p.Kp, t.p.kc), pack_b_body, &t);
+    ly_in_order(t.groups * parts(t.p.Kp, t.p.kc), pack_b_body, &t);
     ly_parallel(rowItems * t.chunks, product_body, &t);
   }
 }

@@ -2,14 +2,14 @@
 #include "rows.h"
 
 typedef struct {
-  const void *x, *extra, *weight, *dy; void *h, *y, *dx; float *rstd, *partial; int64_t N, D; float eps; int dt;
+  const void *x, *extra, *weight, *dy; void *h, *y, *dx; float *rstd, *partial; int64_t N, D, rows; float eps; int dt;
 } Norm;
 
 static void forward_body(void *ctx, int64_t block, int thread) {
   const Norm *t = ctx; int64_t D = t->D;
   float *x = ly_scratch(thread, 0, (size_t)D * 12), *w = x + D, *r = w + D;
   load_row(w, t->weight, 0, D, t->dt);
-  for (int64_t i = block * ROW_BLOCK; i < smaller(t->N, (block + 1) * ROW_BLOCK); i++) {
+  for (int64_t i = block * t->rows; i < smaller(t->N, (block + 1) * t->rows); i++) {
     load_row(x, t->x, i * D, D, t->dt);
     if (t->extra) { load_row(r, t->extra, i * D, D, t->dt); for (int64_t d = 0; d < D; d++) x[d] += r[d]; }
     if (t->h) { store_row(t->h, i * D, x, D, t->dt); load_row(x, t->h, i * D, D, t->dt); } /* y is of the h that backward will see */
@@ -23,7 +23,9 @@ static void forward_body(void *ctx, int64_t block, int thread) {
 }
 void ly_rmsnorm_forward(const void *x, const void *residual, const void *weight, void *h, void *y, float *rstd, int64_t N, int64_t D, float eps, int dt) {
   Norm t = {.x = x, .extra = residual, .weight = weight, .h = h, .y = y, .rstd = rstd, .N = N, .D = D, .eps = eps, .dt = dt};
-  ly_parallel(blocks_of(N), forward_body, &t);
+  int64_t each = (N + ly_threads() - 1) / ly_threads(); /* decoding has few rows: something for each thread, if it is worth the way */
+  t.rows = each < 8 ? 8 : smaller(each, ROW_BLOCK);
+  ly_parallel((N + t.rows - 1) / t.rows, forward_body, &t);
 }
 
 /* With n = h rstd and g = dy w:  dh = rstd (g - n mean(g n)),  dw = sum over rows of dy n. */

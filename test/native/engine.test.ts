@@ -31,6 +31,24 @@ test("the pool can be started again with another number of threads, many times",
   }
 });
 
+test("each piece of work is done once, whatever the number of threads; also of more pieces than a part can count", () => {
+  for (const [V, threads] of [
+    [2 ** 20 + 3, 3],
+    [2 ** 20 - 1, 2],
+    [7, 5],
+  ]) {
+    const device = openCpu({ isa: "portable", threads });
+    const [ids, dout, sum] = [device.alloc(V * 4), device.alloc(V * 4), device.alloc(V * 4)];
+    device.i32(ids, V).set(Int32Array.from({ length: V }, (_, i) => i));
+    device.fill(dout, 1, V, F32);
+    for (let round = 1; round <= 3; round++) {
+      device.embeddingBackward(ids, dout, sum, V, 1, V, F32); // adds a row of dout to a row of the sum, row by row
+      expect(device.f32(sum, V).every((x) => x === round)).toBe(true);
+    }
+    for (const p of [ids, dout, sum]) device.free(p, V * 4);
+  }
+});
+
 test("two instruction sets side by side have pools of their own", () => {
   const [n, isas] = [50_000, offeredIsas()];
   const [a, b] = [openCpu({ isa: isas[0], threads: 2 }), openCpu({ isa: "portable", threads: 3 })];
