@@ -39,8 +39,8 @@ static void dots(const Few *t, int thread, int64_t row0, int64_t rows, Ahead aft
 /* Rows of W that an item takes: about 64 KiB of them. Tiles take more, because the first 32 wait for memory; a result does not depend on it. */
 static int64_t item_rows(const Few *t, int64_t N) {
   if (t->form == TILES) {
-    int64_t n = (N / (4 * ly_threads()) + 31) / 32 * 32;
-    return n < 32 ? 32 : n > 512 ? 512 : n;
+    int64_t n = (N / (16 * ly_threads()) + 31) / 32 * 32;
+    return n < 32 ? 32 : n > 256 ? 256 : n;
   }
   int64_t n = (int64_t)(64 * 1024) / (t->ldw > 0 ? t->ldw : 1) / 16 * 16;
   return n < 16 ? 16 : n > 64 ? 64 : n;

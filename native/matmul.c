@@ -330,7 +330,7 @@ static int64_t cut(Product *t) {
     /* Panels of B stay in the second-level cache. Of all cuts that leave them there, the one that reads the least: each part of the columns
      * reads all of A (and packs it, which is as much again), each part of the rows all of B. */
     int packs = !readable(p, t->N, t->dtA, t->ars, t->acs);
-    int64_t items = 4 * ly_threads(), least = INT64_MAX;
+    int64_t items = 8 * ly_threads(), least = INT64_MAX;
     for (int64_t c = parts(t->panels * p->nr * line, 1 << 20); c <= t->panels; c++) {
       int64_t chunk = parts(t->panels, c), most = packs ? (384 << 10) / (p->mr * line) : blocks;
       if (p->Kp > kc) most = min64(most, (768 << 10) / (p->mr * p->nr * chunk * 4)); /* sums that wait */
