@@ -36,7 +36,8 @@ static void dots(const Few *t, int thread, int64_t row0, int64_t rows, Ahead aft
   if (t->wscale) for (int64_t b = 0; b < t->B; b++) for (int64_t r = 0; r < rows; r++) out[b * ld + r] *= t->wscale[row0 + r];
 }
 
-/* Rows of W that an item takes: about 64 KiB of them. Tiles take more, because the first 32 wait for memory; a result does not depend on it. */
+/* Rows of W that an item takes: about 64 KiB of them, or 32 at a time on tiles, small enough that nobody waits long for a core that is slow. A result does not
+ * depend on it. */
 static int64_t item_rows(const Few *t, int64_t N) {
   if (t->form == TILES) {
     int64_t n = (N / (16 * ly_threads()) + 31) / 32 * 32;
