@@ -144,16 +144,17 @@ async function work(dir, int8, threads) {
   const { openCpu } = await import("../dist/device/cpu.js");
   const { loadLlama } = await import("../dist/nn/folder.js");
   const { generate } = await import("../dist/generate/generate.js");
-  const { Int8Weights } = await import("../dist/generate/int8.js");
+  const { Int8Weights, PackedWeights } = await import("../dist/generate/weights.js");
   const model = loadLlama(openCpu({ threads }), dir, "bf16", { trainable: false });
-  const weights = int8 ? { int8: new Int8Weights(model) } : {};
+  // As `lyceum generate` and `lyceum chat` load a model.
+  const weights = int8 ? new Int8Weights(model) : PackedWeights.worthwhile(model, Number.POSITIVE_INFINITY);
   const V = model.config.vocabSize;
   for await (const line of createInterface({ input: process.stdin })) {
     const { batch, prompt, tokens } = JSON.parse(line);
     const row = () => Int32Array.from({ length: prompt }, () => Math.floor(Math.random() * V));
     const prompts = Array.from({ length: batch }, row);
     const start = process.hrtime.bigint();
-    const replies = generate(model, prompts, { maxTokens: tokens, temperature: 0, ...weights });
+    const replies = generate(model, prompts, { maxTokens: tokens, temperature: 0, ...(weights && { weights }) });
     const seconds = Number(process.hrtime.bigint() - start) / 1e9;
     if (replies.some((r) => r.ids.length !== tokens)) throw new Error("a reply ended early");
     console.log(JSON.stringify({ seconds }));

@@ -2,6 +2,7 @@
  * each is read once, straight from where it lies, and what follows a product (residual, rotary angles and the cache,
  * SwiGLU) is done with its results before they leave the core. */
 #include "few_rows.h"
+#include "bf12.h"
 
 /* x[B,K] made ready, and the matrix that it meets, in so many items. */
 typedef struct { int form; const char *W; int64_t ldw; const float *wscale; int64_t N, K, B, items; const char *x; char *made; const void *source; int dt; } Few;
@@ -39,7 +40,7 @@ static void dots(const Few *t, int thread, int64_t row0, int64_t rows, Ahead aft
 /* Rows of W that an item takes: about 64 KiB of them, or 32 at a time on tiles, small enough that nobody waits long for a core that is slow. A result does not
  * depend on it. */
 static int64_t item_rows(const Few *t, int64_t N) {
-  if (t->form == TILES) {
+  if (on_tiles(t->form)) {
     int64_t n = (N / (16 * ly_threads()) + 31) / 32 * 32;
     return n < 32 ? 32 : n > 256 ? 256 : n;
   }
@@ -123,7 +124,7 @@ static void swiglu_body(void *ctx, int64_t item, int thread) {
 void ly_decode_swiglu(const void *x, const void *W, const float *wscale, int wt, const void *R, void *y, int64_t B, int64_t F, int64_t K, int dt) {
   Glu t = {.few = few_of(x, dt, W, wscale, wt, B, 2 * F, K), .R = R, .y = y, .F = F, .dt = dt};
   t.rows = item_rows(&t.few, F);
-  if (t.few.form != TILES) t.rows = smaller(t.rows, 32);
+  if (!on_tiles(t.few.form)) t.rows = smaller(t.rows, 32);
   few_run(&t.few, (F + t.rows - 1) / t.rows, swiglu_body, &t);
 }
 
@@ -141,4 +142,21 @@ static void quantize_body(void *ctx, int64_t row, int thread) {
 void ly_quantize_rows(const void *W, int8_t *q, float *scale, int64_t N, int64_t K, int dt) {
   Quantize t = {W, q, scale, N, K, dt};
   ly_parallel(N, quantize_body, &t);
+}
+
+/* ---- weights in twelve bits ---- */
+
+typedef struct { const bf16 *W; char *out; int64_t N, K, bytes; int64_t wrong[MAX_THREADS]; } Twelve;
+
+static void twelve_body(void *ctx, int64_t strip, int thread) {
+  Twelve *t = ctx;
+  t->wrong[thread] += !bf12_strip(t->W + strip * STRIP * t->K, smaller(STRIP, t->N - strip * STRIP), t->K, t->out + strip * t->bytes);
+}
+int64_t ly_bf12_bytes(int64_t N, int64_t K) { return ly_few_form(LY_BF12, 1) == TWELVE ? (N + STRIP - 1) / STRIP * strip_of(K).bytes : 0; }
+int64_t ly_bf12_pack(const void *W, void *out, int64_t N, int64_t K) {
+  Twelve t = {W, out, N, K, strip_of(K).bytes, {0}};
+  ly_parallel((N + STRIP - 1) / STRIP, twelve_body, &t);
+  int64_t wrong = 0;
+  for (int i = 0; i < ly_threads(); i++) wrong += t.wrong[i];
+  return wrong;
 }

@@ -1,6 +1,7 @@
 /* The same products on AMX tiles: sixteen rows of W, as they lie in memory, are a tile of the first factor; x is packed once
  * as pairs along k, so that sixteen rows of it are a tile of the second. A result does not depend on how many there are. */
 #include "amx.h"
+#include "bf12.h"
 #include "pack.h"
 
 /* Packed x: for every 32 rows, for every 32 of k, two tiles [16 pairs][16 rows][2]. Zero where there is no row. */
@@ -32,39 +33,52 @@ static void few_amx_turn(Turn *t) {
   for (int64_t i = 0; i < n; i++) memcpy(out + i * t->ld, &rows[i], 64);
 }
 
-/* Step s of `steps` of asking for what comes. Eight places of it at a time: processors look ahead within a page of memory, each for itself. */
-enum { PLACES = 8 };
-static inline void few_amx_ask(Ahead a, int64_t s, int64_t steps) {
-  int64_t place = (a.bytes + PLACES * 64 - 1) / (PLACES * 64) * 64, share = (place / 64 + steps - 1) / steps * 64;
-  for (int64_t p = 0; p < a.bytes; p += place)
-    for (int64_t at = s * share; at < smaller(place, (s + 1) * share); at += 64) __builtin_prefetch(a.at + p + at, 0, 2);
+/* Asking for what comes, a share of it in each of `steps` steps. Eight places of it at a time: processors look ahead within a page of memory, each for itself. */
+enum { PLACES = 8, PARTS = 1 << 16 };
+typedef struct { Ahead a; int64_t place, share; } Asking; /* bytes of a place; of that PARTS lines a step */
+static Asking few_amx_asking(Ahead a, int64_t steps) {
+  int64_t lines = (a.bytes + PLACES * 64 - 1) / (PLACES * 64);
+  return (Asking){a, lines * 64, (lines * PARTS + steps - 1) / steps};
+}
+static inline void few_amx_ask(const Asking *t, int64_t s) {
+  int64_t from = s * t->share / PARTS * 64, to = smaller(t->place, (s + 1) * t->share / PARTS * 64);
+  for (int64_t p = 0; p < t->a.bytes; p += t->place)
+    for (int64_t at = from; at < to; at += 64) __builtin_prefetch(t->a.at + p + at, 0, 2);
 }
 
 /* A tile takes a line of memory of each of 16 rows, which no processor foresees: while 32 rows are multiplied, the 32 that follow are fetched in the
- * order of memory; behind the last ones `after`, when there is something. What a tile would read past the end of W is copied first. */
-static void few_amx_all(const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld) {
+ * order of memory; behind the last ones `after`, when there is something. What a tile would read past the end of W is copied first. Where W is in twelve bits,
+ * its tiles are made on the way, in two places in turns, so that nobody waits for what is being stored. */
+static inline __attribute__((always_inline)) void few_amx_all(int twelve, const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld) {
   _Alignas(64) char edge[32][64];
+  _Alignas(64) bf16 made[2][32][32];
+  Strip strip = strip_of(K);
   _Alignas(64) float sums[2][2][2][16][16];
   Turn before = {0};
   int64_t steps = (K + 31) / 32, n = 0;
   amx_configure();
-  if (!asked) for (int64_t s = 0; s < steps; s++) few_amx_ask((Ahead){W, smaller(32, rows) * ldw}, s, steps);
+  Asking next = few_amx_asking((Ahead){W, smaller(32, rows) * ldw}, steps);
+  if (!asked) for (int64_t s = 0; s < steps; s++) few_amx_ask(&next, s);
   for (int64_t r = 0; r < rows; r += 32) {
     const char *block = W + r * ldw;
-    Ahead next = r + 32 < rows ? (Ahead){block + 32 * ldw, smaller(32, rows - r - 32) * ldw} : after;
+    next = few_amx_asking(r + 32 < rows ? (Ahead){block + 32 * ldw, smaller(32, rows - r - 32) * ldw} : after, steps);
     int64_t height = smaller(32, rows - r);
     for (int64_t b = 0; b < B; b += 32, n++) {
       int wide = B - b > 16, high = height > 16;
       const char *packed = x + b / 32 * steps * 2 * TILE_BYTES;
+      const uint32_t *patch = bf12_patches(block, &strip);
       _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
       for (int64_t s = 0; s < steps; s++) {
         const char *w = block + s * 64; int64_t stride = ldw;
-        if (height % 16 || (s + 1) * 32 > K) {
+        if (twelve) {
+          patch = bf12_tile(block, &strip, s, patch, made[s & 1][0]);
+          w = (const char *)made[s & 1]; stride = 64;
+        } else if (height % 16 || (s + 1) * 32 > K) {
           memset(edge, 0, sizeof edge);
           for (int64_t i = 0; i < height; i++) memcpy(edge[i], w + i * ldw, (size_t)smaller(64, (K - s * 32) * 2));
           w = edge[0]; stride = 64;
         }
-        if (b == 0) few_amx_ask(next, s, steps);
+        if (b == 0) few_amx_ask(&next, s);
         _tile_loadd(4, w, stride);
         _tile_loadd(6, packed + s * 2 * TILE_BYTES, 64);
         _tile_dpbf16ps(0, 4, 6);

@@ -4,6 +4,7 @@
  * of its own; at the end they are added up into one register with a result a lane. Each sum
  * takes its products in the same order whatever block it is in, so a result does not depend on how many rows there are. */
 #include "few_rows.h"
+#include "bf12.h"
 #if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
 #include <immintrin.h>
 #endif
@@ -203,7 +204,7 @@ int ly_few_form(int weights, int tiles) {
   if (weights == LY_INT8) return WIDE;
 #endif
 #ifdef LY_ISA_AMX
-  if (tiles) return TILES;
+  if (tiles) return weights == LY_BF12 ? TWELVE : TILES;
 #endif
   (void)tiles;
 #ifdef __AVX512BF16__
@@ -212,9 +213,12 @@ int ly_few_form(int weights, int tiles) {
   return SPLIT;
 #endif
 }
-int64_t ly_few_row(int form, int64_t K) { return form == BYTES || form == WIDE ? grouped(K) : K * width_of(form); }
+int64_t ly_few_row(int form, int64_t K) {
+  if (form == TWELVE) return strip_of(K).bytes / STRIP;
+  return form == BYTES || form == WIDE ? grouped(K) : K * width_of(form);
+}
 int64_t ly_few_stride(int form, int64_t K) {
-  if (form == TILES) return (K + 31) / 32 * 64;
+  if (on_tiles(form)) return (K + 31) / 32 * 64;
   if (form == BYTES) return grouped(K) / GROUP * (GROUP + 4);
   if (form == WIDE) return grouped(K) * 4;
   return (K * width_of(form) + step_of(form) - 1) / step_of(form) * xstep_of(form);
@@ -244,7 +248,7 @@ float ly_to_int8(const float *x, int64_t n, int8_t *q) {
 void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t rows, int64_t K, char *x) {
   int64_t stride = ly_few_stride(form, K);
 #ifdef LY_ISA_AMX
-  if (form == TILES) { few_amx_pack(x, source, first, rows, K); return; }
+  if (on_tiles(form)) { few_amx_pack(x, source, first, rows, K); return; }
 #endif
   for (int64_t b = first; b < first + rows; b++) {
     const char *from = (const char *)source + b * K * (dt == LY_F32 ? 4 : 2);
@@ -280,7 +284,8 @@ void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, 
     case WIDE: few_all(WIDE, W, ldw, rows, K, x, ldx, B, out, ld); break;
 #endif
 #ifdef LY_ISA_AMX
-    case TILES: few_amx_all(W, ldw, rows, K, x, B, asked, after, out, ld); break;
+    case TILES: few_amx_all(0, W, ldw, rows, K, x, B, asked, after, out, ld); break;
+    case TWELVE: few_amx_all(1, W, ldw, rows, K, x, B, asked, after, out, ld); break;
 #endif
     default: break;
   }

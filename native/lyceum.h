@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LY_F32 = 0, LY_BF16 = 1, LY_INT8 = 2 /* weights of decode.c only */ };
+enum { LY_F32 = 0, LY_BF16 = 1, LY_INT8 = 2, LY_BF12 = 3 /* these two: weights of decode.c only */ };
 
 /* ---- engine.c: processor, threads, memory ------------------------------------------------------------------- */
 
@@ -94,7 +94,7 @@ void ly_cache_append(const void *qkv, void *kcache, void *vcache, const int32_t 
 
 /* ---- decode.c: one new token for each sequence of a batch; few rows against weights that are read once ---------------- */
 
-/* In all of these: x[B,K] of type dt meets W[N,K] of type wt, dt or LY_INT8. Rows of int8 are padded with zeros to a multiple of 64 and
+/* In all of these: x[B,K] of type dt meets W[N,K] of type wt, dt, LY_INT8 or, where x is bf16, LY_BF12. Rows of int8 are padded with zeros to a multiple of 64 and
  * have one scale each (wscale[N]; else NULL); x is then rounded to int8 in groups of 64, where the processor multiplies bytes.
  * R (may be NULL) is added to the product. A row's result does not depend on B. */
 
@@ -109,6 +109,11 @@ void ly_decode_qkv(const void *x, const void *W, const float *wscale, int wt, co
 void ly_decode_swiglu(const void *x, const void *W, const float *wscale, int wt, const void *R, void *y, int64_t B, int64_t F, int64_t K, int dt);
 /* W[N,K] of type dt -> q[N, K rounded up to 64] and scale[N]: largest of a row / 127. */
 void ly_quantize_rows(const void *W, int8_t *q, float *scale, int64_t N, int64_t K, int dt);
+/* W[N,K], bf16 -> the same numbers in about twelve bits each (bf12.h), in so many bytes: 0 where the processor reads them no faster. Products of them are the
+ * same bytes as of W. For ly_decode_qkv D, for ly_decode_swiglu F must be a multiple of 32. Returns how many pieces of W do not fit, because too many of their numbers
+ * are tiny beside the largest: then `out` is of no use. */
+int64_t ly_bf12_bytes(int64_t N, int64_t K);
+int64_t ly_bf12_pack(const void *W, void *out, int64_t N, int64_t K);
 
 /* ---- swiglu.c ------------------------------------------------------------------------------------------------ */
 

@@ -12,7 +12,7 @@ const HELP = `/reset          forget the conversation
 
 export async function command(dir: string, flags: SamplingFlags & { system?: string }): Promise<void> {
   const options = samplingOf(flags);
-  const { model, tokenizer, stop, int8 } = openModel(dir, flags);
+  const { model, tokenizer, stop, weights } = openModel(dir, flags);
   const encoder = new DialogueEncoder(tokenizer);
   let system = flags.system;
   let history: Message[] = [];
@@ -59,7 +59,7 @@ export async function command(dir: string, flags: SamplingFlags & { system?: str
       process.stdout.write(piece);
     };
     const onToken = (_: number, id: number): undefined => void (stop.includes(id) || say(decoder.push(id)));
-    generate(model, [ids], { ...options, stop, ...(int8 && { int8 }), onToken });
+    generate(model, [ids], { ...options, stop, ...(weights && { weights }), onToken });
     say(decoder.end());
     process.stdout.write("\n");
     return [...kept, { role: "assistant", content: said }];

@@ -43,12 +43,12 @@ export function openModel(dir: string, flags: SamplingFlags) {
   if (precision !== undefined && precision !== "fp32" && precision !== "bf16")
     throw new UserError(`--precision is "${precision}"; it must be fp32 or bf16.`, 2);
   const threads = Number(flags.threads) || 0;
-  return loadForGeneration(dir, { ...(precision && { precision }), threads, int8: flags.int8 === true });
+  return loadForGeneration(dir, { ...(precision && { precision }), threads, weights: flags.int8 ? "int8" : "packed" });
 }
 
 export function command(dir: string, flags: SamplingFlags & { prompt: string[]; json?: boolean }): void {
   const options = samplingOf(flags);
-  const { model, tokenizer, stop, int8 } = openModel(dir, flags);
+  const { model, tokenizer, stop, weights } = openModel(dir, flags);
   const prompts = flags.prompt.map((p) => Array.from(tokenizer.encode(p, { addSpecialTokens: true })));
   prompts.forEach((ids, i) => {
     if (ids.length > 0) return;
@@ -63,7 +63,12 @@ export function command(dir: string, flags: SamplingFlags & { prompt: string[]; 
   const onToken = (_: number, id: number): undefined =>
     void process.stdout.write(stop.includes(id) ? "" : decoder.push(id));
   if (streaming) process.stdout.write(flags.prompt[0]);
-  const replies = generate(model, prompts, { ...options, stop, ...(int8 && { int8 }), ...(streaming && { onToken }) });
+  const replies = generate(model, prompts, {
+    ...options,
+    stop,
+    ...(weights && { weights }),
+    ...(streaming && { onToken }),
+  });
   if (streaming) {
     process.stdout.write(`${decoder.end()}\n`);
     return;

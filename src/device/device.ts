@@ -13,9 +13,10 @@ export type Ptr = number;
 export const F32 = 0;
 export const BF16 = 1;
 export type DType = typeof F32 | typeof BF16;
-/** Of weights that generation reads, besides: int8 with a scale for each row. */
+/** Of weights that generation reads, besides: int8 with a scale for each row, and bf16 without loss in about twelve bits. */
 export const INT8 = 2;
-export type WeightType = DType | typeof INT8;
+export const BF12 = 3;
+export type WeightType = DType | typeof INT8 | typeof BF12;
 export const dtypeBytes = (dtype: DType): number => (dtype === F32 ? 4 : 2);
 
 export interface Device {
@@ -60,6 +61,8 @@ export interface Device {
   decodeQkv(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, past: Ptr, rows: Ptr, cos: Ptr, sin: Ptr, q: Ptr, kcache: Ptr, vcache: Ptr, B: number, maxT: number, K: number, H: number, KV: number, D: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   decodeSwiglu(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, y: Ptr, B: number, F: number, K: number, dt: DType): void;
+  bf12Bytes(N: number, K: number): number;
+  bf12Pack(W: Ptr, out: Ptr, N: number, K: number): number;
   quantizeRows(W: Ptr, q: Ptr, scale: Ptr, N: number, K: number, dt: DType): void;
   swigluForward(gu: Ptr, y: Ptr, N: number, F: number, dt: DType): void;
   swigluBackward(dy: Ptr, gu: Ptr, dgu: Ptr, y: Ptr, N: number, F: number, dt: DType): void;

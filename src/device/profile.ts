@@ -2,7 +2,7 @@
  * A Device that notes how long each kernel takes, and what it did: operations and bytes, reckoned from its arguments.
  * Bytes are those that must move at least once: operands read, results written.
  */
-import { type Device, type DType, dtypeBytes, INT8, type Ptr } from "./device.js";
+import { BF12, type Device, type DType, dtypeBytes, INT8, type Ptr } from "./device.js";
 
 export interface Cost {
   flops: number;
@@ -33,7 +33,7 @@ function causalPairs(device: Device, cu: Ptr, sequences: number): number {
 
 /** A product of few rows: x[B, K] by weights [N, K] of type `wt`. */
 function few(B: number, N: number, K: number, wt: number, dt: number, written: number): Cost {
-  const weight = wt === INT8 ? 1 : w(wt);
+  const weight = wt === INT8 ? 1 : wt === BF12 ? 1.5 : w(wt);
   return { flops: 2 * B * N * K, bytes: N * K * weight + B * K * w(dt) + written, shape: `${B}x${N}x${K}` };
 }
 
@@ -80,6 +80,7 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   },
   decodeSwiglu: ([, , , wt, , , B, F, K, dt]) => few(B, 2 * F, K, wt, dt, B * F * w(dt)),
   quantizeRows: ([, , , N, K, dt]) => ({ flops: 2 * N * K, bytes: N * K * (w(dt) + 1) }),
+  bf12Pack: ([, , N, K]) => ({ flops: 0, bytes: N * K * 3.5 }),
   swigluForward: ([, , N, F, dt]) => ({ flops: 6 * N * F, bytes: 3 * N * F * w(dt) }),
   swigluBackward: ([, , , y, N, F, dt]) => ({ flops: 12 * N * F, bytes: (y === 0 ? 5 : 6) * N * F * w(dt) }),
   logprobForward: ([, , , , , , N, D, V, , dt]) => ({ flops: 2 * N * D * V, bytes: (N + V) * D * w(dt) }),

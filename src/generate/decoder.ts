@@ -5,11 +5,11 @@
  *   per layer:  q = rotate(Wqkv norm(h)), keys and values to the cache;   h = h + Wo attention(q);   h = h + Wdown swiglu(Wgate-up norm(h))
  *   logits = Wout norm(h)
  */
-import { type Device, type DType, dtypeBytes, F32, INT8, type Ptr, type WeightType } from "../device/device.js";
+import { type Device, type DType, dtypeBytes, F32, type Ptr, type WeightType } from "../device/device.js";
 import type { KvCache } from "../nn/kv-cache.js";
 import type { Llama } from "../nn/llama.js";
 import { dtypeOf, type Parameter } from "../tensor/tensor.js";
-import type { Int8Weights } from "./int8.js";
+import type { ReadyWeights } from "./weights.js";
 
 /** Prompts up to this length go through these kernels too; of a long one the training kernels make better use. */
 export const SHORT = 64;
@@ -45,7 +45,7 @@ export class Decoder {
   constructor(
     private readonly model: Llama,
     private readonly cache: KvCache,
-    private readonly int8?: Int8Weights,
+    private readonly ready?: ReadyWeights,
     /** Tokens of short prompts that are to come: buffers are made for them, within reason. */
     promptTokens = 0,
   ) {
@@ -83,7 +83,7 @@ export class Decoder {
     const { numHeads: H, numKvHeads: KV, headDim: D } = model.config;
     this.put(this.ids, ids.subarray(0, rows));
     this.put(this.past, past.subarray(0, rows));
-    this.layers(rows, 0, this.int8, (q, keys, values) => {
+    this.layers(rows, 0, this.ready, (q, keys, values) => {
       // biome-ignore format: one call
       device.attentionCached(q, H * D, keys, values, this.mixed, this.past, rows, 1, cache.maxLength, H, KV, D, this.scale, dt);
     });
@@ -125,7 +125,7 @@ export class Decoder {
         this.places,
         each((i) => rows[first + i]),
       );
-      this.layers(N, this.places, undefined, (q, keys, values) => {
+      this.layers(N, this.places, this.exact, (q, keys, values) => {
         chunk.forEach((p, i) => {
           const at = starts[i] * H * D * size;
           const row = rows[first + i] * cache.rowSize * size;
@@ -141,6 +141,11 @@ export class Decoder {
     this.device.i32(to, values.length).set(values);
   }
 
+  /** The weights that were made ready, if results are the same with them. */
+  private get exact(): ReadyWeights | undefined {
+    return this.ready?.exact ? this.ready : undefined;
+  }
+
   private get scale(): number {
     return 1 / Math.sqrt(this.model.config.headDim);
   }
@@ -149,7 +154,7 @@ export class Decoder {
   private layers(
     rows: number,
     places: Ptr,
-    int8: Int8Weights | undefined,
+    ready: ReadyWeights | undefined,
     attend: (q: Ptr, keys: Ptr, values: Ptr) => void,
   ): void {
     const { device, model, cache, dt } = this;
@@ -163,13 +168,13 @@ export class Decoder {
       this.norm(h, inputNorm, rows);
       const byQkv = this.adapted(qkv, normed, rows);
       // biome-ignore format: one call
-      device.decodeQkv(normed, ...this.weights(qkv, int8), byQkv, this.past, places, cos, sin, q, keys, values, rows, cache.maxLength, d, H, KV, D, dt);
+      device.decodeQkv(normed, ...this.weights(qkv, ready), byQkv, this.past, places, cos, sin, q, keys, values, rows, cache.maxLength, d, H, KV, D, dt);
       attend(q, keys, values);
-      this.linear(mixed, output, rows, int8);
+      this.linear(mixed, output, rows, ready);
       this.norm(h, mlpNorm, rows);
       const byGateUp = this.adapted(gateUp, normed, rows);
-      device.decodeSwiglu(normed, ...this.weights(gateUp, int8), byGateUp, inner, rows, F, d, dt);
-      this.linear(inner, down, rows, int8);
+      device.decodeSwiglu(normed, ...this.weights(gateUp, ready), byGateUp, inner, rows, F, d, dt);
+      this.linear(inner, down, rows, ready);
     });
     this.norm(h, model.finalNorm!, rows);
   }
@@ -177,15 +182,14 @@ export class Decoder {
   /** Logits of normed hidden states [rows, d]: in `logits`, which is returned. */
   project(hidden: Ptr, rows: number, rounded = true): Ptr {
     const { hiddenSize: d, vocabSize: V } = this.model.config;
-    const [W, wscale, wt] = this.weights(this.model.outputMatrix!, rounded ? this.int8 : undefined);
+    const [W, wscale, wt] = this.weights(this.model.outputMatrix!, rounded ? this.ready : this.exact);
     this.device.decodeLinear(hidden, W, wscale, wt, 0, 1, this.logits, F32, rows, V, d, this.dt);
     return this.logits;
   }
 
-  private weights(W: Parameter, int8: Int8Weights | undefined): [Ptr, Ptr, WeightType] {
-    if (!int8) return [W.ptr, 0, this.dt];
-    const { values, scale } = int8.of(W);
-    return [values, scale, INT8];
+  private weights(W: Parameter, ready: ReadyWeights | undefined): [Ptr, Ptr, WeightType] {
+    const stored = ready?.of(W);
+    return stored ? [stored.values, stored.scale, stored.type] : [W.ptr, 0, this.dt];
   }
 
   private norm(x: Ptr, weight: Parameter, rows: number): void {
@@ -194,10 +198,10 @@ export class Decoder {
   }
 
   /** h = h + W x, and what W's adapter adds. */
-  private linear(x: Ptr, W: Parameter, rows: number, int8: Int8Weights | undefined): void {
+  private linear(x: Ptr, W: Parameter, rows: number, ready: ReadyWeights | undefined): void {
     const { device, h, low, dt } = this;
     const [N, K] = W.shape;
-    device.decodeLinear(x, ...this.weights(W, int8), h, 1, h, dt, rows, N, K, dt);
+    device.decodeLinear(x, ...this.weights(W, ready), h, 1, h, dt, rows, N, K, dt);
     const { lora } = this.model;
     const factors = lora?.factors.get(W);
     if (!factors) return;

@@ -8,15 +8,15 @@ import { type Llama, packSequences } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
 import { dtypeOf, Tape } from "../tensor/tensor.js";
 import { Decoder, isWhole, SHORT } from "./decoder.js";
-import type { Int8Weights } from "./int8.js";
 import { Sampler, type SamplingOptions } from "./sampling.js";
+import { PackedWeights, type ReadyWeights } from "./weights.js";
 
 export interface GenerateOptions extends SamplingOptions {
   maxTokens: number;
   /** Ids that end a reply; the id itself is kept as its last token. */
   stop?: readonly number[];
-  /** The model's weights in int8: for every token but those of the prompt. */
-  int8?: Int8Weights;
+  /** The model's weights as the caller has made them ready; else they are packed here for long replies, where that is faster. */
+  weights?: ReadyWeights;
   /** Called with every new token of every row; false ends that row. */
   onToken?: (row: number, id: number) => boolean | undefined;
 }
@@ -44,7 +44,9 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
   const tape = new Tape(device, false);
   const cache = model.newCache(prompts.length, length);
   const short = prompts.reduce((n, p) => n + (p.length <= SHORT ? p.length : 0), 0);
-  const decoder = isWhole(model) ? new Decoder(model, cache, options.int8, short) : undefined;
+  const whole = isWhole(model);
+  const packed = whole && !options.weights ? PackedWeights.worthwhile(model, maxTokens) : undefined;
+  const decoder = whole ? new Decoder(model, cache, options.weights ?? packed, short) : undefined;
   const sampler = new Sampler(device, prompts.length, length + 1, options);
   const V = config.vocabSize;
   /** Cache row -> prompt. Rows of finished replies are dropped from the end by moving the last row's work up. */
@@ -101,6 +103,7 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
     }
   } finally {
     decoder?.close();
+    packed?.close();
     sampler.close();
     cache.close();
     tape.close();

@@ -5,22 +5,22 @@ import { loadLlama } from "../nn/folder.js";
 import type { Llama, Precision } from "../nn/llama.js";
 import { openSafetensors } from "../run/safetensors.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { Int8Weights } from "./int8.js";
+import { Int8Weights, PackedWeights, type ReadyWeights } from "./weights.js";
 
 export interface Loaded {
   model: Llama;
   tokenizer: Tokenizer;
   stop: number[];
-  /** Asked for with `int8`: the weights once more, for `generate`. */
-  int8?: Int8Weights;
+  /** Asked for with `weights`: the weights once more, for `generate`. */
+  weights?: ReadyWeights;
 }
 
 export interface LoadingOptions {
   /** Default: the one that the file was saved in. */
   precision?: Precision;
   threads?: number;
-  /** Whether to round the weights to int8 as well. */
-  int8?: boolean;
+  /** For many replies: the weights in int8 as well, or packed without loss where that is faster. */
+  weights?: "int8" | "packed";
 }
 
 /** Loads for inference. */
@@ -30,7 +30,11 @@ export function loadForGeneration(dir: string, options: LoadingOptions = {}): Lo
   });
   const tokenizer = Tokenizer.load(dir);
   const stop = new Set<number>([model.config.eosTokenId ?? [], eosOf(dir), tokenizer.eosId ?? []].flat());
-  return { model, tokenizer, stop: [...stop], ...(options.int8 && { int8: new Int8Weights(model) }) };
+  const weights =
+    options.weights === "int8"
+      ? new Int8Weights(model)
+      : options.weights && PackedWeights.worthwhile(model, Number.POSITIVE_INFINITY);
+  return { model, tokenizer, stop: [...stop], ...(weights && { weights }) };
 }
 
 /** fp32 when any weight of the folder is. */

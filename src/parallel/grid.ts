@@ -44,6 +44,11 @@ export class Grid {
     private readonly stateDir: string | undefined,
   ) {}
 
+  /** Whether this process has all values of a model all the time, and in memory. */
+  get resident(): boolean {
+    return this.zero < 3 && this.stateDir === undefined;
+  }
+
   /** One process alone, with everything in memory. */
   static alone(device: Device): Grid {
     const one = single(device);

@@ -3,7 +3,7 @@ import { afterAll, describe, expect, test } from "vitest";
 import { offeredIsas, openCpu } from "../../src/device/cpu.js";
 import { Decoder } from "../../src/generate/decoder.js";
 import { generate } from "../../src/generate/generate.js";
-import { Int8Weights } from "../../src/generate/int8.js";
+import { Int8Weights, PackedWeights } from "../../src/generate/weights.js";
 import { parseLlamaConfig } from "../../src/nn/config.js";
 import { Llama, type Precision, packSequences } from "../../src/nn/llama.js";
 import { attachLora, LORA_TARGETS } from "../../src/nn/lora.js";
@@ -200,10 +200,52 @@ describe("int8", () => {
     const int8 = new Int8Weights(model);
     const prompts = Array.from({ length: 20 }, (_, i) => ids(4, i + 1));
     const exact = generate(model, prompts, { maxTokens: 3 });
-    const rounded = generate(model, prompts, { maxTokens: 3, int8 });
+    const rounded = generate(model, prompts, { maxTokens: 3, weights: int8 });
     const same = rounded.filter((r, i) => `${r.ids}` === `${exact[i].ids}`).length;
     expect(same).toBeGreaterThan(12);
-    expect(generate(model, prompts, { maxTokens: 3, int8 })).toEqual(rounded);
+    expect(generate(model, prompts, { maxTokens: 3, weights: int8 })).toEqual(rounded);
     int8.close();
+  });
+});
+
+describe("packed weights", () => {
+  /** Sizes that can be packed: heads and gates begin with whole strips. */
+  const packable = (): Llama => {
+    const config = { ...CONFIG, hiddenSize: 128, intermediateSize: 192, headDim: 32, numHeads: 4, numKvHeads: 2 };
+    const model = new Llama(device, config, "bf16", { trainable: false });
+    model.parameters.initialize(7, 0.15);
+    models.push(model);
+    return model;
+  };
+  const offered = device.bf12Bytes(1, 1) > 0;
+
+  test("a reply is the same bytes, whether weights are packed by the caller, for this reply, or not at all", () => {
+    const model = packable();
+    // One matrix with so many zeros that it is left as it is.
+    const { down } = model.layers[1];
+    const values = device.u16(down.ptr, down.size);
+    for (let i = 0; i < values.length; i += 2) values[i] = 0;
+    const prompts = [3, 20, 70, 11].map((n, i) => ids(n, i + 1));
+    const options = { temperature: 1, seed: 5 };
+    const few = generate(model, prompts, { ...options, maxTokens: 20 });
+    const many = generate(model, prompts, { ...options, maxTokens: 40 });
+    many.forEach((reply, i) => {
+      expect(reply.ids.slice(0, 20)).toEqual(few[i].ids);
+      expect(reply.logProbs.slice(0, 20)).toEqual(few[i].logProbs);
+    });
+    const packed = PackedWeights.worthwhile(model, 40);
+    expect(packed !== undefined).toBe(offered);
+    if (!packed) return;
+    expect(packed.of(down)).toBeUndefined();
+    expect(packed.of(model.layers[0].down)).toBeDefined();
+    expect(packed.bytes).toBeLessThan(0.85 * 2 * model.parameters.count);
+    expect(generate(model, prompts, { ...options, maxTokens: 20, weights: packed })).toEqual(few);
+    packed.close();
+  });
+
+  test("only where it is worth it", () => {
+    expect(PackedWeights.worthwhile(packable(), 10)).toBeUndefined();
+    expect(PackedWeights.worthwhile(make("bf16"), 40)).toBeUndefined(); // heads of 12
+    expect(PackedWeights.worthwhile(make("fp32"), 40)).toBeUndefined();
   });
 });

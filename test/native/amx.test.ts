@@ -10,7 +10,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import koffi from "koffi";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { BF16, F32 } from "../../src/device/device.js";
+import { BF12, BF16, F32 } from "../../src/device/device.js";
 import { attentionGradient, logprobGradient } from "./gradients.js";
 import { attention, Bench, expectClose, held, logprob, matmul, numbers, rounded, tolerance } from "./reference.js";
 
@@ -167,6 +167,18 @@ describe.skipIf(!compiler)(title, () => {
       const last = B - 1;
       call("ly_decode_linear", px + last * K * 2, pw, 0, BF16, 0, 1, one, F32, 1, N, K, BF16);
       expect(b.bytes(one, N)).toBe(b.bytes(y + last * N * 4, N));
+      // And in twelve bits, with exceptions among them.
+      const pack = library.func("int64_t ly_bf12_pack(uintptr_t W, uintptr_t out, int64_t N, int64_t K)");
+      const bytes = library.func("int64_t ly_bf12_bytes(int64_t N, int64_t K)");
+      const odd = b.put(
+        numbers(N * K, 2).map((w, i) => w * (i % 301 === 7 ? 1e-6 : 1)),
+        BF16,
+      );
+      const [twelve, same] = [b.alloc(Number(bytes(N, K)) / 4), b.alloc(B * N)];
+      expect(Number(pack(odd, twelve, N, K))).toBe(0);
+      call("ly_decode_linear", px, odd, 0, BF16, 0, 1, y, F32, B, N, K, BF16);
+      call("ly_decode_linear", px, twelve, 0, BF12, 0, 1, same, F32, B, N, K, BF16);
+      expect(b.bytes(same, B * N)).toBe(b.bytes(y, B * N));
     }
     b.check();
   });

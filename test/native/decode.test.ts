@@ -1,6 +1,6 @@
 /** Products of few rows, as decoding has them, against float64: every size around the blocks' edges, every weight type. */
 import { expect, test } from "vitest";
-import { BF16, type DType, F32, INT8, type WeightType } from "../../src/device/device.js";
+import { BF12, BF16, type DType, F32, INT8, type WeightType } from "../../src/device/device.js";
 import {
   type Bench,
   DTYPES,
@@ -14,25 +14,36 @@ import {
   tolerance,
 } from "./reference.js";
 
-/** Weight types, each with the type of x: int8 weights serve both. */
+/** Weight types, each with the type of x: int8 weights serve both, packed ones bf16 where the engine has them. */
 const TYPES = [
   ["fp32", F32, F32],
   ["bf16", BF16, BF16],
   ["int8 beside fp32", INT8, F32],
   ["int8 beside bf16", INT8, BF16],
+  ["bf16 in twelve bits", BF12, BF16],
 ] as const;
 const padded = (K: number): number => Math.ceil(K / 64) * 64;
 
 interface Weights {
   ptr: number;
   scale: number;
+  type: WeightType;
   /** What the matrix is worth as it is stored. */
   values: Float64Array;
 }
+/** W[N, K] in twelve bits, where the engine has them and W fits. */
+function packed(b: Bench, ptr: number, N: number, K: number): number | undefined {
+  const bytes = b.device.bf12Bytes(N, K);
+  if (bytes === 0) return undefined;
+  const to = b.alloc(bytes / 4);
+  return b.device.bf12Pack(ptr, to, N, K) === 0 ? to : undefined;
+}
 /** Puts W[N, K] on the device; int8 by the engine's own kernel. */
 function weights(b: Bench, W: Float64Array, N: number, K: number, wt: WeightType, dt: DType): Weights {
-  const ptr = b.put(W, wt === INT8 ? dt : wt);
-  if (wt !== INT8) return { ptr, scale: 0, values: W };
+  const ptr = b.put(W, dt);
+  const twelve = wt === BF12 ? packed(b, ptr, N, K) : undefined;
+  if (twelve !== undefined) return { ptr: twelve, scale: 0, type: BF12, values: W };
+  if (wt !== INT8) return { ptr, scale: 0, type: dt, values: W };
   const bytes = N * padded(K);
   const q = b.alloc(Math.ceil(bytes / 4));
   const scale = b.alloc(N);
@@ -43,7 +54,7 @@ function weights(b: Bench, W: Float64Array, N: number, K: number, wt: WeightType
     const row = Math.floor(i / K);
     return stored[row * padded(K) + (i % K)] * scales[row];
   });
-  return { ptr: q, scale, values };
+  return { ptr: q, scale, type: INT8, values };
 }
 
 /** The largest error that rounding x to int8 in groups of 64 can make, of any result: sum of |w| half a step of the group. */
@@ -82,7 +93,7 @@ test.each(TYPES)("y = x W' at odd sizes, one row to 33, %s", (_, wt, dt) => {
           const px = b.put(x, dt);
           const w = weights(b, W, N, K, wt, dt);
           const y = b.alloc(B * N);
-          b.device.decodeLinear(px, w.ptr, w.scale, wt, 0, 1, y, F32, B, N, K, dt);
+          b.device.decodeLinear(px, w.ptr, w.scale, w.type, 0, 1, y, F32, B, N, K, dt);
           const expected = matmul(x, w.values, B, N, K, 0, 1);
           const bound = wt === INT8 ? quantizationBound(x, w.values, B, N, K) : 0;
           expectProduct(b.get(y, B * N), expected, 2e-5, bound, `B ${B} N ${N} K ${K}`);
@@ -97,7 +108,7 @@ test.each(TYPES)("more than an item and more than a panel of rows; alpha and a r
     const [px, pr] = [b.put(x, dt), b.put(R, dt)];
     const w = weights(b, W, N, K, wt, dt);
     const y = b.alloc(B * N, dt);
-    b.device.decodeLinear(px, w.ptr, w.scale, wt, pr, 0.5, y, dt, B, N, K, dt);
+    b.device.decodeLinear(px, w.ptr, w.scale, w.type, pr, 0.5, y, dt, B, N, K, dt);
     const expected = matmul(x, w.values, B, N, K, 0, 1).map((v, i) => 0.5 * v + R[i]);
     const bound = wt === INT8 ? quantizationBound(x, w.values, B, N, K) / 2 : 0;
     expectProduct(b.get(y, B * N, dt), expected, tolerance(dt), bound, "y");
@@ -194,6 +205,59 @@ test("int8: nearest multiples of a row's largest / 127, zeros behind a row, a ro
   });
 });
 
+/** Weights as they may come: numbers of all sizes here and there, zeros, subnormal ones. Some sizes are of whole strips, some are not. */
+test("in twelve bits: every product is the same bytes as of the weights themselves", () => {
+  for (const [heads, D, K, B] of [
+    [3, 32, 96, 1],
+    [3, 64, 100, 17],
+    [5, 96, 770, 40],
+  ]) {
+    const N = heads * D;
+    const W = numbers(N * K, 5, 0.1);
+    for (let i = 0; i < N * K; i += 997) W[i] *= 2 ** -((i % 130) + 1);
+    for (let i = 5; i < N * K; i += 2503) W[i] = 0;
+    const [maxT, past] = [7, Array.from({ length: B }, (_, i) => i % 7)];
+    const angles = numbers((maxT * D) / 2, 4, 3);
+    onEach((b) => {
+      const [x, pw, to] = [b.put(numbers(B * K, 1), BF16), b.put(W, BF16), b.alloc(b.device.bf12Bytes(N, K) / 4 || 1)];
+      if (b.device.bf12Bytes(N, K) === 0) return;
+      expect(b.device.bf12Pack(pw, to, N, K)).toBe(0);
+      const [cos, sin, pp] = [b.put(angles.map(Math.cos), F32), b.put(angles.map(Math.sin), F32), b.ints(past)];
+      const all = [pw, to].map((w, i) => {
+        const type = i === 0 ? BF16 : BF12;
+        const [y, q] = [b.alloc(B * N), b.alloc(B * D, BF16)];
+        const [k, v] = [b.put(new Float64Array(B * maxT * N), BF16), b.put(new Float64Array(B * maxT * N), BF16)];
+        b.device.decodeLinear(x, w, 0, type, 0, 1, y, F32, B, N, K, BF16);
+        const found = [b.bytes(y, B * N)];
+        b.device.decodeQkv(x, w, 0, type, 0, pp, 0, cos, sin, q, k, v, B, maxT, K, 1, (heads - 1) / 2, D, BF16);
+        found.push(b.bytes(q, B * D, BF16), b.bytes(k, B * maxT * N, BF16), b.bytes(v, B * maxT * N, BF16));
+        if (N % 64 === 0) {
+          b.device.decodeSwiglu(x, w, 0, type, 0, y, B, N / 2, K, BF16);
+          found.push(b.bytes(y, (B * N) / 2, BF16));
+        }
+        return found;
+      });
+      expect(all[1]).toEqual(all[0]);
+    });
+  }
+});
+
+test("in twelve bits: what has too many tiny numbers beside large ones does not fit, and is told", () => {
+  const [N, K] = [70, 130];
+  const W = numbers(N * K, 5).map((x, i) => (i % 3 === 0 ? x * 2 ** -40 : x));
+  onEach((b) => {
+    const bytes = b.device.bf12Bytes(N, K);
+    if (bytes === 0) return;
+    const [pw, to] = [b.put(W, BF16), b.alloc(bytes / 4)];
+    expect(b.device.bf12Pack(pw, to, N, K)).toBe(3);
+    // A matrix of zeros fits, and so does one of nothing but tiny numbers.
+    for (const small of [0, 2 ** -130]) {
+      const p = b.put(new Float64Array(N * K).fill(small), BF16);
+      expect(b.device.bf12Pack(p, to, N, K)).toBe(0);
+    }
+  });
+});
+
 test.each(TYPES)("NaN in x or W is not hidden and does not spread, %s", (_, wt, dt) => {
   const [B, N, K] = [6, 40, 70];
   for (const bad of [Number.NaN, Number.POSITIVE_INFINITY])
@@ -204,7 +268,7 @@ test.each(TYPES)("NaN in x or W is not hidden and does not spread, %s", (_, wt, 
       const px = b.put(x, dt);
       const w = weights(b, W, N, K, wt, dt);
       const y = b.alloc(B * N);
-      b.device.decodeLinear(px, w.ptr, w.scale, wt, 0, 1, y, F32, B, N, K, dt);
+      b.device.decodeLinear(px, w.ptr, w.scale, w.type, 0, 1, y, F32, B, N, K, dt);
       b.get(y, B * N).forEach((v, i) => {
         const wanted = Math.floor(i / N) !== 3 && i % N !== 9;
         if (Number.isFinite(v) !== wanted) throw new Error(`result ${i} is ${v}`);
@@ -220,11 +284,11 @@ test.each(TYPES)("a row gives the same bytes alone, and among any number of othe
     const px = b.put(x, dt);
     const size = dt === F32 ? 4 : 2;
     const y = b.alloc(most * N);
-    b.device.decodeLinear(px, w.ptr, w.scale, wt, 0, 1, y, F32, most, N, K, dt);
+    b.device.decodeLinear(px, w.ptr, w.scale, w.type, 0, 1, y, F32, most, N, K, dt);
     for (let r = 0; r < most; r++)
       for (const B of [1, 2, 3, 4, 6].filter((n) => r + n <= most)) {
         const some = b.alloc(B * N);
-        b.device.decodeLinear(px + r * K * size, w.ptr, w.scale, wt, 0, 1, some, F32, B, N, K, dt);
+        b.device.decodeLinear(px + r * K * size, w.ptr, w.scale, w.type, 0, 1, some, F32, B, N, K, dt);
         if (b.bytes(some, B * N) !== b.bytes(y + r * N * 4, B * N)) throw new Error(`row ${r} of ${B} differs`);
       }
   });
@@ -239,7 +303,7 @@ test.each(TYPES)("the number of threads does not change a byte, %s", (_, wt, dt)
       const px = b.put(numbers(B * K, 1), dt);
       const w = weights(b, numbers(N * K, 2), N, K, wt, dt);
       const y = b.alloc(B * N, dt);
-      b.device.decodeLinear(px, w.ptr, w.scale, wt, 0, 1, y, dt, B, N, K, dt);
+      b.device.decodeLinear(px, w.ptr, w.scale, w.type, 0, 1, y, dt, B, N, K, dt);
       return b.bytes(y, B * N, dt);
     });
 });
