@@ -5,23 +5,29 @@ typedef struct {
   const char *q, *k, *v; char *y; const int32_t *past; int64_t ldq, T, maxT, items; int form, H, KV, D, dt; float scale; size_t size;
 } Cached;
 
-/* o[D] = sum over j of p[j] v[j, D], in fp32, j ascending. Columns go in pieces that stay in registers. */
-typedef uint16_t halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+/* o[D] = sum over j of p[j] v[j, D], in fp32, j ascending. Columns go in pieces that stay in registers; in bf16 even and odd ones apart, which takes one instruction to widen. */
 enum { PIECE = 4 * LANES, AHEAD = 64 /* rows that are asked for: values while the keys are read, the keys of the next item while values are */ };
 static void weighted_rows(const float *restrict p, const char *restrict v, int64_t rows, int D, int dt, float *restrict o) {
   int d = 0;
   for (; d + PIECE <= D; d += PIECE) {
-    vec s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-    if (dt == LY_F32) for (int64_t j = 0; j < rows; j++) {
-      const vec *x = (const vec *)((const float *)v + j * D + d);
-      s0 += p[j] * x[0]; s1 += p[j] * x[1]; s2 += p[j] * x[2]; s3 += p[j] * x[3];
-    } else for (int64_t j = 0; j < rows; j++) {
-      const halves *x = (const halves *)((const bf16 *)v + j * D + d);
-      s0 += p[j] * (vec)(__builtin_convertvector(x[0], bits) << 16); s1 += p[j] * (vec)(__builtin_convertvector(x[1], bits) << 16);
-      s2 += p[j] * (vec)(__builtin_convertvector(x[2], bits) << 16); s3 += p[j] * (vec)(__builtin_convertvector(x[3], bits) << 16);
+    vec s[4] = {{0}, {0}, {0}, {0}};
+    if (dt == LY_F32) {
+      for (int64_t j = 0; j < rows; j++) {
+        const vec *x = (const vec *)((const float *)v + j * D + d);
+        s[0] += p[j] * x[0]; s[1] += p[j] * x[1]; s[2] += p[j] * x[2]; s[3] += p[j] * x[3];
+      }
+      memcpy(o + d, s, sizeof s);
+      continue;
     }
-    vec *y = (vec *)(o + d);
-    y[0] = s0; y[1] = s1; y[2] = s2; y[3] = s3;
+    for (int64_t j = 0; j < rows; j++) {
+      const bits *x = (const bits *)((const bf16 *)v + j * D + d);
+      s[0] += p[j] * (vec)(x[0] << 16); s[1] += p[j] * (vec)(x[0] & 0xffff0000u);
+      s[2] += p[j] * (vec)(x[1] << 16); s[3] += p[j] * (vec)(x[1] & 0xffff0000u);
+    }
+    for (int i = 0; i < LANES; i++) {
+      o[d + 2 * i] = s[0][i]; o[d + 2 * i + 1] = s[1][i];
+      o[d + 2 * LANES + 2 * i] = s[2][i]; o[d + 2 * LANES + 2 * i + 1] = s[3][i];
+    }
   }
   if (d == D) return;
   memset(o + d, 0, (size_t)(D - d) * 4);
@@ -38,19 +44,24 @@ static void cached_body(void *ctx, int64_t item, int thread) {
   const char *k = t->k + (size_t)(item * t->maxT * D) * t->size, *v = t->v + (size_t)(item * t->maxT * D) * t->size;
   int64_t stride = ly_few_stride(t->form, D);
   float *s = ly_scratch(thread, 11, (size_t)(queries * ld + D) * 4 + (size_t)(queries * (stride + (int64_t)D * 4))), *o = s + queries * ld;
-  char *q = (char *)(o + D), *ready = q + queries * D * (int64_t)t->size;
-  for (int64_t i = 0; i < T; i++)
-    memcpy(q + (size_t)(i * group * D) * t->size, t->q + (size_t)((b * T + i) * t->ldq + kv * group * D) * t->size, (size_t)(group * D) * t->size);
+  char *room = (char *)(o + D);
+  const char *q = t->q + (size_t)(b * T * t->ldq + kv * group * D) * t->size, *ready;
+  if (T > 1) { /* queries that share keys lie one behind the other in one row only */
+    for (int64_t i = 0; i < T; i++) memcpy(room + (size_t)(i * group * D) * t->size, q + (size_t)(i * t->ldq) * t->size, (size_t)(group * D) * t->size);
+    q = room;
+    room += queries * D * (int64_t)t->size;
+  }
   if (ly_few_as_is(t->form, D)) ready = q;
-  else ly_few_prepare(t->form, q, t->dt, 0, queries, D, ready);
+  else { ly_few_prepare(t->form, q, t->dt, 0, queries, D, room); ready = room; }
   fetch_row(v, 0, smaller(keys, AHEAD) * D, t->dt);
   ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, 0, (Ahead){0}, s, ld);
   if (item + 1 < ly_part(t->items, thread + 1)) fetch_row(k + (size_t)(t->maxT * D) * t->size, 0, smaller(t->past[(item + 1) / t->KV] + T, AHEAD) * D, t->dt);
   for (int64_t i = 0; i < queries; i++) {
-    float *p = s + i * ld, sum = 0;
-    int64_t row = i / group, seen = keys - T + row + 1;
-    float max = row_max(p, seen), scale = t->scale;
-    for (int64_t j = 0; j < seen; j++) { p[j] = fast_exp2f((p[j] - max) * (scale * LOG2E)); sum += p[j]; }
+    float *p = s + i * ld;
+    int64_t row = i / group, seen = keys - T + row + 1, padded = round16(seen);
+    float max = row_max(p, seen);
+    for (int64_t j = seen; j < padded; j++) p[j] = -INFINITY;
+    float sum = exp2_row(p, p, padded, 1, max, t->scale * LOG2E);
     weighted_rows(p, v, seen, D, t->dt, o);
     float inverse = 1.0f / sum;
     for (int d = 0; d < D; d++) o[d] *= inverse;

@@ -19,8 +19,8 @@ ALWAYS int64_t xstep_of(Form f) { return f == HALF || f == BYTES ? 64 : f == SPL
 ALWAYS int64_t width_of(Form f) { return f == FULL ? 4 : f == BYTES || f == WIDE ? 1 : 2; }
 static int64_t grouped(int64_t K) { return (K + GROUP - 1) / GROUP * GROUP; }
 
-/* One step: C rows of x, R of W. Sum (r, c) is a[c * R + r]. `scale` (BYTES): of the group, for each row of x. */
-ALWAYS void few_step(Form f, int R, int C, const char *const w[4], int64_t at, const char *x, int64_t ldx, const char *scale, vec *a) {
+/* One step: C rows of x, R of W. Sum (r, c) is a[c * R + r]. `less` and `scale` (BYTES): of the group, for each row of x. */
+ALWAYS void few_step(Form f, int R, int C, const char *const w[4], int64_t at, const char *x, int64_t ldx, const char *less, const char *scale, vec *a) {
   if (f == FULL) {
     vec y[4];
 #pragma GCC unroll 4
@@ -67,21 +67,22 @@ ALWAYS void few_step(Form f, int R, int C, const char *const w[4], int64_t at, c
 #endif
 #ifdef __AVX512VNNI__
   else if (f == BYTES) {
-    /* vpdpbusd wants one factor without a sign: W + 128; what that adds, 128 times the sum of x, is taken off before. */
+    /* vpdpbusd wants one factor without a sign: W + 128; sums begin at what is too much then, less. Four rows share
+     * that, and it is sooner reckoned than loaded. */
     __m512i y[4], top = _mm512_set1_epi8((char)0x80);
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) y[r] = _mm512_xor_si512(_mm512_loadu_si512(w[r] + at), top);
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) {
       __m512i v = _mm512_loadu_si512(x + c * ldx), zero = _mm512_setzero_si512();
-      __m512i less = _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, top, v));
+      __m512i first = R > 1 ? _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, top, v)) : _mm512_loadu_si512(less + c * ldx);
       __m512 s = _mm512_set1_ps(*(const float *)(scale + c * ldx));
 #pragma GCC unroll 4
-      for (int r = 0; r < R; r++) a[c * R + r] = (vec)_mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(less, y[r], v)), s, (__m512)a[c * R + r]);
+      for (int r = 0; r < R; r++) a[c * R + r] = (vec)_mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(first, y[r], v)), s, (__m512)a[c * R + r]);
     }
   }
 #endif
-  (void)scale;
+  (void)less; (void)scale;
 }
 
 /* The whole of K. With MOST_X rows of x the row at `next` is wanted soon, else what follows in memory. The steps stand in one loop, which goes over what is left of the rows, in a copy
@@ -92,13 +93,13 @@ ALWAYS void few_dots(Form f, int R, int C, const char *w[4], int64_t K, const ch
   for (int i = 0; i < R * C; i++) a[i] = (vec){0};
   int64_t step = step_of(f), xstep = xstep_of(f), n = f == BYTES || f == WIDE ? grouped(K) : K * width_of(f), whole = n / step * step, left = n - whole;
   _Alignas(64) char rest[4][64];
-  const char *scale = x + n;
+  const char *less = x + n, *scale = x + 2 * n;
   for (int64_t end = whole;;) {
     for (int64_t k = 0; k < end; k += step) {
       __builtin_prefetch(C == MOST_X ? next + k : w[0] + k + AHEAD);
-      few_step(f, R, C, w, k, x, ldx, scale, a);
+      few_step(f, R, C, w, k, x, ldx, less, scale, a);
       x += xstep;
-      if (f == BYTES) scale += 4;
+      if (f == BYTES) { less += GROUP; scale += 4; }
     }
     if (f == BYTES || f == WIDE || left == 0) break;
     memset(rest, 0, sizeof rest);
@@ -219,20 +220,23 @@ int64_t ly_few_row(int form, int64_t K) {
 }
 int64_t ly_few_stride(int form, int64_t K) {
   if (on_tiles(form)) return (K + 31) / 32 * 64;
-  if (form == BYTES) return grouped(K) / GROUP * (GROUP + 4);
+  if (form == BYTES) return grouped(K) / GROUP * (2 * GROUP + 4);
   if (form == WIDE) return grouped(K) * 4;
   return (K * width_of(form) + step_of(form) - 1) / step_of(form) * xstep_of(form);
 }
 int ly_few_as_is(int form, int64_t K) { return (form == HALF && K % 32 == 0) || (form == FULL && K % LANES == 0); }
 
+/* A row in int8; behind it for each four bytes -128 times their sum, and a scale for each group. */
 static void prepare_bytes(const char *source, int dt, int64_t K, char *out) {
-  int8_t *q = (int8_t *)out; float *scale = (float *)(out + grouped(K)), x[GROUP];
-  for (int64_t g = 0; g < grouped(K); g += GROUP) {
+  int64_t all = grouped(K);
+  int8_t *q = (int8_t *)out; int32_t *less = (int32_t *)(out + all); float *scale = (float *)(out + 2 * all), x[GROUP];
+  for (int64_t g = 0; g < all; g += GROUP) {
     int64_t n = smaller(GROUP, K - g);
     if (n < GROUP) memset(x, 0, sizeof x);
     load_row(x, source, g, n, dt);
     scale[g / GROUP] = ly_to_int8(x, GROUP, q + g);
   }
+  for (int64_t i = 0; i < all; i += 4) less[i / 4] = -128 * (q[i] + q[i + 1] + q[i + 2] + q[i + 3]);
 }
 float ly_to_int8(const float *x, int64_t n, int8_t *q) {
   /* Without their signs, floats are in order as whole numbers are, NaN last: a comparison that compilers take in vectors. */
@@ -274,7 +278,10 @@ void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, 
   switch (form) {
     case FULL: few_all(FULL, W, ldw, rows, K, x, ldx, B, out, ld); break;
 #ifdef __AVX512BF16__
-    case HALF: few_all(HALF, W, ldw, rows, K, x, ldx, B, out, ld); break;
+    case HALF: /* keys of a head of 64: a loop of two steps */
+      if (K == 64) few_all(HALF, W, ldw, rows, 64, x, 128, B, out, ld);
+      else few_all(HALF, W, ldw, rows, K, x, ldx, B, out, ld);
+      break;
 #else
     case SPLIT: few_all(SPLIT, W, ldw, rows, K, x, ldx, B, out, ld); break;
 #endif

@@ -20,7 +20,7 @@ typedef uint32_t bits __attribute__((vector_size(LANES * 4), aligned(2), may_ali
  *   SPLIT  bf16, and x in fp32: the even numbers of a step, then the odd ones
  *   TILES  bf16 and bf16 on AMX
  *   TWELVE the same, and W in twelve bits (bf12.h): rows are asked for from the beginning of a strip of 32 on
- *   BYTES  int8 and int8 in groups of 64, multiplied by vpdpbusd; x has a scale for each group, behind the row
+ *   BYTES  int8 and int8 in groups of 64, multiplied by vpdpbusd; x has more numbers behind each row
  *   WIDE   int8 and fp32 */
 typedef enum { FULL, HALF, SPLIT, TILES, TWELVE, BYTES, WIDE } Form;
 enum { GROUP = 64 };
