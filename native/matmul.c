@@ -243,13 +243,14 @@ struct Product {
   const void *A; int dtA; int64_t ars, acs; const void *B; int dtB; int64_t brs, bcs;
   char *C; int dtC; int64_t ldc; const char *R;
   char *packed; int64_t mc, panels, groups /* of GROUP panels */, chunk /* B panels an item takes */, chunks;
+  int64_t from, to; float *sums; /* the part of k that all items go through together, and where all sums wait for the next; NULL: there is one part */
 };
 
 /* Packed B, for each block of k all its panels: what an item reads at a time lies together, and in all sets of the cache. */
-static char *panel_of(const Product *t, int64_t k, int64_t K, int64_t j) { return t->packed + (size_t)((k * t->panels + j * K) * t->p.nr) * t->p.size; }
+static char *panel_of(const Product *t, int64_t k, int64_t K, int64_t j) { return t->packed + (size_t)(((k - t->from) * t->panels + j * K) * t->p.nr) * t->p.size; }
 static void pack_b_body(void *ctx, int64_t item, int thread) {
   const Product *t = ctx; Plan part = t->p; (void)thread;
-  int64_t k = item / t->groups * t->p.kc, K = min64(t->p.kc, t->p.Kp - k), from = item % t->groups * GROUP, to = min64(from + GROUP, t->panels);
+  int64_t k = t->from + item / t->groups * t->p.kc, K = min64(t->p.kc, t->to - k), from = item % t->groups * GROUP, to = min64(from + GROUP, t->panels);
   /* Rows of B that lie as they are go into several panels: all of them take their part while a line is there. */
   int64_t piece = t->brs == 1 ? K : 32;
   for (int64_t at = 0; at < K; at += piece) {
@@ -297,17 +298,17 @@ static void store_some(Pending *p, int64_t rows) {
 static void product_body(void *ctx, int64_t item, int thread) {
   Product *t = ctx; Plan *p = &t->p;
   int64_t row0 = item / t->chunks * t->mc, rows = min64(t->mc, t->M - row0), blocks = parts(rows, p->mr);
-  int64_t j0 = item % t->chunks * t->chunk, panels = min64(t->chunk, t->panels - j0), k = 0;
+  int64_t j0 = item % t->chunks * t->chunk, panels = min64(t->chunk, t->panels - j0), k = t->from;
   int rowsFirst = ROWS_FIRST && p->half;
   _Alignas(64) float block[2][MAX_MR * MAX_NR];
-  float *waiting = p->Kp > p->kc ? ly_scratch(thread, 20, (size_t)(blocks * panels * p->mr * p->nr) * 4) : NULL;
+  float *waiting = p->Kp > p->kc && !t->sums ? ly_scratch(thread, 20, (size_t)(blocks * panels * p->mr * p->nr) * 4) : NULL;
   Pending before = {0};
   do { /* once even when K is 0 */
-    int64_t K = min64(p->kc, p->Kp - k);
+    int64_t K = min64(p->kc, t->to - k);
     Rows a = rows_of(p, thread, t->N, rows, element(t->A, t->dtA, row0 * t->ars), t->dtA, t->ars, t->acs, k, K);
     for (int64_t n = 0; n < blocks * panels; n++) {
       int64_t i = rowsFirst ? n / panels : n % blocks, j = j0 + (rowsFirst ? n % panels : n / blocks);
-      float *sums = waiting ? waiting + n * p->mr * p->nr : block[n & 1];
+      float *sums = t->sums ? t->sums + ((row0 / p->mr + i) * t->panels + j) * p->mr * p->nr : waiting ? waiting + n * p->mr * p->nr : block[n & 1];
       multiply(p, &a, i, rows, K, panel_of(t, k, K, j), sums, p->nr, k == 0, &before);
       if (k + K < p->Kp) continue;
       store_some(&before, before.rows); /* what the kernel has not */
@@ -318,25 +319,32 @@ static void product_body(void *ctx, int64_t item, int thread) {
       }
     }
     k += K;
-  } while (k < p->Kp);
+  } while (k < t->to);
   store_some(&before, before.rows);
 }
 
+/* Transposed products have long sums and few results (gradients of weights, whose k are tokens): panels of B for all of k would pass by from memory for every item.
+ * All items go through this much of k before any goes on; panels of B and a thread's share of the sums stay in the second-level cache. 0: of no use. */
+enum { LEG = 1024 };
+static int64_t leg_of(const Product *t, int packs) {
+  int64_t sums = parts(t->M, t->p.mr) * t->panels * t->p.mr * t->p.nr * 4;
+  return ROWS_FIRST && t->p.half && packs && t->p.Kp > LEG && sums <= ly_threads() * ((int64_t)1 << 20) ? LEG : 0;
+}
+
 /* What an item takes; results do not depend on it. Returns how many items there are for the rows. */
-static int64_t cut(Product *t) {
+static int64_t cut(Product *t, int packs, int legs) {
   const Plan *p = &t->p;
   int64_t kc = p->Kp > 0 ? min64(p->Kp, p->kc) : 1, line = kc * (int64_t)p->size, blocks = parts(t->M, p->mr);
   if (ROWS_FIRST && p->half) {
     /* Panels of B stay in the second-level cache. Of all cuts that leave them there, the one that reads the least: each part of the columns
-     * reads all of A (and packs it, which is as much again), each part of the rows all of B. */
-    int packs = !readable(p, t->N, t->dtA, t->ars, t->acs);
+     * reads all of A (and packs it, which is as much again), each part of the rows all of B, unless it stays there between items. */
     int64_t items = 8 * ly_threads(), least = INT64_MAX;
     for (int64_t c = parts(t->panels * p->nr * line, 1 << 20); c <= t->panels; c++) {
       int64_t chunk = parts(t->panels, c), most = packs ? (384 << 10) / (p->mr * line) : blocks;
       if (p->Kp > kc) most = min64(most, (768 << 10) / (p->mr * p->nr * chunk * 4)); /* sums that wait */
       int64_t rows = parts(blocks, most < 1 ? 1 : most);
       if (rows * c < items) rows = min64(parts(items, c), blocks);
-      int64_t reads = c * t->M * (1 + packs) + rows * t->N;
+      int64_t reads = c * t->M * (1 + packs) + (legs ? 0 : rows * t->N);
       if (reads < least) { least = reads; t->chunk = chunk; t->mc = parts(blocks, rows) * p->mr; }
       if (c >= items) break;
     }
@@ -362,9 +370,19 @@ void ly_matmul(int transA, int transB, int64_t M, int64_t N, int64_t K, float al
                  .C = (char *)element(C, dtC, s * sC), .dtC = dtC, .ldc = ldc, .R = R ? element(R, dtC, s * sC) : NULL};
     t.panels = parts(N, t.p.nr);
     t.groups = parts(t.panels, GROUP);
-    t.packed = ly_scratch(-1, 19, (size_t)(t.panels * t.p.nr * t.p.Kp) * t.p.size);
-    int64_t rowItems = cut(&t);
-    ly_in_order(t.groups * parts(t.p.Kp, t.p.kc), pack_b_body, &t);
-    ly_parallel(rowItems * t.chunks, product_body, &t);
+    int packs = !readable(&t.p, N, dtA, t.ars, t.acs);
+    int64_t leg = leg_of(&t, packs);
+    if (leg) {
+      t.p.kc = leg;
+      t.sums = ly_scratch(-1, 21, (size_t)(parts(M, t.p.mr) * t.panels * t.p.mr * t.p.nr) * 4);
+    } else leg = t.p.Kp;
+    int64_t rowItems = cut(&t, packs, leg < t.p.Kp);
+    t.packed = ly_scratch(-1, 19, (size_t)(t.panels * t.p.nr * leg) * t.p.size);
+    do { /* once even when K is 0 */
+      t.to = min64(t.from + leg, t.p.Kp);
+      ly_in_order(t.groups * parts(t.to - t.from, t.p.kc), pack_b_body, &t);
+      ly_parallel(rowItems * t.chunks, product_body, &t);
+      t.from = t.to;
+    } while (t.from < t.p.Kp);
   }
 }
