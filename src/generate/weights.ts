@@ -118,11 +118,15 @@ export class PackedWeights extends ReadyWeights {
     super(model, PACKED_FORM, true);
   }
 
-  /** For replies of so many tokens; undefined where the model's own weights serve better, or would be held twice in spite of being offloaded or shared. */
+  /**
+   * For replies of so many tokens; undefined where the model's own weights serve better, where they are offloaded or shared so that nobody has
+   * them twice, and where less than twice the memory is free.
+   */
   static worthwhile(model: Llama, tokens: number): PackedWeights | undefined {
-    const { device, grid, precision, config } = model;
+    const { device, grid, precision, config, parameters } = model;
     const offered = precision === "bf16" && device.bf12Bytes(1, 1) > 0;
     const fits = config.headDim % 32 === 0 && config.intermediateSize % 32 === 0; // heads, gates and ups are read from their beginnings on
-    return tokens >= STEPS && offered && fits && grid.resident ? new PackedWeights(model) : undefined;
+    const room = 1.6 * parameters.count < process.availableMemory() / 2;
+    return tokens >= STEPS && offered && fits && room && grid.resident ? new PackedWeights(model) : undefined;
   }
 }
