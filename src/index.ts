@@ -5,7 +5,7 @@ export { DialogueEncoder } from "./dialogue/mask.js";
 export type { Message } from "./dialogue/templates.js";
 export { type Generated, type GenerateOptions, generate } from "./generate/generate.js";
 export { type Loaded, loadForGeneration } from "./generate/loaded.js";
-export { Int8Weights } from "./generate/weights.js";
+export { Int8Weights, PackedWeights } from "./generate/weights.js";
 export type { LlamaConfig } from "./nn/config.js";
 export { loadLlama, saveLlama } from "./nn/folder.js";
 export { Llama, packSequences, type TokenBatch } from "./nn/llama.js";
