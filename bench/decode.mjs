@@ -146,8 +146,8 @@ async function work(dir, int8, threads) {
   const { generate } = await import("../dist/generate/generate.js");
   const { Int8Weights, PackedWeights } = await import("../dist/generate/weights.js");
   const model = loadLlama(openCpu({ threads }), dir, "bf16", { trainable: false });
-  // As `lyceum generate` and `lyceum chat` load a model.
-  const weights = int8 ? new Int8Weights(model) : PackedWeights.worthwhile(model, Number.POSITIVE_INFINITY);
+  // As `lyceum chat` loads a model.
+  const weights = int8 ? new Int8Weights(model) : PackedWeights.worthwhile(model, 1, Number.POSITIVE_INFINITY);
   const V = model.config.vocabSize;
   for await (const line of createInterface({ input: process.stdin })) {
     const { batch, prompt, tokens } = JSON.parse(line);

@@ -12,7 +12,7 @@ const HELP = `/reset          forget the conversation
 
 export async function command(dir: string, flags: SamplingFlags & { system?: string }): Promise<void> {
   const options = samplingOf(flags);
-  const { model, tokenizer, stop, weights } = openModel(dir, flags);
+  const { model, tokenizer, stop, weights } = openModel(dir, flags, true);
   const encoder = new DialogueEncoder(tokenizer);
   let system = flags.system;
   let history: Message[] = [];

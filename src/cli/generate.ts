@@ -38,12 +38,14 @@ export function samplingOf(flags: SamplingFlags): GenerateOptions {
     seed: number("seed", flags.seed, 0),
   };
 }
-export function openModel(dir: string, flags: SamplingFlags) {
+/** `packed`: for many replies, one after the other. */
+export function openModel(dir: string, flags: SamplingFlags, packed = false) {
   const { precision } = flags;
   if (precision !== undefined && precision !== "fp32" && precision !== "bf16")
     throw new UserError(`--precision is "${precision}"; it must be fp32 or bf16.`, 2);
   const threads = Number(flags.threads) || 0;
-  return loadForGeneration(dir, { ...(precision && { precision }), threads, weights: flags.int8 ? "int8" : "packed" });
+  const weights = flags.int8 ? "int8" : packed ? "packed" : undefined;
+  return loadForGeneration(dir, { ...(precision && { precision }), threads, ...(weights && { weights }) });
 }
 
 export function command(dir: string, flags: SamplingFlags & { prompt: string[]; json?: boolean }): void {

@@ -15,7 +15,7 @@ export interface GenerateOptions extends SamplingOptions {
   maxTokens: number;
   /** Ids that end a reply; the id itself is kept as its last token. */
   stop?: readonly number[];
-  /** The model's weights as the caller has made them ready; else they are packed here for long replies, where that is faster. */
+  /** The model's weights as the caller has made them ready; else they are packed here for a few long replies, where that is faster. */
   weights?: ReadyWeights;
   /** Called with every new token of every row; false ends that row. */
   onToken?: (row: number, id: number) => boolean | undefined;
@@ -45,7 +45,7 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
   const cache = model.newCache(prompts.length, length);
   const short = prompts.reduce((n, p) => n + (p.length <= SHORT ? p.length : 0), 0);
   const whole = isWhole(model);
-  const packed = whole && !options.weights ? PackedWeights.worthwhile(model, maxTokens) : undefined;
+  const packed = whole && !options.weights ? PackedWeights.worthwhile(model, prompts.length, maxTokens) : undefined;
   const decoder = whole ? new Decoder(model, cache, options.weights ?? packed, short) : undefined;
   const sampler = new Sampler(device, prompts.length, length + 1, options);
   const V = config.vocabSize;

@@ -19,7 +19,7 @@ export interface LoadingOptions {
   /** Default: the one that the file was saved in. */
   precision?: Precision;
   threads?: number;
-  /** For many replies: the weights in int8 as well, or packed without loss where that is faster. */
+  /** For many replies, one after the other: the weights in int8 as well, or packed without loss where that is faster. */
   weights?: "int8" | "packed";
 }
 
@@ -33,7 +33,7 @@ export function loadForGeneration(dir: string, options: LoadingOptions = {}): Lo
   const weights =
     options.weights === "int8"
       ? new Int8Weights(model)
-      : options.weights && PackedWeights.worthwhile(model, Number.POSITIVE_INFINITY);
+      : options.weights && PackedWeights.worthwhile(model, 1, Number.POSITIVE_INFINITY);
   return { model, tokenizer, stop: [...stop], ...(weights && { weights }) };
 }
 

@@ -110,8 +110,9 @@ const PACKED_FORM: Form = {
   make: (device, W, { values }) => device.bf12Pack(W.ptr, values, W.shape[0], W.shape[1]) === 0,
 };
 
-/** What packing costs is saved by about ten steps. */
-const STEPS = 32;
+/** What packing costs (most of it for memory that is new) is saved by about sixty steps; with more rows than a tile has, products take as long as reading. */
+const STEPS = 128;
+const ROWS = 16;
 
 export class PackedWeights extends ReadyWeights {
   private constructor(model: Llama) {
@@ -119,14 +120,15 @@ export class PackedWeights extends ReadyWeights {
   }
 
   /**
-   * For replies of so many tokens; undefined where the model's own weights serve better, where they are offloaded or shared so that nobody has
+   * For so many replies at a time, of so many tokens; undefined where the model's own weights serve better, where they are offloaded or shared so that nobody has
    * them twice, and where less than twice the memory is free.
    */
-  static worthwhile(model: Llama, tokens: number): PackedWeights | undefined {
+  static worthwhile(model: Llama, replies: number, tokens: number): PackedWeights | undefined {
     const { device, grid, precision, config, parameters } = model;
     const offered = precision === "bf16" && device.bf12Bytes(1, 1) > 0;
     const fits = config.headDim % 32 === 0 && config.intermediateSize % 32 === 0; // heads, gates and ups are read from their beginnings on
     const room = 1.6 * parameters.count < process.availableMemory() / 2;
-    return tokens >= STEPS && offered && fits && room && grid.resident ? new PackedWeights(model) : undefined;
+    const pays = tokens >= STEPS && replies <= ROWS;
+    return pays && offered && fits && room && grid.resident ? new PackedWeights(model) : undefined;
   }
 }

@@ -228,12 +228,12 @@ describe("packed weights", () => {
     const prompts = [3, 20, 70, 11].map((n, i) => ids(n, i + 1));
     const options = { temperature: 1, seed: 5 };
     const few = generate(model, prompts, { ...options, maxTokens: 20 });
-    const many = generate(model, prompts, { ...options, maxTokens: 40 });
+    const many = generate(model, prompts, { ...options, maxTokens: 200 });
     many.forEach((reply, i) => {
       expect(reply.ids.slice(0, 20)).toEqual(few[i].ids);
       expect(reply.logProbs.slice(0, 20)).toEqual(few[i].logProbs);
     });
-    const packed = PackedWeights.worthwhile(model, 40);
+    const packed = PackedWeights.worthwhile(model, 4, 200);
     expect(packed !== undefined).toBe(offered);
     if (!packed) return;
     expect(packed.of(down)).toBeUndefined();
@@ -244,8 +244,9 @@ describe("packed weights", () => {
   });
 
   test("only where it is worth it", () => {
-    expect(PackedWeights.worthwhile(packable(), 10)).toBeUndefined();
-    expect(PackedWeights.worthwhile(make("bf16"), 40)).toBeUndefined(); // heads of 12
-    expect(PackedWeights.worthwhile(make("fp32"), 40)).toBeUndefined();
+    expect(PackedWeights.worthwhile(packable(), 1, 100)).toBeUndefined();
+    expect(PackedWeights.worthwhile(packable(), 17, 200)).toBeUndefined();
+    expect(PackedWeights.worthwhile(make("bf16"), 1, 200)).toBeUndefined(); // heads of 12
+    expect(PackedWeights.worthwhile(make("fp32"), 1, 200)).toBeUndefined();
   });
 });
