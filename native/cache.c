@@ -58,7 +58,7 @@ static void cached_body(void *ctx, int64_t item, int thread) {
     room += queries * D * (int64_t)t->size;
   }
   if (ly_few_as_is(t->form, D)) ready = q;
-  else { ly_few_prepare(t->form, q, t->dt, 0, queries, D, room); ready = room; }
+  else { ly_few_prepare(t->form, q, t->dt, 0, queries, queries, D, room); ready = room; }
   ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, 0, (Ahead){0}, s, ld);
   size_t next = item + 1 < ly_part(t->items, thread + 1) ? (size_t)(t->maxT * D) * t->size : 0;
   for (int64_t i = 0; i < queries; i++) {

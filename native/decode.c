@@ -9,7 +9,7 @@ typedef struct { int form; const char *W; int64_t ldw; const float *wscale; int6
 
 static void prepare_body(void *ctx, int64_t item, int thread) {
   const Few *t = ctx; (void)thread;
-  ly_few_prepare(t->form, t->source, t->dt, item * 16, smaller(16, t->B - item * 16), t->K, t->made);
+  ly_few_prepare(t->form, t->source, t->dt, item * 16, smaller(16, t->B - item * 16), t->B, t->K, t->made);
 }
 static void few_run(Few *t, int64_t items, ly_body body, void *ctx) {
   t->items = items;

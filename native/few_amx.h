@@ -4,13 +4,13 @@
 #include "bf12.h"
 #include "pack.h"
 
-/* Packed x: for every 32 rows, for every 32 of k, two tiles [16 pairs][16 rows][2]. Zero where there is no row. */
+/* Packed x: for every 32 of B rows, for every 32 of k, two tiles [16 pairs][16 rows][2]; one, where no more than 16 rows are left. Zero where there is no row. */
 enum { TILE_BYTES = 1024 };
-static void few_amx_pack(char *out, const bf16 *x, int64_t first, int64_t rows, int64_t K) {
+static void few_amx_pack(char *out, const bf16 *x, int64_t first, int64_t rows, int64_t B, int64_t K) {
   int64_t steps = (K + 31) / 32;
   for (int64_t b = first; b < first + rows; b += 16)
     for (int64_t s = 0; s < steps; s++) {
-      char *tile = out + ((b / 32 * steps + s) * 2 + b / 16 % 2) * TILE_BYTES;
+      char *tile = out + (b / 32 * steps * 2 + (B - b / 32 * 32 > 16 ? s * 2 + b / 16 % 2 : s)) * TILE_BYTES;
       int64_t lines = smaller(16, first + rows - b), k = smaller(32, K - s * 32);
       words r[16] = {{0}};
       for (int64_t i = 0; i < lines; i++) memcpy(&r[i], x + (b + i) * K + s * 32, (size_t)k * 2);
@@ -48,7 +48,7 @@ static inline void few_amx_ask(const Asking *t, int64_t s) {
 
 /* A tile takes a line of memory of each of 16 rows, which no processor foresees: while 32 rows are multiplied, the 32 that follow are fetched in the
  * order of memory; behind the last ones `after`, when there is something. What a tile would read past the end of W is copied first. Where W is in twelve bits,
- * its tiles are made on the way, in two places in turns, so that nobody waits for what is being stored. */
+ * its tiles are made on the way, a step ahead and in two places in turns, so that nobody waits for what is being stored. */
 static inline __attribute__((always_inline)) void few_amx_all(int twelve, const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld) {
   _Alignas(64) char edge[32][64];
   _Alignas(64) bf16 made[2][32][32];
@@ -67,20 +67,19 @@ static inline __attribute__((always_inline)) void few_amx_all(int twelve, const 
       int wide = B - b > 16, high = height > 16;
       const char *packed = x + b / 32 * steps * 2 * TILE_BYTES;
       const uint32_t *patch = bf12_patches(block, &strip);
+      if (twelve) patch = bf12_tile(block, &strip, 0, patch, made[0][0]);
       _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
       for (int64_t s = 0; s < steps; s++) {
         const char *w = block + s * 64; int64_t stride = ldw;
-        if (twelve) {
-          patch = bf12_tile(block, &strip, s, patch, made[s & 1][0]);
-          w = (const char *)made[s & 1]; stride = 64;
-        } else if (height % 16 || (s + 1) * 32 > K) {
+        if (twelve) { w = (const char *)made[s & 1]; stride = 64; }
+        else if (height % 16 || (s + 1) * 32 > K) {
           memset(edge, 0, sizeof edge);
           for (int64_t i = 0; i < height; i++) memcpy(edge[i], w + i * ldw, (size_t)smaller(64, (K - s * 32) * 2));
           w = edge[0]; stride = 64;
         }
         if (b == 0) few_amx_ask(&next, s);
         _tile_loadd(4, w, stride);
-        _tile_loadd(6, packed + s * 2 * TILE_BYTES, 64);
+        _tile_loadd(6, packed + s * (1 + wide) * TILE_BYTES, 64);
         _tile_dpbf16ps(0, 4, 6);
         if (wide) { _tile_loadd(7, packed + (s * 2 + 1) * TILE_BYTES, 64); _tile_dpbf16ps(1, 4, 7); }
         if (high) {
@@ -88,6 +87,7 @@ static inline __attribute__((always_inline)) void few_amx_all(int twelve, const 
           _tile_dpbf16ps(2, 5, 6);
           if (wide) _tile_dpbf16ps(3, 5, 7);
         }
+        if (twelve && s + 1 < steps) patch = bf12_tile(block, &strip, s + 1, patch, made[(s + 1) & 1][0]);
         if (before.at < before.end) few_amx_turn(&before);
       }
       while (before.at < before.end) few_amx_turn(&before);

@@ -249,11 +249,12 @@ float ly_to_int8(const float *x, int64_t n, int8_t *q) {
   return largest / 127.0f;
 }
 
-void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t rows, int64_t K, char *x) {
+void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t rows, int64_t B, int64_t K, char *x) {
   int64_t stride = ly_few_stride(form, K);
 #ifdef LY_ISA_AMX
-  if (on_tiles(form)) { few_amx_pack(x, source, first, rows, K); return; }
+  if (on_tiles(form)) { few_amx_pack(x, source, first, rows, B, K); return; }
 #endif
+  (void)B;
   for (int64_t b = first; b < first + rows; b++) {
     const char *from = (const char *)source + b * K * (dt == LY_F32 ? 4 : 2);
     char *out = x + b * stride;

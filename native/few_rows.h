@@ -32,7 +32,7 @@ int64_t ly_few_row(int form, int64_t K);     /* bytes of a row of W */
 int64_t ly_few_stride(int form, int64_t K);  /* bytes of a prepared row of x; on tiles for 32 rows at a time */
 int ly_few_as_is(int form, int64_t K);       /* whether rows of x can be used as they are */
 /* Rows first .. first + rows - 1 of source[B,K]; x is the beginning of all. On tiles, first is a multiple of 16. */
-void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t rows, int64_t K, char *x);
+void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t rows, int64_t B, int64_t K, char *x);
 /* out[b * ld + r] = dot of row r of W and row b of x, for all B; ldw in bytes; ld >= rows rounded up to 16, and what lies
  * between is overwritten. A result does not depend on B nor on rows. `asked`: the first 32 rows of W were asked for before; `after`: what is wanted next. Both are for tiles, which ask for it on the way. */
 typedef struct { const char *at; int64_t bytes; } Ahead;
