@@ -125,10 +125,10 @@ export class PackedWeights extends ReadyWeights {
    */
   static worthwhile(model: Llama, replies: number, tokens: number): PackedWeights | undefined {
     const { device, grid, precision, config, parameters } = model;
-    const offered = precision === "bf16" && device.bf12Bytes(1, 1) > 0;
-    const fits = config.headDim % 32 === 0 && config.intermediateSize % 32 === 0; // heads, gates and ups are read from their beginnings on
-    const room = 1.6 * parameters.count < process.availableMemory() / 2; // packed, a parameter takes little more than 1.5 bytes
-    const pays = tokens >= STEPS && replies <= ROWS;
-    return pays && offered && fits && room && grid.resident ? new PackedWeights(model) : undefined;
+    if (tokens < STEPS || replies > ROWS || precision !== "bf16" || !grid.resident) return undefined;
+    // Heads, gates and ups are read from their beginnings on, which must be whole strips.
+    if (config.headDim % 32 !== 0 || config.intermediateSize % 32 !== 0 || device.bf12Bytes(1, 1) === 0) return undefined;
+    // Packed, a parameter takes little more than 1.5 bytes.
+    return 1.6 * parameters.count < process.availableMemory() / 2 ? new PackedWeights(model) : undefined;
   }
 }
