@@ -127,7 +127,8 @@ export class PackedWeights extends ReadyWeights {
     const { device, grid, precision, config, parameters } = model;
     if (tokens < STEPS || replies > ROWS || precision !== "bf16" || !grid.resident) return undefined;
     // Heads, gates and ups are read from their beginnings on, which must be whole strips.
-    if (config.headDim % 32 !== 0 || config.intermediateSize % 32 !== 0 || device.bf12Bytes(1, 1) === 0) return undefined;
+    if (config.headDim % 32 !== 0 || config.intermediateSize % 32 !== 0 || device.bf12Bytes(1, 1) === 0)
+      return undefined;
     // Packed, a parameter takes little more than 1.5 bytes.
     return 1.6 * parameters.count < process.availableMemory() / 2 ? new PackedWeights(model) : undefined;
   }
