@@ -2,13 +2,13 @@
  * four bits say which of sixteen, and the other eight stay as they are. (DFloat11, Zhang et al. 2025, arXiv:2504.11651, has a Huffman code
  * for the same bits, which is shorter by one and far slower to read.)
  *
- * W[N,K] is cut into strips of 32 rows, a strip into tiles of 32 columns: [head][tiles]. A tile is 8 groups of 4 rows: 64 bytes of pairs of
- * codes, 64 of low bytes of two rows, 64 of the other two. The head has for each tile the least of its exponents that a code can mean, the number of its
+ * W[N,K] is cut into strips of 32 rows, a strip into tiles of 32 columns: [head][tiles]. A tile has its numbers in the order in which they are multiplied, as 32 rows of 32, in
+ * 8 groups of 4 rows: 64 bytes of pairs of codes, 64 of low bytes of two rows, 64 of the other two. The head has for each tile the least of its exponents that a code can mean, the number of its
  * exceptions, and then all exceptions of the strip, (number << 16 | place in the tile), for which it has little room: a strip that has more of them
  * does not fit. Places outside of W hold some finite number. */
 #ifndef LYCEUM_BF12_H
 #define LYCEUM_BF12_H
-#include "rows.h"
+#include "pack.h"
 
 enum { STRIP = 32, GROUP_BYTES = 192, BF12_TILE = STRIP / 4 * GROUP_BYTES };
 typedef struct { int64_t steps, patches, head, bytes, room; } Strip; /* tiles, where exceptions begin, where tiles begin, all; how many exceptions */
@@ -75,6 +75,17 @@ static inline uint64_t bf12_pair(const bf16 *rows, int base, int upper, uint8_t 
 #endif
 }
 
+/* A tile in the order in which it is multiplied: rows of k on tiles, which take them as they are; for vectors pairs of k side by side. */
+static inline void bf12_turn(bf16 *tile) {
+#ifdef LY_ISA_AVX512BF16
+  words r[2][16];
+  turned_lines(r[0], 16, (const char *)tile, 64); turned_lines(r[1], 16, (const char *)(tile + 16 * 32), 64);
+  for (int i = 0; i < 16; i++) { memcpy(tile + i * 64, &r[0][i], 64); memcpy(tile + i * 64 + 32, &r[1][i], 64); }
+#else
+  (void)tile;
+#endif
+}
+
 /* The first `rows` rows of a strip from W[..., K]; whether they fit. Asks for the rows behind them, whose lines processors do not foresee. */
 static inline int bf12_strip(const bf16 *W, int64_t rows, int64_t K, char *strip) {
   Strip t = strip_of(K);
@@ -90,14 +101,16 @@ static inline int bf12_strip(const bf16 *W, int64_t rows, int64_t K, char *strip
     uint16_t most = 0;
     for (int i = 0; i < STRIP * 32; i++) { uint16_t e = tile[i] & 0x7fff; most = e > most ? e : most; }
     int base = most >> 8 > 7 ? (most >> 8) - 7 : 0, first = (int)(end - patch);
+    /* What is not there shall be no exception. */
+    for (int64_t r = 0; r < STRIP; r++) for (int64_t c = r < rows ? columns : 0; c < 32; c++) tile[r * 32 + c] = (bf16)(base << 8);
+    bf12_turn(tile);
     for (int pair = 0; pair < STRIP / 2; pair++) {
       uint8_t *group = head + t.head + s * BF12_TILE + pair / 2 * GROUP_BYTES;
       uint64_t exceptions = bf12_pair(tile + pair * 64, base, pair % 2, group, group + 64 + pair % 2 * 64);
       for (; exceptions; exceptions &= exceptions - 1) {
-        int i = __builtin_ctzll(exceptions), row = pair * 2 + bf12_row(i), column = bf12_column(i);
-        if (row >= rows || column >= columns) continue;
+        int i = __builtin_ctzll(exceptions), place = (pair * 2 + bf12_row(i)) * 32 + bf12_column(i);
         if (patch == end) return 0;
-        *patch++ = (uint32_t)tile[row * 32 + column] << 16 | (uint32_t)(row * 32 + column);
+        *patch++ = (uint32_t)tile[place] << 16 | (uint32_t)place;
       }
     }
     int count = first - (int)(end - patch);

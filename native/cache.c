@@ -6,18 +6,18 @@ typedef struct {
 } Cached;
 
 /* o[D] = sum over j of p[j] v[j, D], in fp32, j ascending. Columns go in pieces that stay in registers; in bf16 even and odd ones apart, which takes one instruction to widen.
- * With every row a row of the keys and one of the values that come next are asked for: memory shall be busy while sums are made. */
+ * With every row one of the values that come next is asked for, as with keys: memory shall be busy while sums are made. */
 enum { PIECE = 4 * LANES };
-static inline __attribute__((always_inline)) void fetch_piece(const char *keys, const char *values, int64_t at, int64_t bytes) {
-  for (int64_t b = at; b < at + bytes; b += 64) { __builtin_prefetch(keys + b, 0, 2); __builtin_prefetch(values + b, 0, 2); }
+static inline __attribute__((always_inline)) void fetch_piece(const char *values, int64_t at, int64_t bytes) {
+  for (int64_t b = at; b < at + bytes; b += 64) __builtin_prefetch(values + b);
 }
-static void weighted_rows(const float *restrict p, const char *restrict v, int64_t rows, int D, int dt, float *restrict o, const char *keys, const char *values) {
+static void weighted_rows(const float *restrict p, const char *restrict v, int64_t rows, int D, int dt, float *restrict o, const char *next) {
   int d = 0;
   for (; d + PIECE <= D; d += PIECE) {
     vec s[4] = {{0}, {0}, {0}, {0}};
     if (dt == LY_F32) {
       for (int64_t j = 0; j < rows; j++) {
-        fetch_piece(keys, values, (j * D + d) * 4, PIECE * 4);
+        fetch_piece(next, (j * D + d) * 4, PIECE * 4);
         const vec *x = (const vec *)((const float *)v + j * D + d);
         s[0] += p[j] * x[0]; s[1] += p[j] * x[1]; s[2] += p[j] * x[2]; s[3] += p[j] * x[3];
       }
@@ -25,7 +25,7 @@ static void weighted_rows(const float *restrict p, const char *restrict v, int64
       continue;
     }
     for (int64_t j = 0; j < rows; j++) {
-      fetch_piece(keys, values, (j * D + d) * 2, PIECE * 2);
+      fetch_piece(next, (j * D + d) * 2, PIECE * 2);
       const bits *x = (const bits *)((const bf16 *)v + j * D + d);
       s[0] += p[j] * (vec)(x[0] << 16); s[1] += p[j] * (vec)(x[0] & 0xffff0000u);
       s[2] += p[j] * (vec)(x[1] << 16); s[3] += p[j] * (vec)(x[1] & 0xffff0000u);
@@ -59,15 +59,15 @@ static void cached_body(void *ctx, int64_t item, int thread) {
   }
   if (ly_few_as_is(t->form, D)) ready = q;
   else { ly_few_prepare(t->form, q, t->dt, 0, queries, queries, D, room); ready = room; }
-  ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, 0, (Ahead){0}, s, ld);
   size_t next = item + 1 < ly_part(t->items, thread + 1) ? (size_t)(t->maxT * D) * t->size : 0;
+  ly_few_dots(t->form, k, D * (int64_t)t->size, keys, D, ready, queries, 0, (Ahead){v, keys * D * (int64_t)t->size}, s, ld);
   for (int64_t i = 0; i < queries; i++) {
     float *p = s + i * ld;
     int64_t row = i / group, seen = keys - T + row + 1, padded = round16(seen);
     float max = row_max(p, seen);
     for (int64_t j = seen; j < padded; j++) p[j] = -INFINITY;
     float sum = exp2_row(p, p, padded, 1, max, t->scale * LOG2E);
-    weighted_rows(p, v, seen, D, t->dt, o, i == 0 ? k + next : k, i == 0 ? v + next : v);
+    weighted_rows(p, v, seen, D, t->dt, o, i == 0 ? k + next : k);
     float inverse = 1.0f / sum;
     for (int d = 0; d < D; d++) o[d] *= inverse;
     store_row(t->y, ((b * T + row) * t->H + kv * group + i % group) * D, o, D, t->dt);

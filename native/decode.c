@@ -25,8 +25,8 @@ static Few few_of(const void *x, int dt, const void *W, const float *wscale, int
 }
 
 static Ahead rows_at(const Few *t, int64_t row) { return (Ahead){t->W + row * t->ldw, smaller(32, t->N - row) * t->ldw}; }
-/* What a thread reads after `item` of its part. */
-static Ahead then(const Few *t, int64_t item, int thread, int64_t row) { return item + 1 < ly_part(t->items, thread + 1) ? rows_at(t, row) : (Ahead){0}; }
+/* What a thread reads after `item` of its part, for what is read in strips; rows follow each other anyway. */
+static Ahead then(const Few *t, int64_t item, int thread, int64_t row) { return in_strips(t->form) && item + 1 < ly_part(t->items, thread + 1) ? rows_at(t, row) : (Ahead){0}; }
 
 /* out[B, ld] = x . rows row0 .. row0 + rows - 1 of W[N, K], ld = round16(rows); the scales of int8 rows are in it. */
 static void dots(const Few *t, int thread, int64_t row0, int64_t rows, Ahead after, float *out) {
@@ -37,10 +37,10 @@ static void dots(const Few *t, int thread, int64_t row0, int64_t rows, Ahead aft
   if (t->wscale) for (int64_t b = 0; b < t->B; b++) for (int64_t r = 0; r < rows; r++) out[b * ld + r] *= t->wscale[row0 + r];
 }
 
-/* Rows of W that an item takes: about 64 KiB of them, or 32 at a time on tiles, small enough that nobody waits long for a core that is slow. A result does not
+/* Rows of W that an item takes: about 64 KiB of them, or whole strips, small enough that nobody waits long for a core that is slow. A result does not
  * depend on it. */
 static int64_t item_rows(const Few *t, int64_t N) {
-  if (on_tiles(t->form)) {
+  if (in_strips(t->form)) {
     int64_t n = (N / (16 * ly_threads()) + 31) / 32 * 32;
     return n < 32 ? 32 : n > 256 ? 256 : n;
   }
@@ -107,7 +107,7 @@ static void swiglu_body(void *ctx, int64_t item, int thread) {
   const Glu *t = ctx;
   int64_t f0 = item * t->rows, rows = smaller(t->rows, t->F - f0), ld = round16(rows);
   float *gate = ly_scratch(thread, 10, (size_t)((t->few.B + 1) * ld * 2) * 4), *up = gate + t->few.B * ld, *r = up + t->few.B * ld;
-  dots(&t->few, thread, f0, rows, rows_at(&t->few, t->F + f0), gate);
+  dots(&t->few, thread, f0, rows, in_strips(t->few.form) ? rows_at(&t->few, t->F + f0) : (Ahead){0}, gate);
   dots(&t->few, thread, t->F + f0, rows, then(&t->few, item, thread, f0 + rows), up);
   for (int64_t b = 0; b < t->few.B; b++) {
     float *restrict g = gate + b * ld, *restrict u = up + b * ld;
@@ -124,7 +124,7 @@ static void swiglu_body(void *ctx, int64_t item, int thread) {
 void ly_decode_swiglu(const void *x, const void *W, const float *wscale, int wt, const void *R, void *y, int64_t B, int64_t F, int64_t K, int dt) {
   Glu t = {.few = few_of(x, dt, W, wscale, wt, B, 2 * F, K), .R = R, .y = y, .F = F, .dt = dt};
   t.rows = item_rows(&t.few, F);
-  if (!on_tiles(t.few.form)) t.rows = smaller(t.rows, 32);
+  if (!in_strips(t.few.form)) t.rows = smaller(t.rows, 32);
   few_run(&t.few, (F + t.rows - 1) / t.rows, swiglu_body, &t);
 }
 

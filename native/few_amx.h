@@ -6,7 +6,9 @@
 
 /* Packed x: for every 32 of B rows, for every 32 of k, two tiles [16 pairs][16 rows][2]; one, where no more than 16 rows are left. Zero where there is no row. */
 enum { TILE_BYTES = 1024 };
-static void few_amx_pack(char *out, const bf16 *x, int64_t first, int64_t rows, int64_t B, int64_t K) {
+static int64_t few_strips_stride(int64_t K) { return (K + 31) / 32 * 64; }
+static int few_strips_as_is(int64_t K) { (void)K; return 0; }
+static void few_strips_prepare(char *out, const bf16 *x, int64_t first, int64_t rows, int64_t B, int64_t K) {
   int64_t steps = (K + 31) / 32;
   for (int64_t b = first; b < first + rows; b += 16)
     for (int64_t s = 0; s < steps; s++) {
@@ -49,7 +51,7 @@ static inline void few_amx_ask(const Asking *t, int64_t s) {
 /* A tile takes a line of memory of each of 16 rows, which no processor foresees: while 32 rows are multiplied, the 32 that follow are fetched in the
  * order of memory; behind the last ones `after`, when there is something. What a tile would read past the end of W is copied first. Where W is in twelve bits,
  * its tiles are made on the way, a step ahead and in two places in turns, so that nobody waits for what is being stored. */
-static inline __attribute__((always_inline)) void few_amx_all(int twelve, const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld) {
+static inline __attribute__((always_inline)) void few_strips(int twelve, const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld) {
   _Alignas(64) char edge[32][64];
   _Alignas(64) bf16 made[2][32][32];
   Strip strip = strip_of(K);

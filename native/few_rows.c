@@ -85,9 +85,9 @@ ALWAYS void few_step(Form f, int R, int C, const char *const w[4], int64_t at, c
   (void)less; (void)scale;
 }
 
-/* The whole of K. With MOST_X rows of x the row at `next` is wanted soon, else what follows in memory. The steps stand in one loop, which goes over what is left of the rows, in a copy
+/* The whole of K. `ahead` bytes behind a row of W lies what is wanted soon; of keys (HALF) behind each of several rows, of weights other groups ask for those of the others. The steps stand in one loop, which goes over what is left of the rows, in a copy
  * filled up with zeros, in a second round: with two loops compilers move all sums about between their registers. */
-ALWAYS void few_dots(Form f, int R, int C, const char *w[4], int64_t K, const char *x, int64_t ldx, const char *next, vec *out, int stride) {
+ALWAYS void few_dots(Form f, int R, int C, const char *w[4], int64_t K, const char *x, int64_t ldx, int64_t ahead, vec *out, int stride) {
   vec a[16];
 #pragma GCC unroll 16
   for (int i = 0; i < R * C; i++) a[i] = (vec){0};
@@ -96,7 +96,8 @@ ALWAYS void few_dots(Form f, int R, int C, const char *w[4], int64_t K, const ch
   const char *less = x + n, *scale = x + 2 * n;
   for (int64_t end = whole;;) {
     for (int64_t k = 0; k < end; k += step) {
-      __builtin_prefetch(C == MOST_X ? next + k : w[0] + k + AHEAD);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) if (f == HALF || r == 0) __builtin_prefetch(w[r] + k + ahead);
       few_step(f, R, C, w, k, x, ldx, less, scale, a);
       x += xstep;
       if (f == BYTES) { less += GROUP; scale += 4; }
@@ -154,7 +155,7 @@ ALWAYS vec sum_each(vec *v) {
 /* With few rows of x, memory sets the pace, and it is read fastest one row of W after the other; with MOST_X of them arithmetic
  * does, and four rows of W share what is loaded of x.
  * LANES sums: LANES / C rows of W (from `row` on; those past `rows` are the last one again) by C rows of x -> out[c * ld + r]. */
-ALWAYS void few_block(Form f, int C, const char *W, int64_t ldw, int64_t row, int64_t rows, int64_t K, const char *x, int64_t ldx, const char *next, float *out, int64_t ld) {
+ALWAYS void few_block(Form f, int C, const char *W, int64_t ldw, int64_t row, int64_t rows, int64_t K, const char *x, int64_t ldx, int64_t ahead, float *out, int64_t ld) {
   vec v[LANES];
   int R = LANES / C, together = C == MOST_X ? 4 : 1;
 #pragma GCC unroll 16
@@ -162,7 +163,7 @@ ALWAYS void few_block(Form f, int C, const char *W, int64_t ldw, int64_t row, in
     const char *w[4];
 #pragma GCC unroll 4
     for (int r = 0; r < together; r++) w[r] = W + smaller(row + s + r, rows - 1) * ldw;
-    few_dots(f, together, C, w, K, x, ldx, next, v + s, R);
+    few_dots(f, together, C, w, K, x, ldx, ahead, v + s, R);
   }
   vec sums = sum_each(v);
 #pragma GCC unroll 4
@@ -170,8 +171,8 @@ ALWAYS void few_block(Form f, int C, const char *W, int64_t ldw, int64_t row, in
 }
 
 /* Rows of x in groups of MOST_X pass over a part of W that stays in the first cache, while the next part is fetched: by all of the
- * groups together where there are several, so that arithmetic and memory are busy at the same time. */
-ALWAYS void few_all(Form f, const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t ldx, int64_t B, float *out, int64_t ld) {
+ * groups together where there are several, so that arithmetic and memory are busy at the same time. `after`: what is fetched instead, row by row. */
+ALWAYS void few_all(Form f, const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t ldx, int64_t B, const char *after, float *out, int64_t ld) {
   enum { R = LANES / MOST_X };
   int64_t part = (int64_t)(24 * 1024) / (ldw > 0 ? ldw : 1) / R * R, groups = B / MOST_X;
   part = part < R ? R : part;
@@ -179,35 +180,39 @@ ALWAYS void few_all(Form f, const char *W, int64_t ldw, int64_t rows, int64_t K,
     for (int64_t r0 = 0; r0 < rows; r0 += part)
       for (int64_t g = 0; g < groups; g++)
         for (int64_t r = r0; r < smaller(r0 + part, rows); r += R) {
-          const char *next = W + (g < R ? r + part + g : r) * ldw;
+          int64_t next = after ? after - W : g < R ? (part + g) * ldw : 0;
           few_block(f, MOST_X, W, ldw, r, rows, K, x + g * MOST_X * ldx, ldx, next, out + g * MOST_X * ld, ld);
         }
 #if LANES > 4
-  int64_t b = groups * MOST_X;
+  int64_t b = groups * MOST_X, next = after ? after - W : AHEAD;
 #if LANES == 16
   for (; b + 2 <= B; b += 2)
-    for (int64_t r = 0; r < rows; r += LANES / 2) few_block(f, 2, W, ldw, r, rows, K, x + b * ldx, ldx, NULL, out + b * ld, ld);
+    for (int64_t r = 0; r < rows; r += LANES / 2) few_block(f, 2, W, ldw, r, rows, K, x + b * ldx, ldx, next, out + b * ld, ld);
 #endif
   for (; b < B; b++)
-    for (int64_t r = 0; r < rows; r += LANES) few_block(f, 1, W, ldw, r, rows, K, x + b * ldx, ldx, NULL, out + b * ld, ld);
+    for (int64_t r = 0; r < rows; r += LANES) few_block(f, 1, W, ldw, r, rows, K, x + b * ldx, ldx, next, out + b * ld, ld);
 #endif
 }
 
 #ifdef LY_ISA_AMX
 #include "few_amx.h"
+#define HAS_STRIPS 1
+#elif defined(LY_ISA_AVX512BF16)
+#include "few_pairs.h"
+#define HAS_STRIPS 1
 #endif
 
-int ly_few_form(int weights, int tiles) {
-  if (weights == LY_F32) return FULL;
+int ly_few_form(int rows, int strips) {
+  if (rows == LY_F32) return FULL;
 #ifdef __AVX512VNNI__
-  if (weights == LY_INT8) return BYTES;
+  if (rows == LY_INT8) return BYTES;
 #else
-  if (weights == LY_INT8) return WIDE;
+  if (rows == LY_INT8) return WIDE;
 #endif
-#ifdef LY_ISA_AMX
-  if (tiles) return weights == LY_BF12 ? TWELVE : TILES;
+#ifdef HAS_STRIPS
+  if (strips) return rows == LY_BF12 ? TWELVE : STRIPS;
 #endif
-  (void)tiles;
+  (void)strips;
 #ifdef __AVX512BF16__
   return HALF;
 #else
@@ -219,12 +224,19 @@ int64_t ly_few_row(int form, int64_t K) {
   return form == BYTES || form == WIDE ? grouped(K) : K * width_of(form);
 }
 int64_t ly_few_stride(int form, int64_t K) {
-  if (on_tiles(form)) return (K + 31) / 32 * 64;
+#ifdef HAS_STRIPS
+  if (in_strips(form)) return few_strips_stride(K);
+#endif
   if (form == BYTES) return grouped(K) / GROUP * (2 * GROUP + 4);
   if (form == WIDE) return grouped(K) * 4;
   return (K * width_of(form) + step_of(form) - 1) / step_of(form) * xstep_of(form);
 }
-int ly_few_as_is(int form, int64_t K) { return (form == HALF && K % 32 == 0) || (form == FULL && K % LANES == 0); }
+int ly_few_as_is(int form, int64_t K) {
+#ifdef HAS_STRIPS
+  if (in_strips(form)) return few_strips_as_is(K);
+#endif
+  return (form == HALF && K % 32 == 0) || (form == FULL && K % LANES == 0);
+}
 
 /* A row in int8; behind it for each four bytes -128 times their sum, and a scale for each group. */
 static void prepare_bytes(const char *source, int dt, int64_t K, char *out) {
@@ -251,8 +263,8 @@ float ly_to_int8(const float *x, int64_t n, int8_t *q) {
 
 void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t rows, int64_t B, int64_t K, char *x) {
   int64_t stride = ly_few_stride(form, K);
-#ifdef LY_ISA_AMX
-  if (on_tiles(form)) { few_amx_pack(x, source, first, rows, B, K); return; }
+#ifdef HAS_STRIPS
+  if (in_strips(form)) { few_strips_prepare(x, source, first, rows, B, K); return; }
 #endif
   (void)B;
   for (int64_t b = first; b < first + rows; b++) {
@@ -277,25 +289,25 @@ void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t
 void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld) {
   int64_t ldx = ly_few_stride(form, K);
   switch (form) {
-    case FULL: few_all(FULL, W, ldw, rows, K, x, ldx, B, out, ld); break;
+    case FULL: few_all(FULL, W, ldw, rows, K, x, ldx, B, after.at, out, ld); break;
 #ifdef __AVX512BF16__
     case HALF: /* keys of a head of 64: a loop of two steps */
-      if (K == 64) few_all(HALF, W, ldw, rows, 64, x, 128, B, out, ld);
-      else few_all(HALF, W, ldw, rows, K, x, ldx, B, out, ld);
+      if (K == 64) few_all(HALF, W, ldw, rows, 64, x, 128, B, after.at, out, ld);
+      else few_all(HALF, W, ldw, rows, K, x, ldx, B, after.at, out, ld);
       break;
 #else
-    case SPLIT: few_all(SPLIT, W, ldw, rows, K, x, ldx, B, out, ld); break;
+    case SPLIT: few_all(SPLIT, W, ldw, rows, K, x, ldx, B, after.at, out, ld); break;
 #endif
 #ifdef __AVX512VNNI__
-    case BYTES: few_all(BYTES, W, ldw, rows, K, x, ldx, B, out, ld); break;
+    case BYTES: few_all(BYTES, W, ldw, rows, K, x, ldx, B, after.at, out, ld); break;
 #else
-    case WIDE: few_all(WIDE, W, ldw, rows, K, x, ldx, B, out, ld); break;
+    case WIDE: few_all(WIDE, W, ldw, rows, K, x, ldx, B, after.at, out, ld); break;
 #endif
-#ifdef LY_ISA_AMX
-    case TILES: few_amx_all(0, W, ldw, rows, K, x, B, asked, after, out, ld); break;
-    case TWELVE: few_amx_all(1, W, ldw, rows, K, x, B, asked, after, out, ld); break;
+#ifdef HAS_STRIPS
+    case STRIPS: few_strips(0, W, ldw, rows, K, x, B, asked, after, out, ld); break;
+    case TWELVE: few_strips(1, W, ldw, rows, K, x, B, asked, after, out, ld); break;
 #endif
     default: break;
   }
-  (void)asked; (void)after;
+  (void)asked;
 }

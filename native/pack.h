@@ -20,7 +20,16 @@ typedef uint16_t halves_at __attribute__((vector_size(32), aligned(2), may_alias
 #define PICK(a, b, ...) __builtin_shuffle(a, b, (words){__VA_ARGS__})
 #endif
 
-/* r[i] word j becomes r[j] word i: in steps that exchange neighbours 1, 2, 4 and 8 apart, as every wide transpose does. */
+/* r[i] word j becomes r[j] word i: in steps that exchange neighbours 1, 2, 4 and 8 apart, as every wide transpose does; each is one instruction that every
+ * port for shuffles has (pairs of words are one word of twice the length, quarters are taken two and two). */
+typedef uint64_t doubles __attribute__((vector_size(64)));
+#ifdef __clang__
+#define PICK_PAIRS(a, b, ...) (words)__builtin_shufflevector((doubles)(a), (doubles)(b), __VA_ARGS__)
+#else
+#define PICK_PAIRS(a, b, ...) (words)__builtin_shuffle((doubles)(a), (doubles)(b), (doubles){__VA_ARGS__})
+#endif
+#define EVEN_QUARTERS(a, b) PICK_PAIRS(a, b, 0, 1, 4, 5, 8, 9, 12, 13)
+#define ODD_QUARTERS(a, b) PICK_PAIRS(a, b, 2, 3, 6, 7, 10, 11, 14, 15)
 static inline __attribute__((always_inline)) void transpose16(words r[16]) {
   words s[16];
 #pragma GCC unroll 8
@@ -31,22 +40,18 @@ static inline __attribute__((always_inline)) void transpose16(words r[16]) {
   /* r[4 b + c], quarter q: column 4 q + c of rows 4 b .. 4 b + 3 */
 #pragma GCC unroll 4
   for (int b = 0; b < 16; b += 4) {
-    r[b] = PICK(s[b], s[b + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-    r[b + 1] = PICK(s[b], s[b + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    r[b + 2] = PICK(s[b + 1], s[b + 3], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
-    r[b + 3] = PICK(s[b + 1], s[b + 3], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    r[b] = PICK_PAIRS(s[b], s[b + 2], 0, 8, 2, 10, 4, 12, 6, 14);
+    r[b + 1] = PICK_PAIRS(s[b], s[b + 2], 1, 9, 3, 11, 5, 13, 7, 15);
+    r[b + 2] = PICK_PAIRS(s[b + 1], s[b + 3], 0, 8, 2, 10, 4, 12, 6, 14);
+    r[b + 3] = PICK_PAIRS(s[b + 1], s[b + 3], 1, 9, 3, 11, 5, 13, 7, 15);
   }
-  /* Quarters 0 and 1 (low), 2 and 3 (high) of rows 0-7, then of rows 8-15. */
+  /* Of two such their even quarters, or odd ones; and of two of these again: a quarter of each of the four. */
 #pragma GCC unroll 4
   for (int c = 0; c < 4; c++) {
-    words low0 = PICK(r[c], r[4 + c], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    words high0 = PICK(r[c], r[4 + c], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    words low1 = PICK(r[8 + c], r[12 + c], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    words high1 = PICK(r[8 + c], r[12 + c], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    s[c] = PICK(low0, low1, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-    s[4 + c] = PICK(low0, low1, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    s[8 + c] = PICK(high0, high1, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-    s[12 + c] = PICK(high0, high1, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    words even0 = EVEN_QUARTERS(r[c], r[4 + c]), odd0 = ODD_QUARTERS(r[c], r[4 + c]);
+    words even1 = EVEN_QUARTERS(r[8 + c], r[12 + c]), odd1 = ODD_QUARTERS(r[8 + c], r[12 + c]);
+    s[c] = EVEN_QUARTERS(even0, even1); s[8 + c] = ODD_QUARTERS(even0, even1);
+    s[4 + c] = EVEN_QUARTERS(odd0, odd1); s[12 + c] = ODD_QUARTERS(odd0, odd1);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < 16; i++) r[i] = s[i];
