@@ -21,23 +21,38 @@ static inline Strip strip_of(int64_t K) {
 static inline int bf12_row(int i) { return i >> 3 & 1; }
 static inline int bf12_column(int i) { return (i >> 4) * 8 + (i & 7); }
 
+static inline const uint8_t *bf12_at(const char *strip, const Strip *t, int64_t s) { return (const uint8_t *)strip + t->head + s * BF12_TILE; }
+static inline int bf12_base(const char *strip, int64_t s) { return ((const uint8_t *)strip)[s]; }
+static inline int bf12_exceptions(const char *strip, const Strip *t, int64_t s) { return ((const uint8_t *)strip)[t->steps + s]; }
+
+#ifdef __AVX512BW__
+/* The upper byte that each code means. */
+static inline __m512i bf12_high(int base) {
+  __m512i codes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -128, -127, -126, -125, -124, -123, -122, -121));
+  return _mm512_add_epi8(codes, _mm512_set1_epi8((char)base));
+}
+/* A pair of rows of a tile, but for its exceptions. */
+static inline __attribute__((always_inline)) void bf12_rows(const uint8_t *tile, int pair, __m512i high, __m512i rows[2]) {
+  const uint8_t *group = tile + pair / 2 * GROUP_BYTES;
+  __m512i codes = _mm512_loadu_si512(group), l = _mm512_loadu_si512(group + 64 + pair % 2 * 64);
+  __m512i h = _mm512_shuffle_epi8(high, _mm512_and_si512(pair % 2 ? _mm512_srli_epi16(codes, 4) : codes, _mm512_set1_epi8(15)));
+  rows[0] = _mm512_unpacklo_epi8(l, h);
+  rows[1] = _mm512_unpackhi_epi8(l, h);
+}
+#endif
+
 /* Tile s of a strip -> to[32][32]. `patch`: the strip's exceptions from this tile's on; returns the next tile's. */
 static inline __attribute__((always_inline)) const uint32_t *bf12_tile(const char *strip, const Strip *t, int64_t s, const uint32_t *patch, bf16 *to) {
-  const uint8_t *from = (const uint8_t *)strip + t->head + s * BF12_TILE;
-  int base = ((const uint8_t *)strip)[s], exceptions = ((const uint8_t *)strip)[t->steps + s];
+  const uint8_t *from = bf12_at(strip, t, s);
+  int base = bf12_base(strip, s), exceptions = bf12_exceptions(strip, t, s);
 #ifdef __AVX512BW__
-  __m512i codes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -128, -127, -126, -125, -124, -123, -122, -121));
-  __m512i high = _mm512_add_epi8(codes, _mm512_set1_epi8((char)base)), low = _mm512_set1_epi8(15);
-#pragma GCC unroll 8
-  for (int g = 0; g < STRIP / 4; g++) {
-    __m512i pairs = _mm512_loadu_si512(from + g * GROUP_BYTES);
-#pragma GCC unroll 2
-    for (int p = 0; p < 2; p++) {
-      __m512i h = _mm512_shuffle_epi8(high, _mm512_and_si512(p ? _mm512_srli_epi16(pairs, 4) : pairs, low));
-      __m512i l = _mm512_loadu_si512(from + g * GROUP_BYTES + 64 + p * 64);
-      _mm512_storeu_si512(to + (g * 4 + p * 2) * 32, _mm512_unpacklo_epi8(l, h));
-      _mm512_storeu_si512(to + (g * 4 + p * 2 + 1) * 32, _mm512_unpackhi_epi8(l, h));
-    }
+  __m512i high = bf12_high(base);
+#pragma GCC unroll 16
+  for (int pair = 0; pair < STRIP / 2; pair++) {
+    __m512i rows[2];
+    bf12_rows(from, pair, high, rows);
+    _mm512_storeu_si512(to + pair * 64, rows[0]);
+    _mm512_storeu_si512(to + pair * 64 + 32, rows[1]);
   }
 #else
   for (int pair = 0; pair < STRIP / 2; pair++) {

@@ -123,57 +123,62 @@ static int threads = 1, workers;
 static pthread_t handles[MAX_THREADS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static atomic_long generation;
-static atomic_int sleeping, stop;
-static struct { _Atomic(ly_body) body; void *_Atomic ctx; _Atomic int64_t n; atomic_int backward; } job;
+/* What one thread waits for and another writes has a cache line of its own: each line that changes its core costs a tenth of a microsecond, and a small kernel takes one. */
+static _Alignas(64) struct { atomic_long generation; _Atomic(ly_body) body; void *_Atomic ctx; _Atomic int64_t n; atomic_int backward; } job;
+static _Alignas(64) atomic_int sleeping;
+static atomic_int stop;
 /* Each thread's part of the items, as far as nobody has taken them: the round's number << 40 | the first << 20 | the end. The owner takes from one side; who has
  * none left takes from the other side of others' parts (affinity scheduling, Markatos & LeBlanc 1994). An item is taken by exchanging the exact value that was
  * there before the job was read: whoever is late, because another process had his core, finds another round and takes nothing. So a round is over when its
  * items are done, and nobody has to come by and say that he had none. */
 static struct { _Alignas(64) _Atomic uint64_t left; } parts[MAX_THREADS];
 enum { ITEM_BITS = 20, ITEMS = 1 << ITEM_BITS };
-static _Atomic int64_t done;
+static _Alignas(64) _Atomic int64_t done;
 /* Of more items than fit there, several are taken at a time. */
 static int64_t per_item(int64_t n) { return (n + ITEMS - 2) / (ITEMS - 1); }
 
 static void work(int thread) {
+  int64_t mine = 0;
   for (int away = 0; away < threads;) {
     _Atomic uint64_t *part = &parts[(thread + away) % threads].left;
-    uint64_t t = atomic_load(part);
-    ly_body body = atomic_load(&job.body);
-    void *ctx = atomic_load(&job.ctx);
-    int64_t n = atomic_load(&job.n), each = per_item(n), first = (int64_t)(t >> ITEM_BITS) % ITEMS, end = (int64_t)(t % ITEMS);
-    int front = atomic_load(&job.backward) == (away > 0);
+    uint64_t t = atomic_load_explicit(part, memory_order_acquire);
+    ly_body body = atomic_load_explicit(&job.body, memory_order_relaxed);
+    void *ctx = atomic_load_explicit(&job.ctx, memory_order_relaxed);
+    int64_t n = atomic_load_explicit(&job.n, memory_order_relaxed), each = per_item(n), first = (int64_t)(t >> ITEM_BITS) % ITEMS, end = (int64_t)(t % ITEMS);
+    int front = atomic_load_explicit(&job.backward, memory_order_relaxed) == (away > 0);
     if (first >= end) { away++; continue; }
     if (!atomic_compare_exchange_weak(part, &t, front ? t + ITEMS : t - 1)) continue;
     int64_t from = (front ? first : end - 1) * each, to = from + each < n ? from + each : n;
     for (int64_t i = from; i < to; i++) body(ctx, i, thread);
-    atomic_fetch_add(&done, to - from);
+    mine += to - from;
   }
+  if (mine) atomic_fetch_add(&done, mine);
 }
 
 static void *worker(void *arg) {
   int thread = (int)(intptr_t)arg;
   long seen = 0;
   for (;;) {
-    for (int s = 0; s < SPINS && atomic_load(&generation) == seen; s++) RELAX();
-    if (atomic_load(&generation) == seen) {
+    for (int s = 0; s < SPINS && atomic_load(&job.generation) == seen; s++) RELAX();
+    if (atomic_load(&job.generation) == seen) {
       pthread_mutex_lock(&lock);
       atomic_fetch_add(&sleeping, 1);
-      while (atomic_load(&generation) == seen) pthread_cond_wait(&wake, &lock);
+      while (atomic_load(&job.generation) == seen) pthread_cond_wait(&wake, &lock);
       atomic_fetch_sub(&sleeping, 1);
       pthread_mutex_unlock(&lock);
     }
-    seen = atomic_load(&generation);
+    seen = atomic_load(&job.generation);
     if (atomic_load(&stop)) return NULL;
     work(thread);
   }
 }
 
+/* Who goes to sleep says so and then looks again whether there is a new round; here it is the other way round, so one of the two notices. */
 static void start_round(void) {
+  atomic_fetch_add(&job.generation, 1);
+  if (!atomic_load(&sleeping)) return;
   pthread_mutex_lock(&lock);
-  atomic_fetch_add(&generation, 1);
-  if (atomic_load(&sleeping)) pthread_cond_broadcast(&wake);
+  pthread_cond_broadcast(&wake);
   pthread_mutex_unlock(&lock);
 }
 
@@ -186,12 +191,14 @@ static void run(int64_t n, ly_body body, void *ctx, int backward) {
   }
   static uint64_t round;
   int64_t each = per_item(n), items = (n + each - 1) / each;
-  /* Nothing is left to take while the job changes. */
-  atomic_store(&job.body, body); atomic_store(&job.ctx, ctx); atomic_store(&job.n, n); atomic_store(&job.backward, backward);
-  atomic_store(&done, 0);
+  /* Nothing is left to take while the job changes; who takes an item has seen the job that was there before it. No store waits for the one before, each of which may be in
+   * another core's cache. */
+  atomic_store_explicit(&job.body, body, memory_order_relaxed); atomic_store_explicit(&job.ctx, ctx, memory_order_relaxed);
+  atomic_store_explicit(&job.n, n, memory_order_relaxed); atomic_store_explicit(&job.backward, backward, memory_order_relaxed);
+  atomic_store_explicit(&done, 0, memory_order_relaxed);
   round++;
   for (int t = 0; t < threads; t++)
-    atomic_store(&parts[t].left, round << 2 * ITEM_BITS | (uint64_t)ly_part(items, t) << ITEM_BITS | (uint64_t)ly_part(items, t + 1));
+    atomic_store_explicit(&parts[t].left, round << 2 * ITEM_BITS | (uint64_t)ly_part(items, t) << ITEM_BITS | (uint64_t)ly_part(items, t + 1), memory_order_release);
   start_round();
   work(0);
   for (int s = 0; atomic_load(&done) < n; s++) { if (s < 20000) RELAX(); else sched_yield(); }
@@ -223,7 +230,7 @@ int ly_init(int wanted) {
     start_round();
     for (int i = 0; i < workers; i++) pthread_join(handles[i], NULL);
     atomic_store(&stop, 0);
-    atomic_store(&generation, 0);
+    atomic_store(&job.generation, 0);
   }
   threads = wanted;
   for (workers = 0; workers < wanted - 1; workers++)

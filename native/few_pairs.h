@@ -36,11 +36,22 @@ static inline __attribute__((always_inline)) void few_pairs_tile(const char *W, 
   }
 }
 
-/* Where tiles come from; `next`: what is asked for meanwhile, `pace` bytes of it with each tile that is multiplied, evenly: many lines at once would keep those waiting that are wanted now. */
+/* Where tiles come from; `next`: what is asked for meanwhile, `pace` bytes of it with each pair of k, evenly: many lines at once would keep those waiting that are wanted now. */
 typedef struct { const char *W; int64_t ldw, height, K; const Strip *strip; const uint32_t *patch; const char *next; int64_t pace; } Source;
 
-/* C rows of x by `tiles` tiles from `first` on, which are made on the way if `make`; the sums, in out[C][32], go on from those of the tiles before. */
-static inline __attribute__((always_inline)) void few_pairs_block(int C, int twelve, int make, Source *w, int64_t first, int64_t tiles, bf16 *panel, const char *x, int64_t ldx, float *out) {
+/* Sums of C rows of x with pair k of a tile. */
+static inline __attribute__((always_inline)) void few_pairs_add(int C, __m512 a[8][2], __m512i w0, __m512i w1, const char *x, int64_t ldx) {
+#pragma GCC unroll 8
+  for (int c = 0; c < C; c++) {
+    int32_t pair;
+    memcpy(&pair, x + c * ldx, 4);
+    __m512bh v = (__m512bh)_mm512_set1_epi32(pair);
+    a[c][0] = _mm512_dpbf16_ps(a[c][0], (__m512bh)w0, v);
+    a[c][1] = _mm512_dpbf16_ps(a[c][1], (__m512bh)w1, v);
+  }
+}
+/* C rows of x by `tiles` tiles from `first` on, which are made on the way if `make`, and kept for others if `keep`; the sums, in out[C][32], go on from those of the tiles before. */
+static inline __attribute__((always_inline)) void few_pairs_block(int C, int twelve, int make, int keep, Source *w, int64_t first, int64_t tiles, bf16 *panel, const char *x, int64_t ldx, float *out) {
   __m512 a[8][2];
 #pragma GCC unroll 8
   for (int c = 0; c < C; c++) {
@@ -48,25 +59,31 @@ static inline __attribute__((always_inline)) void few_pairs_block(int C, int twe
     a[c][1] = first ? _mm512_load_ps(out + c * 32 + 16) : _mm512_setzero_ps();
   }
   const char *ahead = w->next;
-  for (int64_t s = first; s < first + tiles; s++, panel += STRIP * TILE_K, ahead += w->pace) {
+  int64_t pace = w->pace, ldw = w->ldw;
+  for (int64_t s = first; s < first + tiles; s++, panel += STRIP * TILE_K) {
     const char *from = x + s * TILE_K * 2, *row = w->W + (s + 2) * TILE_K * 2;
+    if (make && twelve && !keep && bf12_exceptions(w->W, w->strip, s) == 0) { /* from register to register */
+      const uint8_t *tile = bf12_at(w->W, w->strip, s);
+      __m512i high = bf12_high(bf12_base(w->W, s));
+#pragma GCC unroll 2
+      for (int k = 0; k < 16; k++) {
+        __builtin_prefetch(ahead); __builtin_prefetch(ahead + 64);
+        ahead += pace;
+        __m512i rows[2];
+        bf12_rows(tile, k, high, rows);
+        few_pairs_add(C, a, rows[0], rows[1], from + 4 * k, ldx);
+      }
+      continue;
+    }
     if (make && twelve) w->patch = bf12_tile(w->W, w->strip, s, w->patch, panel);
-    else if (make) few_pairs_tile(w->W, w->ldw, w->height, s * TILE_K, w->K, panel);
+    else if (make) few_pairs_tile(w->W, ldw, w->height, s * TILE_K, w->K, panel);
 #pragma GCC unroll 2
     for (int k = 0; k < 16; k++) {
-      const char *next = ahead + (w->pace * k >> 4);
-      __builtin_prefetch(next);
-      if (make) __builtin_prefetch(next + 64);
-      if (make && !twelve) { __builtin_prefetch(row + k * w->ldw); __builtin_prefetch(row + (16 + k) * w->ldw); }
-      __m512bh w0 = (__m512bh)_mm512_load_si512(panel + k * 64), w1 = (__m512bh)_mm512_load_si512(panel + k * 64 + 32);
-#pragma GCC unroll 8
-      for (int c = 0; c < C; c++) {
-        int32_t pair;
-        memcpy(&pair, from + c * ldx + 4 * k, 4);
-        __m512bh v = (__m512bh)_mm512_set1_epi32(pair);
-        a[c][0] = _mm512_dpbf16_ps(a[c][0], w0, v);
-        a[c][1] = _mm512_dpbf16_ps(a[c][1], w1, v);
-      }
+      __builtin_prefetch(ahead);
+      if (make) __builtin_prefetch(ahead + 64);
+      ahead += pace;
+      if (make && !twelve) { __builtin_prefetch(row); __builtin_prefetch(row + 16 * ldw); row += ldw; }
+      few_pairs_add(C, a, _mm512_load_si512(panel + k * 64), _mm512_load_si512(panel + k * 64 + 32), from + 4 * k, ldx);
     }
   }
   w->next = ahead;
@@ -74,10 +91,10 @@ static inline __attribute__((always_inline)) void few_pairs_block(int C, int twe
   for (int c = 0; c < C; c++) { _mm512_store_ps(out + c * 32, a[c][0]); _mm512_store_ps(out + c * 32 + 16, a[c][1]); }
 }
 static inline __attribute__((always_inline)) int64_t few_pairs_some(int twelve, int make, int64_t rows, Source *w, int64_t first, int64_t tiles, bf16 *panel, const char *x, int64_t ldx, float *out) {
-  if (rows >= 8) { few_pairs_block(8, twelve, make, w, first, tiles, panel, x, ldx, out); return 8; }
-  if (rows >= 4) { few_pairs_block(4, twelve, make, w, first, tiles, panel, x, ldx, out); return 4; }
-  if (rows >= 2) { few_pairs_block(2, twelve, make, w, first, tiles, panel, x, ldx, out); return 2; }
-  few_pairs_block(1, twelve, make, w, first, tiles, panel, x, ldx, out);
+  if (rows >= 8) { few_pairs_block(8, twelve, make, rows > 8, w, first, tiles, panel, x, ldx, out); return 8; }
+  if (rows >= 4) { few_pairs_block(4, twelve, make, rows > 4, w, first, tiles, panel, x, ldx, out); return 4; }
+  if (rows >= 2) { few_pairs_block(2, twelve, make, rows > 2, w, first, tiles, panel, x, ldx, out); return 2; }
+  few_pairs_block(1, twelve, make, rows > 1, w, first, tiles, panel, x, ldx, out);
   return 1;
 }
 
@@ -91,7 +108,7 @@ static inline __attribute__((always_inline)) void few_strips(int twelve, const c
     const char *here = W + r * ldw, *then = r + STRIP < rows ? here + STRIP * ldw : after.at ? after.at : here;
     for (int64_t b0 = 0; b0 < B; b0 += ROWS) {
       int64_t n = smaller(ROWS, B - b0);
-      Source w = {here, ldw, smaller(STRIP, rows - r), K, &strip, bf12_patches(here, &strip), NULL, bytes * 8 / (n < 8 ? 8 : n)};
+      Source w = {here, ldw, smaller(STRIP, rows - r), K, &strip, bf12_patches(here, &strip), NULL, bytes / 2 / (n < 8 ? 8 : n)};
       for (int64_t s = 0; s < strip.steps; s += part) {
         int64_t tiles = smaller(part, strip.steps - s), b;
         /* bf12 is read as it lies, so the next part is asked for; of rows that lie apart all of the next strip, in the order of memory. */

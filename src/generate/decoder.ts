@@ -28,8 +28,10 @@ export class Decoder {
   private readonly memory: { ptr: Ptr; bytes: number };
   private readonly ids: Ptr;
   private readonly past: Ptr;
-  /** For prompts: the cache row of each token, and which tokens are the last of theirs. */
+  /** For prompts: the cache row of each token. */
   private readonly places: Ptr;
+  /** These three, seen from here; made once, since a view takes as long as a small kernel. */
+  private readonly integers: Int32Array;
   private readonly zero: Ptr;
   /** [rows, width] each, of the model's type; rstd fp32. */
   private readonly h: Ptr;
@@ -75,6 +77,7 @@ export class Decoder {
     });
     [this.ids, this.past, this.places, this.zero, this.h, this.normed, this.q, this.mixed, this.inner] = places;
     [this.rstd, this.low, this.added, this.logits] = places.slice(9);
+    this.integers = device.i32(this.memory.ptr, (this.zero - this.memory.ptr) / 4);
   }
 
   /** The tokens ids[b], b < rows, after past[b] tokens that cache row b holds. Fills `logits`, and place past[b] of the cache. */
@@ -138,7 +141,7 @@ export class Decoder {
   }
 
   private put(to: Ptr, values: Int32Array): void {
-    this.device.i32(to, values.length).set(values);
+    this.integers.set(values, (to - this.memory.ptr) / 4);
   }
 
   /** The weights that were made ready, if results are the same with them. */
