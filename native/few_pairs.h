@@ -19,16 +19,17 @@ static void few_strips_prepare(char *out, const bf16 *x, int64_t first, int64_t 
   }
 }
 
-/* `height` rows of W from column k on -> to[16][32][2], zeros for those that are not there. */
+/* `height` rows of W from column k on -> to[16][32][2], zeros for those that are not there; of sixteen or fewer the first half only. */
 static inline __attribute__((always_inline)) void few_pairs_tile(const char *W, int64_t ldw, int64_t height, int64_t k, int64_t K, bf16 *to) {
   _Alignas(64) bf16 edge[STRIP][TILE_K];
   const char *from = W + k * 2;
-  if (height < STRIP || k + TILE_K > K) {
+  int halves = height > 16 ? 2 : 1;
+  if (height < halves * 16 || k + TILE_K > K) {
     memset(edge, 0, sizeof edge);
     for (int64_t i = 0; i < height; i++) memcpy(edge[i], from + i * ldw, (size_t)smaller(TILE_K, K - k) * 2);
     from = (const char *)edge; ldw = sizeof edge[0];
   }
-  for (int half = 0; half < 2; half++) {
+  for (int half = 0; half < halves; half++) {
     words r[16];
     turned_lines(r, 16, from + half * 16 * ldw, ldw);
 #pragma GCC unroll 16
@@ -82,7 +83,7 @@ static inline __attribute__((always_inline)) void few_pairs_block(int C, int twe
       __builtin_prefetch(ahead);
       if (make) __builtin_prefetch(ahead + 64);
       ahead += pace;
-      if (make && !twelve) { __builtin_prefetch(row); __builtin_prefetch(row + 16 * ldw); row += ldw; }
+      if (make && !twelve) { __builtin_prefetch(row); if (w->height > 16) __builtin_prefetch(row + 16 * ldw); row += ldw; }
       few_pairs_add(C, a, _mm512_load_si512(panel + k * 64), _mm512_load_si512(panel + k * 64 + 32), from + 4 * k, ldx);
     }
   }
@@ -98,17 +99,21 @@ static inline __attribute__((always_inline)) int64_t few_pairs_some(int twelve, 
   return 1;
 }
 
+/* Long rows as they are, by few rows of x, go sixteen at a time: with 32 of them processors read ahead so badly that half the arithmetic for nothing is the lesser evil. */
+enum { LONG_ROW = 1024 };
 static inline __attribute__((always_inline)) void few_strips(int twelve, const char *W, int64_t ldw, int64_t rows, int64_t K, const char *x, int64_t B, int asked, Ahead after, float *out, int64_t ld) {
   _Alignas(64) bf16 panel[PART * STRIP * TILE_K];
   _Alignas(64) float sums[ROWS * STRIP];
   Strip strip = strip_of(K);
   (void)asked;
-  int64_t ldx = few_strips_stride(K), bytes = twelve ? BF12_TILE : STRIP * TILE_K * 2, part = B < 8 ? PART / 2 : PART;
-  for (int64_t r = 0; r < rows; r += STRIP) {
-    const char *here = W + r * ldw, *then = r + STRIP < rows ? here + STRIP * ldw : after.at ? after.at : here;
+  int64_t ldx = few_strips_stride(K), part = B < 8 ? PART / 2 : PART, high = !twelve && B < 8 && ldw >= LONG_ROW ? 16 : STRIP;
+  int64_t bytes = twelve ? BF12_TILE : high * TILE_K * 2;
+  if (high < STRIP) memset(panel, 0, (size_t)part * STRIP * TILE_K * 2); /* what the other half of each tile stays */
+  for (int64_t r = 0; r < rows; r += high) {
+    const char *here = W + r * ldw, *then = r + high < rows ? here + high * ldw : after.at ? after.at : here;
     for (int64_t b0 = 0; b0 < B; b0 += ROWS) {
       int64_t n = smaller(ROWS, B - b0);
-      Source w = {here, ldw, smaller(STRIP, rows - r), K, &strip, bf12_patches(here, &strip), NULL, bytes / 2 / (n < 8 ? 8 : n)};
+      Source w = {here, ldw, smaller(high, rows - r), K, &strip, bf12_patches(here, &strip), NULL, bytes / 2 / (n < 8 ? 8 : n)};
       for (int64_t s = 0; s < strip.steps; s += part) {
         int64_t tiles = smaller(part, strip.steps - s), b;
         /* bf12 is read as it lies, so the next part is asked for; of rows that lie apart all of the next strip, in the order of memory. */
@@ -116,7 +121,7 @@ static inline __attribute__((always_inline)) void few_strips(int twelve, const c
         b = few_pairs_some(twelve, 1, n, &w, s, tiles, panel, x + b0 * ldx, ldx, sums);
         while (b < n) b += few_pairs_some(twelve, 0, n - b, &w, s, tiles, panel, x + (b0 + b) * ldx, ldx, sums + b * STRIP);
       }
-      for (int64_t b = 0; b < n; b++) memcpy(out + (b0 + b) * ld + r, sums + b * STRIP, (size_t)smaller(STRIP, ld - r) * 4);
+      for (int64_t b = 0; b < n; b++) memcpy(out + (b0 + b) * ld + r, sums + b * STRIP, (size_t)smaller(high, ld - r) * 4);
     }
   }
 }
