@@ -90,7 +90,7 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
     peakGflops: peaks.flops / 1e9,
     peakGbytes: peaks.bandwidth / 1e9,
     kernels: rows,
-    products: summary(products, (e) => e.shape as string, steps, seconds / steps, peaks),
+    products: summary(products, shapesOf(products), steps, seconds / steps, peaks),
   };
   if (flags.trace) writeFileSync(flags.trace, JSON.stringify({ traceEvents: kept.map(traceEvent) }));
   console.log(flags.json ? JSON.stringify(result) : table(result));
@@ -114,6 +114,30 @@ function stageOf(file: string, value: unknown, wanted: string | undefined): stri
       2,
     );
   return name;
+}
+
+/**
+ * How a product is listed: shapes that differ in the number of tokens only are one, from the least to the most. (Where samples are packed or replies are as
+ * long as they come, every step has another.) Tokens are rows, or of the gradient of a matrix what is summed over.
+ */
+function shapesOf(products: readonly KernelEvent[]): (event: KernelEvent) => string {
+  const parts = (e: KernelEvent): [string, number, string] => {
+    const [, rows, columns, inner, form] = (e.shape as string).match(/^(\d+)x(\d+)x(\d+)(.*)$/) as string[];
+    return form.startsWith(" t")
+      ? [`${rows}x${columns}x`, Number(inner), form]
+      : ["", Number(rows), `x${columns}x${inner}${form}`];
+  };
+  const tokens = new Map<string, [number, number]>();
+  for (const e of products) {
+    const [before, n, after] = parts(e);
+    const [least, most] = tokens.get(before + after) ?? [n, n];
+    tokens.set(before + after, [Math.min(least, n), Math.max(most, n)]);
+  }
+  return (e) => {
+    const [before, , after] = parts(e);
+    const [least, most] = tokens.get(before + after) as [number, number];
+    return `${before}${least === most ? least : `${least}-${most}`}${after}`;
+  };
 }
 
 function summary(

@@ -84,17 +84,27 @@ test("a stage of alignment: log p of pairs forward and backward, without what co
   await runStage("pretrain", config, { out: join(dir, "run"), set: ["steps=1"] });
   silent.mockRestore();
   told.mockRestore();
-  const pair = (i: number): object => ({ prompt: `Number ${i}?`, chosen: `Sentence ${i}.`, rejected: "Number." });
+  const pair = (i: number): object => ({
+    prompt: `Number ${i}?`,
+    chosen: `Sentence ${i}${"!".repeat(i)}`,
+    rejected: "Number.",
+  });
   writeFileSync(join(dir, "pairs.jsonl"), Array.from({ length: 8 }, (_, i) => JSON.stringify(pair(i))).join("\n"));
   const file = join(dir, "dpo.yaml");
   writeFileSync(file, "from: run/model\ndata: { train: [pairs.jsonl], contextLength: 64 }\nbatchSize: 4\n");
-  const { kernels } = JSON.parse(await output({ steps: "2", stage: "dpo", json: true }, file)) as { kernels: Row[] };
+  const text = await output({ steps: "3", stage: "dpo", json: true }, file);
+  const { kernels, products } = JSON.parse(text) as { kernels: Row[]; products: Row[] };
   const calls = (name: string): number | undefined => kernels.find((k) => k.kernel === name)?.calls;
   // The reference's log p was computed before: a step goes through the model once.
   expect(calls("attentionForward")).toBe(LAYERS);
   expect(calls("attentionBackward")).toBe(LAYERS);
   expect(calls("logprobForward")).toBe(1);
   expect(calls("logprobBackward")).toBe(1);
+  // No two steps have as many tokens; still there are four matrices and three products of each.
+  expect(products).toHaveLength(12);
+  const shapes = products.map((p) => p.kernel);
+  for (const shape of [/^\d+-\d+x128x32 nt$/, /^\d+-\d+x32x128 nn$/, /^128x32x\d+-\d+ tn$/])
+    expect(shapes.some((s) => shape.test(s))).toBe(true);
 });
 
 test("what it cannot measure: steps that are no number, other stages, whole recipes", async () => {
