@@ -75,10 +75,16 @@ void ly_decode_linear(const void *x, const void *W, const float *wscale, int wt,
 
 typedef struct { Few few; const void *R; const int32_t *past, *rows; const float *cos, *sin; void *q, *k, *v; int64_t maxT; int H, KV, D, dt; } Qkv;
 
+/* Where the key or value of row b of x goes. */
+static int64_t cache_place(const Qkv *t, int64_t b, int64_t kv) { return (((t->rows ? t->rows[b] : b) * t->KV + kv) * t->maxT + t->past[b]) * t->D; }
+
 static void qkv_body(void *ctx, int64_t head, int thread) {
   const Qkv *t = ctx; int D = t->D, half = D / 2;
-  int64_t ld = round16(D), width = t->few.N;
+  int64_t ld = round16(D), width = t->few.N, kv = head < t->H ? 0 : (head - t->H) % t->KV;
   float *out = ly_scratch(thread, 10, (size_t)(t->few.B * ld + ld) * 4), *r = out + t->few.B * ld;
+  /* Every row writes to another place in memory, which is asked for while the product is made. */
+  void *cache = head < t->H ? NULL : head < t->H + t->KV ? t->k : t->v;
+  if (cache) for (int64_t b = 0; b < t->few.B; b++) claim_row(cache, cache_place(t, b, kv), D, t->dt);
   dots(&t->few, thread, head * D, D, then(&t->few, head, thread, (head + 1) * D), out);
   for (int64_t b = 0; b < t->few.B; b++) {
     float *x = out + b * ld, *y = x + half;
@@ -87,9 +93,8 @@ static void qkv_body(void *ctx, int64_t head, int thread) {
       const float *c = t->cos + (int64_t)t->past[b] * half, *s = t->sin + (int64_t)t->past[b] * half;
       for (int i = 0; i < half; i++) { float p = x[i], q = y[i]; x[i] = p * c[i] - q * s[i]; y[i] = q * c[i] + p * s[i]; }
     }
-    if (head < t->H) { store_row(t->q, (b * t->H + head) * D, x, D, t->dt); continue; }
-    int64_t kv = (head - t->H) % t->KV, row = t->rows ? t->rows[b] : b;
-    store_row(head < t->H + t->KV ? t->k : t->v, ((row * t->KV + kv) * t->maxT + t->past[b]) * D, x, D, t->dt);
+    if (cache) store_row(cache, cache_place(t, b, kv), x, D, t->dt);
+    else store_row(t->q, (b * t->H + head) * D, x, D, t->dt);
   }
 }
 void ly_decode_qkv(const void *x, const void *W, const float *wscale, int wt, const void *R, const int32_t *past, const int32_t *rows, const float *cos, const float *sin,
