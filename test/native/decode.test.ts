@@ -205,6 +205,23 @@ test("int8: nearest multiples of a row's largest / 127, zeros behind a row, a ro
   });
 });
 
+test("by vdpbf16ps the products of a token that is decoded are those of the forward pass, to the bit", () => {
+  for (const [B, N, K] of [
+    [1, 64, 64],
+    [5, 96, 100],
+    [17, 100, 2048],
+    [70, 33, 770],
+  ])
+    onEach((b) => {
+      if (b.device.isa !== "avx512bf16") return;
+      const [x, W] = [b.put(numbers(B * K, 1), BF16), b.put(numbers(N * K, 2), BF16)];
+      const [decoded, forward] = [b.alloc(B * N), b.alloc(B * N)];
+      b.device.decodeLinear(x, W, 0, BF16, 0, 1, decoded, F32, B, N, K, BF16);
+      b.device.matmul(0, 1, B, N, K, 1, x, BF16, K, W, BF16, K, 0, forward, F32, N, 0, 1, 0, 0, 0);
+      expect(b.bytes(decoded, B * N)).toEqual(b.bytes(forward, B * N));
+    });
+});
+
 /** Weights as they may come: numbers of all sizes here and there, zeros, subnormal ones. Some sizes are of whole strips, some are not. */
 test("in twelve bits: every product is the same bytes as of the weights themselves", () => {
   for (const [heads, D, K, B] of [
