@@ -2,18 +2,26 @@
  * four bits say which of sixteen, and the other eight stay as they are. (DFloat11, Zhang et al. 2025, arXiv:2504.11651, has a Huffman code
  * for the same bits, which is shorter by one and far slower to read.)
  *
- * W[N,K] is cut into strips of 32 rows, a strip into tiles of 32 columns: [head][tiles]. A tile has its numbers in the order in which they are multiplied, as 32 rows of 32, in
- * 8 groups of 4 rows: 64 bytes of pairs of codes, 64 of low bytes of two rows, 64 of the other two. The head has for each tile the least of its exponents that a code can mean, the number of its
+ * W[N,K] is cut into strips of 32 rows (4, where bf16 is widened), a strip into tiles of 32 columns: [head][tiles]. A tile has its numbers in the order in which they are multiplied, as rows of 32, in
+ * groups of 4 rows: 64 bytes of pairs of codes, 64 of low bytes of two rows, 64 of the other two. The head has for each tile the least of its exponents that a code can mean, the number of its
  * exceptions, and then all exceptions of the strip, (number << 16 | place in the tile), for which it has little room: a strip that has more of them
  * does not fit. Places outside of W hold some finite number. */
 #ifndef LYCEUM_BF12_H
 #define LYCEUM_BF12_H
 #include "pack.h"
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
-enum { STRIP = 32, GROUP_BYTES = 192, BF12_TILE = STRIP / 4 * GROUP_BYTES };
+#if defined(LY_ISA_AMX) || defined(LY_ISA_AVX512BF16)
+enum { STRIP = 32 };
+#else
+enum { STRIP = 4 };
+#endif
+enum { GROUP_BYTES = 192, BF12_TILE = STRIP / 4 * GROUP_BYTES };
 typedef struct { int64_t steps, patches, head, bytes, room; } Strip; /* tiles, where exceptions begin, where tiles begin, all; how many exceptions */
 static inline Strip strip_of(int64_t K) {
-  int64_t steps = (K + 31) / 32, patches = (2 * steps + 3) / 4 * 4, room = 32 + steps, head = (patches + 4 * room + 63) / 64 * 64;
+  int64_t steps = (K + 31) / 32, patches = (2 * steps + 3) / 4 * 4, room = STRIP + steps * STRIP / 32, head = (patches + 4 * room + 63) / 64 * 64;
   return (Strip){steps, patches, head, head + steps * BF12_TILE, room};
 }
 
@@ -54,6 +62,17 @@ static inline __attribute__((always_inline)) const uint32_t *bf12_tile(const cha
     _mm512_storeu_si512(to + pair * 64, rows[0]);
     _mm512_storeu_si512(to + pair * 64 + 32, rows[1]);
   }
+#elif defined(__AVX2__)
+  __m256i codes = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -128, -127, -126, -125, -124, -123, -122, -121));
+  __m256i high = _mm256_add_epi8(codes, _mm256_set1_epi8((char)base)), low = _mm256_set1_epi8(15);
+  for (int pair = 0; pair < STRIP / 2; pair++)
+    for (int half = 0; half < 2; half++) {
+      const uint8_t *group = from + pair / 2 * GROUP_BYTES + half * 32;
+      __m256i c = _mm256_loadu_si256((const void *)group), l = _mm256_loadu_si256((const void *)(group + 64 + pair % 2 * 64));
+      __m256i h = _mm256_shuffle_epi8(high, _mm256_and_si256(pair % 2 ? _mm256_srli_epi16(c, 4) : c, low));
+      _mm256_storeu_si256((void *)(to + pair * 64 + half * 16), _mm256_unpacklo_epi8(l, h));
+      _mm256_storeu_si256((void *)(to + pair * 64 + 32 + half * 16), _mm256_unpackhi_epi8(l, h));
+    }
 #else
   for (int pair = 0; pair < STRIP / 2; pair++) {
     const uint8_t *group = from + pair / 2 * GROUP_BYTES, *l = group + 64 + pair % 2 * 64;
@@ -78,6 +97,20 @@ static inline uint64_t bf12_pair(const bf16 *rows, int base, int upper, uint8_t 
   _mm512_storeu_si512(low, _mm512_packus_epi16(_mm512_and_si512(a, bytes), _mm512_and_si512(b, bytes)));
   _mm512_storeu_si512(codes, upper ? _mm512_or_si512(_mm512_loadu_si512(codes), _mm512_slli_epi16(code, 4)) : code);
   return _mm512_cmplt_epu8_mask(exponent, least);
+#elif defined(__AVX2__)
+  __m256i bytes = _mm256_set1_epi16(255), least = _mm256_set1_epi8((char)base);
+  uint64_t exceptions = 0;
+  for (int half = 0; half < 2; half++) {
+    __m256i a = _mm256_loadu_si256((const void *)(rows + half * 16)), b = _mm256_loadu_si256((const void *)(rows + 32 + half * 16));
+    __m256i high = _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8)), exponent = _mm256_and_si256(high, _mm256_set1_epi8(127));
+    __m256i sign = _mm256_and_si256(_mm256_srli_epi16(high, 4), _mm256_set1_epi8(8));
+    __m256i code = _mm256_or_si256(_mm256_and_si256(_mm256_sub_epi8(exponent, least), _mm256_set1_epi8(7)), sign), *to = (__m256i *)(codes + half * 32);
+    _mm256_storeu_si256((__m256i *)(low + half * 32), _mm256_packus_epi16(_mm256_and_si256(a, bytes), _mm256_and_si256(b, bytes)));
+    _mm256_storeu_si256(to, upper ? _mm256_or_si256(_mm256_loadu_si256(to), _mm256_slli_epi16(code, 4)) : code);
+    uint32_t enough = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(exponent, least), exponent));
+    exceptions |= (uint64_t)~enough << half * 32;
+  }
+  return exceptions;
 #else
   uint64_t exceptions = 0;
   for (int i = 0; i < 64; i++) {

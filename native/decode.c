@@ -158,6 +158,10 @@ static void twelve_body(void *ctx, int64_t strip, int thread) {
   t->wrong[thread] += !bf12_strip(t->W + strip * STRIP * t->K, smaller(STRIP, t->N - strip * STRIP), t->K, t->out + strip * t->bytes);
 }
 int64_t ly_bf12_bytes(int64_t N, int64_t K) { return ly_few_form(LY_BF12, 1) == TWELVE ? (N + STRIP - 1) / STRIP * strip_of(K).bytes : 0; }
+int64_t ly_bf12_rows(void) {
+  if (ly_few_form(LY_BF12, 1) != TWELVE) return 0;
+  return ly_few_form(LY_BF16, 1) == STRIPS ? 16 : 3; /* where they are widened, every few rows make them once more */
+}
 int64_t ly_bf12_pack(const void *W, void *out, int64_t N, int64_t K) {
   Twelve t = {W, out, N, K, strip_of(K).bytes, {0}};
   ly_parallel((N + STRIP - 1) / STRIP, twelve_body, &t);

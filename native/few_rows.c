@@ -5,7 +5,7 @@
  * takes its products in the same order whatever block it is in, so a result does not depend on how many rows there are. */
 #include "few_rows.h"
 #include "bf12.h"
-#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -18,6 +18,17 @@ ALWAYS int64_t step_of(Form f) { return f == HALF || f == BYTES ? 64 : f == WIDE
 ALWAYS int64_t xstep_of(Form f) { return f == HALF || f == BYTES ? 64 : f == SPLIT ? 8 * LANES : 4 * LANES; }
 ALWAYS int64_t width_of(Form f) { return f == FULL ? 4 : f == BYTES || f == WIDE ? 1 : 2; }
 static int64_t grouped(int64_t K) { return (K + GROUP - 1) / GROUP * GROUP; }
+
+/* x y + z in one instruction where there is one, which compilers do not put in another order: the sums of weights in twelve bits are to be the same as those of the weights. */
+ALWAYS vec fused(vec x, vec y, vec z) {
+#ifdef __AVX512F__
+  return (vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+#elif defined(__FMA__)
+  return (vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#else
+  return x * y + z;
+#endif
+}
 
 /* One step: C rows of x, R of W. Sum (r, c) is a[c * R + r]. `less` and `scale` (BYTES): of the group, for each row of x. */
 ALWAYS void few_step(Form f, int R, int C, const char *const w[4], int64_t at, const char *x, int64_t ldx, const char *less, const char *scale, vec *a) {
@@ -49,7 +60,7 @@ ALWAYS void few_step(Form f, int R, int C, const char *const w[4], int64_t at, c
     for (int c = 0; c < C; c++) {
       vec e = *(const vec *)(x + c * ldx), o = *(const vec *)(x + c * ldx + 4 * LANES);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; r++) a[c * R + r] = a[c * R + r] + even[r] * e + odd[r] * o;
+      for (int r = 0; r < R; r++) a[c * R + r] = fused(odd[r], o, fused(even[r], e, a[c * R + r]));
     }
   }
 #ifdef __AVX512BF16__
@@ -200,6 +211,9 @@ ALWAYS void few_all(Form f, const char *W, int64_t ldw, int64_t rows, int64_t K,
 #elif defined(LY_ISA_AVX512BF16)
 #include "few_pairs.h"
 #define HAS_STRIPS 1
+#elif LANES >= 8
+#include "few_twelve.h"
+#define HAS_TWELVE 1
 #endif
 
 int ly_few_form(int rows, int strips) {
@@ -211,6 +225,8 @@ int ly_few_form(int rows, int strips) {
 #endif
 #ifdef HAS_STRIPS
   if (strips) return rows == LY_BF12 ? TWELVE : STRIPS;
+#elif defined(HAS_TWELVE)
+  if (strips && rows == LY_BF12) return TWELVE;
 #endif
   (void)strips;
 #ifdef __AVX512BF16__
@@ -224,7 +240,7 @@ int64_t ly_few_row(int form, int64_t K) {
   return form == BYTES || form == WIDE ? grouped(K) : K * width_of(form);
 }
 int64_t ly_few_stride(int form, int64_t K) {
-#ifdef HAS_STRIPS
+#if defined(HAS_STRIPS) || defined(HAS_TWELVE)
   if (in_strips(form)) return few_strips_stride(K);
 #endif
   if (form == BYTES) return grouped(K) / GROUP * (2 * GROUP + 4);
@@ -273,7 +289,7 @@ void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t
     float *o = (float *)out;
     if (form == BYTES) prepare_bytes(from, dt, K, out);
     else if (form == HALF) { memcpy(out, from, (size_t)K * 2); memset(out + K * 2, 0, (size_t)(stride - K * 2)); }
-    else if (form == SPLIT) {
+    else if (form == SPLIT || form == TWELVE) {
       const bf16 *s = (const bf16 *)from;
       int64_t k = 0;
       for (; k + 2 * LANES <= K; k += 2 * LANES)
@@ -282,6 +298,8 @@ void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t
         o[k + i] = k + 2 * i < K ? bf16_to_f32(s[k + 2 * i]) : 0;
         o[k + LANES + i] = k + 2 * i + 1 < K ? bf16_to_f32(s[k + 2 * i + 1]) : 0;
       }
+      k = (K + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
+      memset(o + k, 0, (size_t)(stride - k * 4));
     } else { load_row(o, from, 0, K, dt); memset(o + K, 0, (size_t)(stride - K * 4)); }
   }
 }
@@ -306,6 +324,8 @@ void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, 
 #ifdef HAS_STRIPS
     case STRIPS: few_strips(0, W, ldw, rows, K, x, B, asked, after, out, ld); break;
     case TWELVE: few_strips(1, W, ldw, rows, K, x, B, asked, after, out, ld); break;
+#elif defined(HAS_TWELVE)
+    case TWELVE: few_twelve(W, ldw, rows, K, x, B, out, ld); break;
 #endif
     default: break;
   }

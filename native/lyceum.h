@@ -113,6 +113,7 @@ void ly_quantize_rows(const void *W, int8_t *q, float *scale, int64_t N, int64_t
  * same bytes as of W. For ly_decode_qkv D, for ly_decode_swiglu F must be a multiple of 32. Returns how many pieces of W do not fit, because too many of their numbers
  * are tiny beside the largest: then `out` is of no use. */
 int64_t ly_bf12_bytes(int64_t N, int64_t K);
+int64_t ly_bf12_rows(void); /* for how many rows of x, at most, products of them are sure to be done sooner; 0: never */
 int64_t ly_bf12_pack(const void *W, void *out, int64_t N, int64_t K);
 
 /* ---- swiglu.c ------------------------------------------------------------------------------------------------ */

@@ -62,6 +62,7 @@ export interface Device {
   // biome-ignore format: one line a kernel
   decodeSwiglu(x: Ptr, W: Ptr, wscale: Ptr, wt: WeightType, R: Ptr, y: Ptr, B: number, F: number, K: number, dt: DType): void;
   bf12Bytes(N: number, K: number): number;
+  bf12Rows(): number;
   bf12Pack(W: Ptr, out: Ptr, N: number, K: number): number;
   quantizeRows(W: Ptr, q: Ptr, scale: Ptr, N: number, K: number, dt: DType): void;
   swigluForward(gu: Ptr, y: Ptr, N: number, F: number, dt: DType): void;

@@ -110,9 +110,8 @@ const PACKED_FORM: Form = {
   make: (device, W, { values }) => device.bf12Pack(W.ptr, values, W.shape[0], W.shape[1]) === 0,
 };
 
-/** What packing costs (most of it for memory that is new) is saved by about sixty steps; with more rows than a tile has, products take as long as reading. */
+/** What packing costs (most of it for memory that is new) is saved by about sixty steps. */
 const STEPS = 128;
-const ROWS = 16;
 
 export class PackedWeights extends ReadyWeights {
   private constructor(model: Llama) {
@@ -125,10 +124,9 @@ export class PackedWeights extends ReadyWeights {
    */
   static worthwhile(model: Llama, replies: number, tokens: number): PackedWeights | undefined {
     const { device, grid, precision, config, parameters } = model;
-    if (tokens < STEPS || replies > ROWS || precision !== "bf16" || !grid.resident) return undefined;
+    if (tokens < STEPS || replies > device.bf12Rows() || precision !== "bf16" || !grid.resident) return undefined;
     // Heads, gates and ups are read from their beginnings on, which must be whole strips.
-    if (config.headDim % 32 !== 0 || config.intermediateSize % 32 !== 0 || device.bf12Bytes(1, 1) === 0)
-      return undefined;
+    if (config.headDim % 32 !== 0 || config.intermediateSize % 32 !== 0) return undefined;
     // Packed, a parameter takes little more than 1.5 bytes.
     return 1.6 * parameters.count < process.availableMemory() / 2 ? new PackedWeights(model) : undefined;
   }
