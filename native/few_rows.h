@@ -19,7 +19,7 @@ typedef uint32_t bits __attribute__((vector_size(LANES * 4), aligned(2), may_ali
  *   HALF   bf16 and bf16, multiplied as pairs by vdpbf16ps
  *   SPLIT  bf16, and x in fp32: the even numbers of a step, then the odd ones
  *   STRIPS bf16 and bf16, 32 rows of W at a time: on AMX, or by vdpbf16ps
- *   TWELVE the same, and W in twelve bits (bf12.h): rows are asked for from the beginning of a strip on
+ *   TWELVE W in twelve bits (bf12.h), and x as for STRIPS, where there are none as for SPLIT: rows are asked for from the beginning of a strip on
  *   BYTES  int8 and int8 in groups of 64, multiplied by vpdpbusd; x has more numbers behind each row
  *   WIDE   int8 and fp32 */
 typedef enum { FULL, HALF, SPLIT, STRIPS, TWELVE, BYTES, WIDE } Form;
