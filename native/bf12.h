@@ -49,7 +49,7 @@ static inline __attribute__((always_inline)) void bf12_rows(const uint8_t *tile,
 }
 #endif
 
-/* Tile s of a strip -> to[32][32]. `patch`: the strip's exceptions from this tile's on; returns the next tile's. */
+/* Tile s of a strip -> to[STRIP][32]. `patch`: the strip's exceptions from this tile's on; returns the next tile's. */
 static inline __attribute__((always_inline)) const uint32_t *bf12_tile(const char *strip, const Strip *t, int64_t s, const uint32_t *patch, bf16 *to) {
   const uint8_t *from = bf12_at(strip, t, s);
   int base = bf12_base(strip, s), exceptions = bf12_exceptions(strip, t, s);

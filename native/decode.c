@@ -25,13 +25,14 @@ static Few few_of(const void *x, int dt, const void *W, const float *wscale, int
 }
 
 static Ahead rows_at(const Few *t, int64_t row) { return (Ahead){t->W + row * t->ldw, smaller(32, t->N - row) * t->ldw}; }
-/* What a thread reads after `item` of its part, for what is read in strips; rows follow each other anyway. */
-static Ahead then(const Few *t, int64_t item, int thread, int64_t row) { return in_strips(t->form) && item + 1 < ly_part(t->items, thread + 1) ? rows_at(t, row) : (Ahead){0}; }
+/* What a thread reads after `item` of its part. */
+static Ahead then(const Few *t, int64_t item, int thread, int64_t row) { return item + 1 < ly_part(t->items, thread + 1) ? rows_at(t, row) : (Ahead){0}; }
 
 /* out[B, ld] = x . rows row0 .. row0 + rows - 1 of W[N, K], ld = round16(rows); the scales of int8 rows are in it. */
 static void dots(const Few *t, int thread, int64_t row0, int64_t rows, Ahead after, float *out) {
   static const char *asked[MAX_THREADS]; /* by this thread, when it was here last */
   const char *W = t->W + row0 * t->ldw; int64_t ld = round16(rows);
+  if (!in_strips(t->form)) after = (Ahead){0}; /* what follows in memory */
   ly_few_dots(t->form, W, t->ldw, rows, t->K, t->x, t->B, asked[thread] == W, after, out, ld);
   asked[thread] = after.at;
   if (t->wscale) for (int64_t b = 0; b < t->B; b++) for (int64_t r = 0; r < rows; r++) out[b * ld + r] *= t->wscale[row0 + r];
@@ -112,7 +113,7 @@ static void swiglu_body(void *ctx, int64_t item, int thread) {
   const Glu *t = ctx;
   int64_t f0 = item * t->rows, rows = smaller(t->rows, t->F - f0), ld = round16(rows);
   float *gate = ly_scratch(thread, 10, (size_t)((t->few.B + 1) * ld * 2) * 4), *up = gate + t->few.B * ld, *r = up + t->few.B * ld;
-  dots(&t->few, thread, f0, rows, in_strips(t->few.form) ? rows_at(&t->few, t->F + f0) : (Ahead){0}, gate);
+  dots(&t->few, thread, f0, rows, rows_at(&t->few, t->F + f0), gate);
   dots(&t->few, thread, t->F + f0, rows, then(&t->few, item, thread, f0 + rows), up);
   for (int64_t b = 0; b < t->few.B; b++) {
     float *restrict g = gate + b * ld, *restrict u = up + b * ld;

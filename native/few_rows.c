@@ -96,8 +96,9 @@ ALWAYS void few_step(Form f, int R, int C, const char *const w[4], int64_t at, c
   (void)less; (void)scale;
 }
 
-/* The whole of K. `ahead` bytes behind a row of W lies what is wanted soon; of keys (HALF) behind each of several rows, of weights other groups ask for those of the others. The steps stand in one loop, which goes over what is left of the rows, in a copy
- * filled up with zeros, in a second round: with two loops compilers move all sums about between their registers. */
+/* The whole of K. `ahead` bytes behind a row of W lies what is wanted soon; of keys (HALF) behind each of several rows, of weights other groups ask for those of
+ * the others. The steps stand in one loop, which goes over what is left of the rows, in a copy filled up with zeros, in a second round: with two loops compilers
+ * move all sums about between their registers. */
 ALWAYS void few_dots(Form f, int R, int C, const char *w[4], int64_t K, const char *x, int64_t ldx, int64_t ahead, vec *out, int stride) {
   vec a[16];
 #pragma GCC unroll 16
@@ -163,14 +164,45 @@ ALWAYS vec sum_each(vec *v) {
 #endif
 }
 
+#if defined(__AVX2__) && !defined(LY_ISA_AMX) && !defined(LY_ISA_AVX512BF16)
+#define HAS_TWELVE 1
+/* The same for four rows in twelve bits, a strip: they become bf16 again tile by tile, and go on as SPLIT does, so that the sums are the same. Strips lie one behind
+ * the other: what comes next is what follows in memory. */
+ALWAYS void twelve_dots(int C, const char *own, int64_t K, const char *x, int64_t ldx, vec *out, int stride) {
+  enum { R = STRIP, STEPS = 32 / (2 * LANES), SOON = 5120 };
+  _Alignas(64) bf16 made[R * 32];
+  const char *w[4] = {(const char *)made, (const char *)(made + 32), (const char *)(made + 64), (const char *)(made + 96)};
+  Strip strip = strip_of(K);
+  const uint32_t *patch = bf12_patches(own, &strip);
+  vec a[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < R * C; i++) a[i] = (vec){0};
+  for (int64_t t = 0; t < strip.steps; t++, x += STEPS * 8 * LANES) {
+    const char *next = own + strip.head + t * BF12_TILE + SOON;
+    __builtin_prefetch(next); __builtin_prefetch(next + 64); __builtin_prefetch(next + 128);
+    patch = bf12_tile(own, &strip, t, patch, made);
+#pragma GCC unroll 2
+    for (int i = 0; i < STEPS; i++) few_step(SPLIT, R, C, w, i * 4 * LANES, x + i * 8 * LANES, ldx, NULL, NULL, a);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < C; c++) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) out[c * stride + r] = a[c * R + r];
+  }
+}
+#endif
+
 /* With few rows of x, memory sets the pace, and it is read fastest one row of W after the other; with MOST_X of them arithmetic
  * does, and four rows of W share what is loaded of x.
  * LANES sums: LANES / C rows of W (from `row` on; those past `rows` are the last one again) by C rows of x -> out[c * ld + r]. */
 ALWAYS void few_block(Form f, int C, const char *W, int64_t ldw, int64_t row, int64_t rows, int64_t K, const char *x, int64_t ldx, int64_t ahead, float *out, int64_t ld) {
   vec v[LANES];
-  int R = LANES / C, together = C == MOST_X ? 4 : 1;
+  int R = LANES / C, together = C == MOST_X || f == TWELVE ? 4 : 1;
 #pragma GCC unroll 16
   for (int s = 0; s < R; s += together) {
+#ifdef HAS_TWELVE
+    if (f == TWELVE) { twelve_dots(C, W + smaller(row + s, (rows - 1) / STRIP * STRIP) * ldw, K, x, ldx, v + s, R); continue; }
+#endif
     const char *w[4];
 #pragma GCC unroll 4
     for (int r = 0; r < together; r++) w[r] = W + smaller(row + s + r, rows - 1) * ldw;
@@ -211,9 +243,6 @@ ALWAYS void few_all(Form f, const char *W, int64_t ldw, int64_t rows, int64_t K,
 #elif defined(LY_ISA_AVX512BF16)
 #include "few_pairs.h"
 #define HAS_STRIPS 1
-#elif LANES >= 8
-#include "few_twelve.h"
-#define HAS_TWELVE 1
 #endif
 
 int ly_few_form(int rows, int strips) {
@@ -240,9 +269,10 @@ int64_t ly_few_row(int form, int64_t K) {
   return form == BYTES || form == WIDE ? grouped(K) : K * width_of(form);
 }
 int64_t ly_few_stride(int form, int64_t K) {
-#if defined(HAS_STRIPS) || defined(HAS_TWELVE)
+#ifdef HAS_STRIPS
   if (in_strips(form)) return few_strips_stride(K);
 #endif
+  if (form == TWELVE) return (K + 31) / 32 * 32 * 4;
   if (form == BYTES) return grouped(K) / GROUP * (2 * GROUP + 4);
   if (form == WIDE) return grouped(K) * 4;
   return (K * width_of(form) + step_of(form) - 1) / step_of(form) * xstep_of(form);
@@ -298,8 +328,8 @@ void ly_few_prepare(int form, const void *source, int dt, int64_t first, int64_t
         o[k + i] = k + 2 * i < K ? bf16_to_f32(s[k + 2 * i]) : 0;
         o[k + LANES + i] = k + 2 * i + 1 < K ? bf16_to_f32(s[k + 2 * i + 1]) : 0;
       }
-      k = (K + 2 * LANES - 1) / (2 * LANES) * 2 * LANES;
-      memset(o + k, 0, (size_t)(stride - k * 4));
+      k += k < K ? 2 * LANES : 0;
+      memset(o + k, 0, (size_t)(stride - k * 4)); /* up to a whole tile of TWELVE */
     } else { load_row(o, from, 0, K, dt); memset(o + K, 0, (size_t)(stride - K * 4)); }
   }
 }
@@ -325,7 +355,7 @@ void ly_few_dots(int form, const void *W, int64_t ldw, int64_t rows, int64_t K, 
     case STRIPS: few_strips(0, W, ldw, rows, K, x, B, asked, after, out, ld); break;
     case TWELVE: few_strips(1, W, ldw, rows, K, x, B, asked, after, out, ld); break;
 #elif defined(HAS_TWELVE)
-    case TWELVE: few_twelve(W, ldw, rows, K, x, B, out, ld); break;
+    case TWELVE: few_all(TWELVE, W, ldw, rows, K, x, ldx, B, NULL, out, ld); break;
 #endif
     default: break;
   }

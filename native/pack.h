@@ -22,11 +22,11 @@ typedef uint16_t halves_at __attribute__((vector_size(32), aligned(2), may_alias
 
 /* r[i] word j becomes r[j] word i: in steps that exchange neighbours 1, 2, 4 and 8 apart, as every wide transpose does; each is one instruction that every
  * port for shuffles has (pairs of words are one word of twice the length, quarters are taken two and two). */
-typedef uint64_t doubles __attribute__((vector_size(64)));
+typedef uint64_t word_pairs __attribute__((vector_size(64)));
 #ifdef __clang__
-#define PICK_PAIRS(a, b, ...) (words)__builtin_shufflevector((doubles)(a), (doubles)(b), __VA_ARGS__)
+#define PICK_PAIRS(a, b, ...) (words)__builtin_shufflevector((word_pairs)(a), (word_pairs)(b), __VA_ARGS__)
 #else
-#define PICK_PAIRS(a, b, ...) (words)__builtin_shuffle((doubles)(a), (doubles)(b), (doubles){__VA_ARGS__})
+#define PICK_PAIRS(a, b, ...) (words)__builtin_shuffle((word_pairs)(a), (word_pairs)(b), (word_pairs){__VA_ARGS__})
 #endif
 #define EVEN_QUARTERS(a, b) PICK_PAIRS(a, b, 0, 1, 4, 5, 8, 9, 12, 13)
 #define ODD_QUARTERS(a, b) PICK_PAIRS(a, b, 2, 3, 6, 7, 10, 11, 14, 15)
