@@ -14,6 +14,8 @@
 #include <cpuid.h>
 #include <immintrin.h>
 #define RELAX() _mm_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield")
 #else
 #define RELAX() ((void)0)
 #endif
@@ -212,9 +214,6 @@ void ly_parallel(int64_t n, ly_body body, void *ctx) {
 int ly_threads(void) { return threads; }
 
 int ly_init(int wanted) {
-#ifdef LY_ISA_AMX
-  if (!has_amx()) return -1;
-#endif
   if (!strstr(ly_isa_list(), LY_ISA_NAME)) return -1;
   if (wanted <= 0) {
 #ifdef __linux__

@@ -18,6 +18,8 @@
 enum { VL = 16, MR32 = 14 };
 #elif defined(LY_ISA_AVX2)
 enum { VL = 8, MR32 = 6 };
+#elif defined(__aarch64__)
+enum { VL = 4, MR32 = 10 }; /* 20 sums of 32 registers: four multipliers with results after four cycles want 16 at least */
 #else
 enum { VL = 4, MR32 = 6 };
 #endif

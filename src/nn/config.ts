@@ -123,8 +123,8 @@ function parseRopeScaling(rope: Json, maxPositions: number, path: string): RopeS
   };
   const factor = number("factor");
   if (type === "linear") return { type, factor };
+  if (type === "dynamic") return { type, factor, original: maxPositions }; // Transformers asks for no other length here
   const original = number("original_max_position_embeddings", maxPositions);
-  if (type === "dynamic") return { type, factor, original };
   if (type === "llama3")
     return {
       type,

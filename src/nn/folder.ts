@@ -39,53 +39,74 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
       throw new UserError(
         `${dir}: a Llama with ${config.numLayers} layers has no tensor ${stray}. config.json belongs to another model, or this is no Llama.`,
       );
+    if (names.has(SCORE) && options.head !== "scalar")
+      throw new UserError(
+        `${dir} holds a reward or value model (${SCORE}), which gives one number a text and no next token: name a language model's folder here.`,
+      );
     const model = new Llama(device, config, precision, options);
-    const target = dtypeOf(precision);
-    for (const t of model.parameters.named(true)) {
-      if (t.name === SCORE && !names.has(SCORE) && names.has("model.norm.weight")) {
-        // Stiennon et al. 2020, appendix B.1
-        device.randomNormal(t.ptr, t.size, options.seed ?? 0, 1 << 20, 0, 1 / Math.sqrt(t.size + 1), target);
-        continue;
-      }
-      if (!names.has(t.name))
-        throw new UserError(
-          `${dir}: the tensor ${t.name} is missing from the model's file. The file is incomplete, or config.json belongs to another model.`,
-        );
-      const info = file.info(t.name);
-      const grows = VOCABULARY.has(t.name);
-      const shape = t.whole.map((n, i) => (grows && i === 0 ? storedVocab : n));
-      const wholeSize = t.whole.reduce((a, b) => a * b, 1);
-      const width = dtypeBytes(target);
-      // Where processes share the tensor, all of it is read, and this one's part is taken.
-      const at = t.cut ? device.alloc(wholeSize * width) : t.ptr;
-      const size = shape.reduce((a, b) => a * b, 1);
-      if (info.shape.length !== shape.length || info.shape.some((n, i) => n !== shape[i]))
-        throw new UserError(
-          `${dir}: the tensor ${t.name} has shape [${info.shape}], but config.json asks for [${shape}].`,
-        );
-      const source = info.dtype === "F32" ? F32 : BF16;
-      if (info.dtype !== "F16" && dtypeBytes(source) === dtypeBytes(target) && source === target) {
-        file.readInto(t.name, device.bytes(at, size * width));
-      } else {
-        if (!["F32", "BF16", "F16"].includes(info.dtype))
-          throw new UserError(`${dir}: the tensor ${t.name} is of type ${info.dtype}; F32, BF16 and F16 can be read.`);
-        const raw = new Uint8Array(info.bytes);
-        file.readInto(t.name, raw);
-        const data = info.dtype === "F16" ? new Uint8Array(halfToFloat(raw).buffer) : raw;
-        const scratch = device.alloc(data.length);
-        device.bytes(scratch, data.length).set(data);
-        device.cast(scratch, info.dtype === "BF16" ? BF16 : F32, at, target, size);
-        device.free(scratch, data.length);
-      }
-      if (size < wholeSize) addMeanRows(device, at, target, storedVocab, t.whole[0], t.whole[1]);
-      if (t.cut) {
-        takePart(device, at, t.ptr, t.shape, t.cut, width);
-        device.free(at, wholeSize * width);
-      }
+    try {
+      readWeights(model, file, dir, storedVocab, options.seed ?? 0);
+    } catch (error) {
+      model.close();
+      throw error;
     }
     return model;
   } finally {
     file.close();
+  }
+}
+
+/** Fills the model from its file; rows beyond `storedVocab` become the mean of the others, a head that the file lacks is drawn. */
+function readWeights(
+  { device, parameters, precision }: Llama,
+  file: ReturnType<typeof openSafetensors>,
+  dir: string,
+  storedVocab: number,
+  seed: number,
+): void {
+  const names = new Set(file.names());
+  const target = dtypeOf(precision);
+  for (const t of parameters.named(true)) {
+    if (t.name === SCORE && !names.has(SCORE) && names.has("model.norm.weight")) {
+      // Stiennon et al. 2020, appendix B.1
+      device.randomNormal(t.ptr, t.size, seed, 1 << 20, 0, 1 / Math.sqrt(t.size + 1), target);
+      continue;
+    }
+    if (!names.has(t.name))
+      throw new UserError(
+        `${dir}: the tensor ${t.name} is missing from the model's file. The file is incomplete, or config.json belongs to another model.`,
+      );
+    const info = file.info(t.name);
+    const grows = VOCABULARY.has(t.name);
+    const shape = t.whole.map((n, i) => (grows && i === 0 ? storedVocab : n));
+    const wholeSize = t.whole.reduce((a, b) => a * b, 1);
+    const width = dtypeBytes(target);
+    // Where processes share the tensor, all of it is read, and this one's part is taken.
+    const at = t.cut ? device.alloc(wholeSize * width) : t.ptr;
+    const size = shape.reduce((a, b) => a * b, 1);
+    if (info.shape.length !== shape.length || info.shape.some((n, i) => n !== shape[i]))
+      throw new UserError(
+        `${dir}: the tensor ${t.name} has shape [${info.shape}], but config.json asks for [${shape}].`,
+      );
+    const source = info.dtype === "F32" ? F32 : BF16;
+    if (info.dtype !== "F16" && dtypeBytes(source) === dtypeBytes(target) && source === target) {
+      file.readInto(t.name, device.bytes(at, size * width));
+    } else {
+      if (!["F32", "BF16", "F16"].includes(info.dtype))
+        throw new UserError(`${dir}: the tensor ${t.name} is of type ${info.dtype}; F32, BF16 and F16 can be read.`);
+      const raw = new Uint8Array(info.bytes);
+      file.readInto(t.name, raw);
+      const data = info.dtype === "F16" ? new Uint8Array(halfToFloat(raw).buffer) : raw;
+      const scratch = device.alloc(data.length);
+      device.bytes(scratch, data.length).set(data);
+      device.cast(scratch, info.dtype === "BF16" ? BF16 : F32, at, target, size);
+      device.free(scratch, data.length);
+    }
+    if (size < wholeSize) addMeanRows(device, at, target, storedVocab, t.whole[0], t.whole[1]);
+    if (t.cut) {
+      takePart(device, at, t.ptr, t.shape, t.cut, width);
+      device.free(at, wholeSize * width);
+    }
   }
 }
 

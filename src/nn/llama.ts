@@ -13,6 +13,7 @@ import { Grid } from "../parallel/grid.js";
 import { Pipe } from "../parallel/pipeline.js";
 import { gatheredLinear, gatherRows, rowsEach, scatteredLinear, scatterRows } from "../parallel/sequence.js";
 import { gatherColumns, part, partialEmbedding, sharedLogProb, sumBackward, sumForward } from "../parallel/tensor.js";
+import { UserError } from "../run/errors.js";
 import {
   attention,
   crossEntropy,
@@ -31,7 +32,7 @@ import { ParameterSet, type Unit } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { LlamaConfig } from "./config.js";
 import { type KvCache, makeCache } from "./kv-cache.js";
-import { type LoraAdapter, loraLinear } from "./lora.js";
+import { type LoraAdapter, loraLinear, putRows } from "./lora.js";
 import { ropeTables } from "./rope.js";
 import { type Head, joinParts, parametersOf, type Share, shareOf, stagesOf } from "./share.js";
 
@@ -251,6 +252,7 @@ export class Llama {
     mixer: (layout: Layout) => (index: number, qkv: Tensor) => Tensor,
     rows?: Int32Array,
   ): Tensor {
+    this.check(batch);
     const nseq = batch.cuSeqlens.length - 1;
     const layout = { cu: tape.upload(batch.cuSeqlens), nseq, positions: tape.upload(batch.positions) };
     const mix = mixer(layout);
@@ -278,10 +280,26 @@ export class Llama {
     return rows ? pickRows(tape, all, rows) : all;
   }
 
+  /** Kernels index by ids and positions, and check nothing. */
+  private check({ ids, positions }: TokenBatch): void {
+    const { vocabSize, maxPositionEmbeddings } = this.config;
+    let [id, position] = [0, 0];
+    for (let i = 0; i < ids.length; i++) {
+      if (ids[i] >>> 0 > id) id = ids[i] >>> 0; // a negative one is larger than any vocabulary
+      if (positions[i] >>> 0 > position) position = positions[i] >>> 0;
+    }
+    checkId(id, vocabSize);
+    if (position >= maxPositionEmbeddings)
+      throw new UserError(
+        `A sequence has ${position + 1} tokens, but the model was made for ${maxPositionEmbeddings} positions (max_position_embeddings).`,
+      );
+  }
+
   /** Tells the keepers that what belongs to no layer is used from here on. */
   private useShared(recording: boolean): void {
     for (const set of [this.parameters, this.lora?.parameters])
       for (const unit of set?.units ?? []) if (!unit.name.startsWith("layer ")) set!.keeper.use(unit, recording);
+    for (const [matrix, rows] of this.lora?.rows ?? []) putRows(matrix, rows);
   }
 
   /** A forward pass that needs no tape: `body` for each layer in turn, while its values are in memory. */
@@ -300,7 +318,7 @@ export class Llama {
     const { tensor, sequence } = grid;
     const rows = sequence ? rowsEach(ids.length, tensor) : ids.length;
     if (!table) return this.pipe.receive(tape, this.parameters.dtype, rows, config.hiddenSize);
-    if (tensor.size === 1) return embedding(tape, table, tape.upload(ids), ids.length);
+    if (tensor.size === 1) return embedding(tape, table, ids, this.lora?.rows.get(table));
     const part = partialEmbedding(tape, table, ids, this.vocabulary.from);
     if (sequence) return scatterRows(tape, part, tensor);
     tensor.allReduce(part.ptr, part.size, part.dtype);
@@ -323,7 +341,7 @@ export class Llama {
 
   /** log softmax(logits / temperature)[targets[i]] given the tokens up to i: [N] fp32; targets below 0 are skipped. */
   logProbs(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
-    const { rows, kept } = targetRows(targets);
+    const { rows, kept } = targetRows(targets, this.config.vocabSize);
     return this.pipe.fromLast(tape, this.forward(tape, batch, rows), [targets.length], (hidden) => {
       const logp = this.logProbOf(tape, hidden, kept, 1 / temperature);
       return rows ? spreadRows(tape, logp, rows, targets.length) : logp;
@@ -332,14 +350,16 @@ export class Llama {
 
   private logProbOf(tape: Tape, hidden: Tensor, targets: Int32Array, invTemperature: number): Tensor {
     const { tensor, sequence } = this.grid;
-    if (tensor.size === 1) return tokenLogProb(tape, hidden, this.outputMatrix!, tape.upload(targets), invTemperature);
+    const W = this.outputMatrix!;
+    if (tensor.size === 1)
+      return tokenLogProb(tape, hidden, W, tape.upload(targets), invTemperature, this.lora?.rows.get(W));
     const h = sequence ? hidden : sumBackward(tape, hidden, tensor);
-    return sharedLogProb(tape, h, this.outputMatrix!, targets, this.vocabulary.from, invTemperature, tensor);
+    return sharedLogProb(tape, h, W, targets, this.vocabulary.from, invTemperature, tensor);
   }
 
   /** Entropy (nats) of the distribution over the next token, for rows with a target; 0 elsewhere: [N] fp32. */
   entropies(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
-    const { rows, kept } = targetRows(targets);
+    const { rows, kept } = targetRows(targets, this.config.vocabSize);
     return this.pipe.fromLast(tape, this.forward(tape, batch, rows), [targets.length], (hidden) => {
       const entropy = tokenEntropy(tape, hidden, this.outputMatrix!, tape.upload(kept), 1 / temperature);
       return rows ? spreadRows(tape, entropy, rows, targets.length) : entropy;
@@ -351,12 +371,12 @@ export class Llama {
    * loss is the last stage's to know, and 0 in the others: nobody waits for it, so that micro-batches can follow.
    */
   loss(tape: Tape, batch: TokenBatch, targets: Int32Array, weights: Float32Array): { logp: Tensor; loss: number } {
-    const { rows, kept } = targetRows(targets);
+    const { rows, kept } = targetRows(targets, this.config.vocabSize);
     const hidden = this.forward(tape, batch, rows);
     if (!this.pipe.last) return { logp: hidden, loss: 0 };
     const w = rows ? Float32Array.from(rows, (row) => weights[row]) : weights;
     const logp =
-      this.grid.tensor.size === 1
+      this.grid.tensor.size === 1 && !this.lora?.rows.size
         ? crossEntropy(tape, hidden, this.outputMatrix!, tape.upload(kept), w)
         : weighted(tape, this.logProbOf(tape, hidden, kept, 1), w);
     const values = this.device.f32(logp.ptr, logp.size);
@@ -428,8 +448,19 @@ export class Llama {
   }
 }
 
+function checkId(id: number, vocabSize: number): void {
+  if (id >= vocabSize)
+    throw new UserError(
+      `Token ${id | 0} is not in the model's vocabulary of ${vocabSize}: the tokens are another tokenizer's than the model's.`,
+    );
+}
+
 /** The rows that have a target, when that leaves out enough to be worth a copy: most of a prompt. */
-function targetRows(targets: Int32Array): { rows?: Int32Array; kept: Int32Array } {
+function targetRows(targets: Int32Array, vocabSize: number): { rows?: Int32Array; kept: Int32Array } {
+  checkId(
+    targets.reduce((a, b) => Math.max(a, b), 0),
+    vocabSize,
+  );
   const rows = Int32Array.from(targets.keys()).filter((i) => targets[i] >= 0);
   if (rows.length > 0.8 * targets.length || rows.length === 0) return { kept: targets };
   return { rows, kept: Int32Array.from(rows, (row) => targets[row]) };

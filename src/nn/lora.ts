@@ -1,11 +1,14 @@
 /**
  * LoRA (Hu et al. 2021): y = x W^T + (alpha / rank) (x A^T) B^T with W frozen, A[rank, in] normal, B[out, rank] zero.
  * An adapter sits on a whole stored matrix: on "qkv" it adapts queries, keys and values together.
+ *
+ * Tokens that a chat template brings are not the base model's: their rows are the mean of all others, whose logit is the mean logit, so
+ * that no reply could learn to end beside frozen matrices. These rows of the table and of the output matrix are trained along.
  */
 import type { Device } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 import { openSafetensors, SharedWriter } from "../run/safetensors.js";
-import { linear } from "../tensor/ops.js";
+import { linear, type TrainedRows } from "../tensor/ops.js";
 import { ParameterSet, type ParameterSpec } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
 import type { Llama } from "./llama.js";
@@ -23,6 +26,8 @@ export interface LoraAdapter {
   readonly parameters: ParameterSet;
   /** The frozen matrix -> its two factors. */
   readonly factors: Map<Parameter, { A: Parameter; B: Parameter }>;
+  /** The table and the output matrix -> their rows of new tokens, when there are any. */
+  readonly rows: Map<Parameter, TrainedRows>;
 }
 
 const PATTERNS: Record<LoraTarget, RegExp> = {
@@ -32,8 +37,11 @@ const PATTERNS: Record<LoraTarget, RegExp> = {
   down_proj: /down_proj/,
 };
 
-/** Puts adapters beside the chosen matrices and freezes the model. */
-export function attachLora(model: Llama, config: LoraConfig, seed: number): void {
+/**
+ * Puts adapters beside the chosen matrices and freezes the model. `tokens`: ids that are new to the model, from .. to - 1, whose rows are
+ * trained too.
+ */
+export function attachLora(model: Llama, config: LoraConfig, seed: number, tokens = { from: 0, to: 0 }): void {
   if (model.grid.tensor.size * model.grid.pipeline.size > 1)
     throw new UserError(
       "Adapters (lora) sit on whole matrices: they can be trained with parallel.data and parallel.zero, not with parallel.tensor or parallel.pipeline.",
@@ -56,6 +64,15 @@ export function attachLora(model: Llama, config: LoraConfig, seed: number): void
       unit: "adapters",
     },
   ]);
+  const { from, to } = tokens;
+  const matrices = to > from && model.head === "lm" ? new Set([model.embeddings!, model.outputMatrix!]) : [];
+  for (const { name, shape } of matrices)
+    specs.push({
+      shape: [to - from, shape[1]],
+      parts: [{ name: `${name}.new_rows`, rows: to - from }],
+      init: "zeros",
+      unit: "new tokens",
+    });
   const parameters = new ParameterSet(
     model.device as Device,
     dtypeOf(model.precision),
@@ -69,7 +86,44 @@ export function attachLora(model: Llama, config: LoraConfig, seed: number): void
   const factors = new Map(
     chosen.map((p, i) => [p, { A: parameters.parameters[2 * i], B: parameters.parameters[2 * i + 1] }]),
   );
-  model.lora = { scale: config.alpha / config.rank, parameters, factors };
+  const trained = parameters.parameters.slice(2 * chosen.length);
+  const rows = new Map([...matrices].map((matrix, i) => [matrix, { from, trained: trained[i] }]));
+  if (rows.size > 0) copyNewRows(model, parameters, rows, "from the model");
+  model.lora = { scale: config.alpha / config.rank, parameters, factors, rows };
+}
+
+/** The rows of new tokens, of which a matrix has a copy: where trained ones lie, and where forward passes read them. */
+function inMatrix(matrix: Parameter, { from, trained }: TrainedRows): { copy: Uint8Array; own: Uint8Array } {
+  const { device, bytes, ptr } = trained;
+  return { own: device.bytes(ptr, bytes), copy: device.bytes(matrix.ptr + (from * bytes) / trained.shape[0], bytes) };
+}
+
+/** Puts trained rows where forward passes read them; both units are in memory. */
+export function putRows(matrix: Parameter, rows: TrainedRows): void {
+  const { own, copy } = inMatrix(matrix, rows);
+  copy.set(own);
+}
+
+/** Copies the rows of new tokens, wherever the two sets keep their values. */
+function copyNewRows(
+  model: Llama,
+  parameters: ParameterSet,
+  rows: LoraAdapter["rows"],
+  way: "from the model" | "into the model",
+): void {
+  const into = way === "into the model";
+  const unit = parameters.unit("new tokens");
+  parameters.keeper.open(unit);
+  for (const [matrix, r] of rows) {
+    const { keeper, units } = model.parameters;
+    const of = units.find((u) => u.parameters.includes(matrix))!;
+    keeper.open(of);
+    const { own, copy } = inMatrix(matrix, r);
+    if (into) copy.set(own);
+    else own.set(copy);
+    keeper.close(of, into);
+  }
+  parameters.keeper.close(unit, !into);
 }
 
 /** A projection of the model, with its adapter when it has one. */
@@ -85,7 +139,7 @@ export function loraLinear(
   return factors ? linear(tape, linear(tape, x, factors.A), factors.B, y, lora!.scale) : y;
 }
 
-/** Adds every adapter into its matrix (W += scale B A) and removes the adapters: the export is a plain model. */
+/** Adds every adapter into its matrix (W += scale B A), puts rows of new tokens there, and removes the adapters: the export is a plain model. */
 export function mergeLora(model: Llama): void {
   const { lora, device } = model;
   if (!lora) return;
@@ -104,6 +158,7 @@ export function mergeLora(model: Llama): void {
     }
     keeper.close(unit, true);
   }
+  if (lora.rows.size > 0) copyNewRows(model, lora.parameters, lora.rows, "into the model");
   lora.parameters.close();
   model.lora = undefined;
   for (const p of model.parameters.parameters) p.requiresGrad = p.trainable;

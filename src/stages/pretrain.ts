@@ -184,6 +184,7 @@ async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, 
   if (resumed) return Tokenizer.load(resumed);
   const shards = givenShards(config.data);
   const wanted = config.tokenizer ?? config.from ?? shards?.tokenizer;
+  if (config.from && config.tokenizer) checkTokenizer(config.from, config.tokenizer);
   if (wanted === undefined)
     throw new UserError(
       `tokenizer is missing; name a folder with a tokenizer.json${shards ? ", the one that the token shards were made with" : ', or give "vocabSize" to train one'}.`,
@@ -200,6 +201,15 @@ async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, 
   const dir = `${run.dir}/data/tokenizer`;
   await run.once(async () => trained!.save(dir));
   return Tokenizer.load(dir);
+}
+
+/** A model that is trained on knows its tokens by their number: with another tokenizer it would begin anew. */
+function checkTokenizer(from: string, wanted: NonNullable<PretrainConfig["tokenizer"]>): void {
+  if (typeof wanted === "string" && Tokenizer.load(wanted).fingerprint === Tokenizer.load(from).fingerprint) return;
+  throw new UserError(
+    `tokenizer ${typeof wanted === "string" ? `is ${wanted}` : "asks for a new one"}, but \`from\` goes on with the model ${from}, whose tokens have other numbers. Set tokenizer to ${from}, or leave it out.`,
+    2,
+  );
 }
 
 /** Of several processes each counts the words of its share of the documents, and the first has the tokenizer. */

@@ -5,14 +5,33 @@
 import { F32, type Ptr } from "../device/device.js";
 import type { Parameter, Tape, Tensor } from "./tensor.js";
 
-/** Rows of `table`[V, D] for ids[N] (i32): [N, D]. */
-export function embedding(tape: Tape, table: Parameter, ids: Ptr, N: number): Tensor {
+/** Rows `from` and on of a frozen matrix that are trained: `trained`[n, D] has them, and the matrix a copy, which forward passes read. */
+export interface TrainedRows {
+  from: number;
+  trained: Parameter;
+}
+
+/** Rows of `table`[V, D] for ids[N]: [N, D]. */
+export function embedding(tape: Tape, table: Parameter, ids: Int32Array, rows?: TrainedRows): Tensor {
+  const { device } = tape;
   const [V, D] = table.shape;
-  const y = tape.tensor(table.dtype, [N, D], table.requiresGrad);
-  tape.device.embeddingForward(ids, table.ptr, y.ptr, N, D, table.dtype);
+  const N = ids.length;
+  const dt = table.dtype;
+  const y = tape.tensor(dt, [N, D], table.requiresGrad || rows !== undefined);
+  const at = tape.upload(ids);
+  device.embeddingForward(at, table.ptr, y.ptr, N, D, dt);
   return tape.record(y, (dy) => {
-    if (table.requiresGrad)
-      tape.device.embeddingBackward(ids, dy.ptr, table.gradForAccumulation(tape.arena), N, D, V, table.dtype);
+    if (table.requiresGrad) device.embeddingBackward(at, dy.ptr, table.gradForAccumulation(tape.arena), N, D, V, dt);
+    if (!rows) return;
+    const { from, trained } = rows;
+    const here = Int32Array.from(ids.keys()).filter((i) => ids[i] >= from && ids[i] < from + trained.shape[0]);
+    if (here.length === 0) return;
+    const picked = tape.tensor(dt, [here.length, D]);
+    device.copyRows(dy.ptr, tape.upload(here), picked.ptr, here.length, D, dt);
+    const local = tape.upload(here.map((i) => ids[i] - from));
+    // biome-ignore format: one call
+    device.embeddingBackward(local, picked.ptr, trained.gradForAccumulation(tape.arena), here.length, D, trained.shape[0], dt);
+    picked.storage.release();
   });
 }
 
@@ -183,12 +202,19 @@ export function scalarHead(tape: Tape, x: Tensor, w: Parameter): Tensor {
 }
 
 /** log p(target[i] | hidden[i]): [N] fp32; a target below 0 gives 0 and no gradient. The full logits never exist. */
-export function tokenLogProb(tape: Tape, hidden: Tensor, W: Parameter, targets: Ptr, invTemperature = 1): Tensor {
+export function tokenLogProb(
+  tape: Tape,
+  hidden: Tensor,
+  W: Parameter,
+  targets: Ptr,
+  invTemperature = 1,
+  rows?: TrainedRows,
+): Tensor {
   const { device } = tape;
   const [N, D] = hidden.shape;
   const V = W.shape[0];
   const dt = hidden.dtype;
-  const logp = tape.tensor(F32, [N], hidden.requiresGrad || W.requiresGrad);
+  const logp = tape.tensor(F32, [N], hidden.requiresGrad || W.requiresGrad || rows !== undefined);
   const lse = tape.tensor(F32, [N]);
   device.logprobForward(hidden.ptr, W.ptr, targets, logp.ptr, lse.ptr, 0, N, D, V, invTemperature, dt);
   const backward = (g: Tensor): void => {
@@ -196,6 +222,15 @@ export function tokenLogProb(tape: Tape, hidden: Tensor, W: Parameter, targets: 
     const dW = W.requiresGrad ? W.gradForAccumulation(tape.arena) : 0;
     // biome-ignore format: one call
     device.logprobBackward(hidden.ptr, W.ptr, targets, lse.ptr, g.ptr, dh?.ptr ?? 0, dW, N, D, V, invTemperature, dt);
+    if (rows) {
+      // With lse known, the gradient of some rows asks for no others. A target elsewhere is told as a row that does not exist.
+      const { from, trained } = rows;
+      const [n] = trained.shape;
+      const local = device.i32(targets, N).map((t) => (t < 0 ? -1 : t >= from && t < from + n ? t - from : n));
+      const dRows = trained.gradForAccumulation(tape.arena);
+      // biome-ignore format: one call
+      device.logprobBackward(hidden.ptr, trained.ptr, tape.upload(local), lse.ptr, g.ptr, 0, dRows, N, D, n, invTemperature, dt);
+    }
     if (dh) tape.accumulate(hidden, dh);
   };
   return tape.record(logp, backward, [lse]);
