@@ -5,6 +5,7 @@
  * `void ly_rmsnorm_forward(const void *x, ...)` becomes the method `rmsnormForward`, pointers become addresses.
  */
 import { existsSync, readFileSync } from "node:fs";
+import { totalmem } from "node:os";
 import { fileURLToPath } from "node:url";
 import koffi from "koffi";
 import type { Device, Ptr } from "./device.js";
@@ -101,10 +102,11 @@ export function openCpu(options: CpuOptions = {}): Device {
     cpuName: native.cpuName() as string,
     threads: native.threads() as number,
     alloc(bytes: number): Ptr {
-      const p = alloc(bytes) as Ptr;
+      // The system hands out addresses beyond its memory, and ends the process when they are filled.
+      const p = bytes > totalmem() ? 0 : (alloc(bytes) as Ptr);
       if (p === 0)
         throw new EngineError(
-          `Out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB could not be allocated. Use a smaller batch, context or model.`,
+          `Out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB could not be allocated; this machine has ${(totalmem() / 2 ** 20).toFixed(0)}. Use a smaller batch, context or model.`,
         );
       return p;
     },

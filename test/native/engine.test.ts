@@ -1,6 +1,6 @@
 /** The engine itself: instruction sets, the thread pool, memory and mapped files. */
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { tmpdir, totalmem } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { EngineError, offeredIsas, openCpu } from "../../src/device/cpu.js";
@@ -70,7 +70,8 @@ test("memory comes zeroed and on a cache line; more than there is, is refused wi
     expect(device.bytes(p, bytes).every((x) => x === 0)).toBe(true);
     device.free(p, bytes);
   }
-  expect(() => device.alloc(2 ** 52)).toThrow(/MiB could not be allocated. Use a smaller/);
+  expect(() => device.alloc(2 ** 52)).toThrow(/MiB could not be allocated; this machine has \d+. Use a smaller/);
+  expect(() => device.alloc(4 * totalmem())).toThrow(/could not be allocated/); // which the system would promise
 });
 
 test("a mapped file is its bytes; one that is missing or empty is refused by name", () => {
