@@ -110,17 +110,19 @@ export class Shards {
   private readonly tokens: Uint16Array | Uint32Array;
   /** First token of each document, and the end. */
   private readonly starts: Float64Array;
+  /** Whether a token closes each document. */
+  private readonly closed: boolean;
   private readonly mapping: { ptr: number; bytes: number };
 
   constructor(
     private readonly device: Device,
     readonly dir: string,
-    tokenizer?: Tokenizer,
+    tokenizer: Tokenizer,
   ) {
     const m = readManifest(dir);
     if (!m) throw new UserError(`${dir} is not a folder of token shards: there is no manifest.json in it.`);
     this.manifest = m;
-    if (tokenizer && m.tokenizer !== tokenizer.fingerprint)
+    if (m.tokenizer !== tokenizer.fingerprint)
       throw new UserError(
         `${dir} was made with another tokenizer (${m.tokenizer.slice(0, 12)}) than this run's (${tokenizer.fingerprint.slice(0, 12)}). Tokenize the corpus again.`,
       );
@@ -136,6 +138,7 @@ export class Shards {
       width === 2
         ? new Uint16Array(bytes.buffer, bytes.byteOffset, m.tokens)
         : new Uint32Array(bytes.buffer, bytes.byteOffset, m.tokens);
+    this.closed = this.tokens[m.tokens - 1] === tokenizer.eosId;
     const lengths = readFileSync(`${dir}/documents.bin`);
     this.starts = new Float64Array(lengths.length / 4 + 1);
     for (let i = 0; i < lengths.length / 4; i++) this.starts[i + 1] = this.starts[i] + lengths.readUInt32LE(i * 4);
@@ -148,7 +151,10 @@ export class Shards {
     return Math.max(1, Math.floor(this.manifest.tokens / contextLength));
   }
 
-  /** The rows with the given numbers as one batch. Documents that meet in a row do not see each other. */
+  /**
+   * The rows with the given numbers as one batch. Documents that meet in a row do not see each other; each begins with the token that closed
+   * the one before, from which its first token is foretold, as generation from an empty prompt has it.
+   */
   batch(rows: readonly number[], contextLength: number): PretrainBatch {
     const length = Math.min(contextLength, this.manifest.tokens);
     const ids = new Int32Array(rows.length * length);
@@ -161,38 +167,44 @@ export class Shards {
       const rowEnd = token + length;
       let document = this.documentOf(token);
       while (token < rowEnd) {
-        const documentEnd = this.starts[document + 1];
+        const documentEnd = this.endOf(document);
         const end = Math.min(rowEnd, documentEnd);
         for (let position = 0; token < end; token++, at++, position++) {
-          if (this.tokens[token] >= this.manifest.vocabSize) throw this.damaged(token);
-          ids[at] = this.tokens[token];
+          ids[at] = this.tokenAt(token);
           positions[at] = position;
-          if (token + 1 < documentEnd) {
-            if (this.tokens[token + 1] >= this.manifest.vocabSize) throw this.damaged(token + 1);
-            targets[at] = this.tokens[token + 1];
-          }
+          const next = token + 1;
+          if (this.closed ? next < this.manifest.tokens : next < documentEnd) targets[at] = this.tokenAt(next);
         }
-        cu.push(at);
+        if (at > cu[cu.length - 1]) cu.push(at);
         document++;
       }
     }
     return { ids, targets, positions, cuSeqlens: Int32Array.from(cu) };
   }
 
+  /** Where a document ends, as training sees it: before the token that closes it, with which the next one begins. */
+  private endOf(document: number): number {
+    const end = this.starts[document + 1];
+    return this.closed && end < this.manifest.tokens ? end - 1 : end;
+  }
+
   /** Kernels index by ids and check nothing. */
-  private damaged(token: number): UserError {
-    return new UserError(
-      `${this.dir}/tokens.bin: token ${token} is ${this.tokens[token]}, but the vocabulary has ${this.manifest.vocabSize}: the shards are damaged.`,
+  private tokenAt(index: number): number {
+    const id = this.tokens[index];
+    if (id < this.manifest.vocabSize) return id;
+    throw new UserError(
+      `${this.dir}/tokens.bin: token ${index} is ${id}, but the vocabulary has ${this.manifest.vocabSize}: the shards are damaged.`,
     );
   }
 
+  /** The first document that ends behind a token. */
   private documentOf(token: number): number {
     let low = 0;
     let high = this.starts.length - 2;
     while (low < high) {
-      const mid = (low + high + 1) >> 1;
-      if (this.starts[mid] <= token) low = mid;
-      else high = mid - 1;
+      const mid = (low + high) >> 1;
+      if (this.endOf(mid) > token) high = mid;
+      else low = mid + 1;
     }
     return low;
   }

@@ -69,6 +69,32 @@ test("what is no document is set aside with its line; text in another encoding i
   ]);
 });
 
+test("a document of a row sees its own tokens only, begins with the token that closed the one before, and every token is a target", async () => {
+  const tokenizer = trainBpe(["a b c"], { vocabSize: 257 });
+  const eos = tokenizer.eosId as number;
+  const folder = join(dir, "rows");
+  const source = { file: "x", line: 1 };
+  const documents = ["ab", "c", "", "defg"].map((text) => ({ id: text, text, source, dataset: "", metadata: {} }));
+  await writeShards(documents, tokenizer, folder);
+  const shards = new Shards(openCpu(), folder, tokenizer);
+  const [a, b, c, d, e, f, g] = [..."abcdefg"].map((x) => tokenizer.encode(x)[0]);
+  const row = (...rows: number[]) => {
+    const { ids, targets, positions, cuSeqlens } = shards.batch(rows, 4);
+    return [ids, targets, positions, cuSeqlens].map((x) => [...x]);
+  };
+  // a b # c | # # d e | f g #
+  expect(row(0, 1)).toEqual([
+    [a, b, eos, c, eos, eos, d, e],
+    [b, eos, c, eos, eos, d, e, f],
+    [0, 1, 0, 1, 0, 0, 1, 2],
+    [0, 2, 4, 5, 8],
+  ]);
+  const all = shards.batch([0], 100);
+  expect([...all.targets]).toEqual([b, eos, c, eos, eos, d, e, f, g, eos, -1]);
+  expect([...all.cuSeqlens]).toEqual([0, 2, 4, 5, 11]);
+  shards.close();
+});
+
 test("an id in tokens.bin that the vocabulary does not have is found before a kernel meets it", async () => {
   const tokenizer = trainBpe(["a b c a b c"], { vocabSize: 260 });
   const folder = join(dir, "shards");
