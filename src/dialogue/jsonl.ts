@@ -2,6 +2,7 @@
  * Records of a JSONL file, or of a file that is one JSON array, one at a time. What cannot be read is told with its line.
  * Bytes are checked before they are text: an invalid one would otherwise become U+FFFD, and be trained on.
  */
+import { constants } from "node:buffer";
 import { closeSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
 import { UserError } from "../run/errors.js";
 
@@ -28,7 +29,14 @@ export function* jsonRecords(file: string): Generator<JsonRecord> {
     const head = start.subarray(0, readSync(fd, start, 0, start.length, 0));
     if (COMPRESSED.some((magic) => head.subarray(0, magic.length).equals(magic)))
       throw new UserError(`${file} is compressed; conversations are read from plain JSONL. Unpack it first.`, 2);
-    if (new TextDecoder().decode(head).trimStart().startsWith("[") || file.endsWith(".json")) {
+    const isArray = new TextDecoder().decode(head).trimStart().startsWith("[");
+    const isLong = fstatSync(fd).size > constants.MAX_STRING_LENGTH;
+    if (isArray && isLong && parse(head.subarray(0, head.indexOf(LINE_FEED)))?.error !== undefined)
+      throw new UserError(
+        `${file} is one JSON array of more than ${Math.floor(constants.MAX_STRING_LENGTH / 2 ** 20)} MiB, which is more than one text can hold. Write one object a line: jq -c '.[]' ${file} > records.jsonl`,
+        2,
+      );
+    if (!isLong && (isArray || file.endsWith(".json"))) {
       const records = wholeFile(file);
       if (records) return yield* records;
     }

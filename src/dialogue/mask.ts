@@ -47,17 +47,14 @@ export class DialogueEncoder {
   /**
    * The samples of a conversation: one for `all` (every reply is a target) and for `last`, one per reply for `split`.
    * Cut at maxLength tokens. What the template writes after the last reply is left out. Returns the reason when no target
-   * is left: the record cannot be trained on. Throws UserError when the template cannot be trained with.
+   * is left: the record cannot be trained on. Throws UserError when the template cannot be trained with. A pad token that
+   * also ends replies does no harm: nothing is padded, and the mask does not look for tokens.
    */
   samples(
     messages: readonly Message[],
     construction: Construction,
     maxLength: number,
   ): Sample[] | { rejected: string } {
-    if (this.template.pad === this.template.endOfTurn)
-      throw new UserError(
-        `This tokenizer uses ${this.template.pad} to end a reply and to pad. Masking the padding would hide the end: they must differ.`,
-      );
     const asked = messages.flatMap((m, i) => (m.role === "assistant" ? [i] : []));
     const last = asked.at(-1);
     if (last === undefined) return { rejected: "there is no reply in it" };

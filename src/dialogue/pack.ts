@@ -2,6 +2,7 @@
  * Packing: several samples in one row of at most `contextLength` tokens, none seeing another, no padding anywhere.
  * First-fit decreasing (Johnson 1973) within windows of samples, so that memory stays bounded and the order stays random.
  */
+import { createHash } from "node:crypto";
 import type { TokenBatch } from "../nn/llama.js";
 import { packSequences } from "../nn/llama.js";
 import type { Sample } from "./mask.js";
@@ -25,6 +26,19 @@ export function packRows(lengths: readonly number[], contextLength: number): num
     rows.push(...open.map((r) => r.row));
   }
   return rows;
+}
+
+/**
+ * A hash of tokens in their order, each list with its length, and of texts beside them: whether two processes, or a run and the one
+ * that goes on with it, have the same data. Many tokens are more than one text can hold, so they are not made one.
+ */
+export function fingerprintOf(parts: Iterable<Int32Array | Uint8Array | string | number>): string {
+  const hash = createHash("sha256");
+  for (const part of parts) {
+    hash.update(typeof part === "object" ? `${part.length} ` : `${part}\n`);
+    if (typeof part === "object") hash.update(part);
+  }
+  return hash.digest("hex");
 }
 
 /** Samples end to end with their targets: position i should predict token i + 1 of its sample if that is trainable, else -1. */

@@ -87,13 +87,19 @@ function lastReply(value: unknown): { text: string; before: Message[] } | string
   return { text: last.content, before: messages.slice(0, -1) };
 }
 
-/** A prompt as messages: a text, a list, or what the replies' own lists begin with. Its last message is the user's. */
+/**
+ * A prompt as messages: a text or a list, and behind it the messages that the replies' own lists share. Lists that begin with the
+ * prompt have it already, after a system message perhaps (UltraFeedback's layout). Its last message is the user's.
+ */
 export function promptOf(r: Json, shared: Message[] = []): Message[] | string {
-  let prompt: Message[] | string = shared;
-  if (typeof r.prompt === "string") prompt = [{ role: "user", content: r.prompt }, ...shared];
-  else if (Array.isArray(r.prompt)) prompt = messagesFrom(r.prompt);
+  let given: Message[] | string = [];
+  if (typeof r.prompt === "string") given = [{ role: "user", content: r.prompt }];
+  else if (Array.isArray(r.prompt)) given = messagesFrom(r.prompt);
   else if (r.prompt !== undefined) return '"prompt" is neither a text nor a list of messages';
-  if (typeof prompt === "string") return `prompt: ${prompt}`;
+  if (typeof given === "string") return `prompt: ${given}`;
+  const first = shared[0]?.role === "system" && given[0]?.role !== "system" ? 1 : 0;
+  const told = JSON.stringify(shared.slice(first, first + given.length)) === JSON.stringify(given);
+  const prompt = told ? shared : [...given, ...shared];
   if (prompt.length === 0) return 'there is no "prompt"';
   const wrong = checkTurns(prompt);
   if (wrong) return `prompt: ${wrong}`;

@@ -6,11 +6,11 @@
  *   alpaca   Stanford Alpaca's, with its preamble and ### Input:
  *   chatml   <|im_start|>role ... <|im_end|>
  *
- * Every reply ends with an end-of-turn token of its own, which differs from the pad token: were they one, the masking
- * of padding would also hide the token that teaches the model to stop.
+ * Every reply ends with an end-of-turn token of its own, which differs from the pad token: were they one, a program that
+ * masks padding by its token would also hide the one that teaches the model to stop.
  */
 import { UserError } from "../run/errors.js";
-import type { Tokenizer } from "../tokenizer/tokenizer.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { compileJinja } from "./jinja.js";
 
 export interface Message {
@@ -74,6 +74,11 @@ export function installTemplate(tokenizer: Tokenizer, name: string): void {
   Object.assign(tokenizer.config, { chat_template: template.jinja, eos_token: template.endOfTurn, pad_token: PAD });
 }
 
+/** Ids that `tokenizer` has beyond those of the model it comes from: a template's tokens, in which the model is not trained. */
+export function newTokens(from: string, tokenizer: Tokenizer): { from: number; to: number } {
+  return { from: Tokenizer.load(from).vocabSize, to: tokenizer.vocabSize };
+}
+
 /** A conversation format that a tokenizer knows: renders messages, and names the token that ends a reply. */
 export interface ChatTemplate {
   /** For messages to people: "the chat template notes", or that it is the tokenizer's own. */
@@ -84,7 +89,6 @@ export interface ChatTemplate {
    */
   readonly verbatim: boolean;
   readonly endOfTurn: string;
-  readonly pad: string | undefined;
   /**
    * As Hugging Face's apply_chat_template. Alpaca's input is joined to the content where the template knows nothing of
    * it: it would else be lost. Throws RecordError when the template refuses the messages.
@@ -136,7 +140,6 @@ export function templateOf(tokenizer: Tokenizer): ChatTemplate {
     name,
     verbatim: named !== undefined,
     endOfTurn: tokens.eos_token,
-    pad: tokens.pad_token,
     render: compile(source),
     renderMarked: marked === source ? undefined : compile(marked),
   };
@@ -152,7 +155,8 @@ function knowsInput(render: ChatTemplate["render"]): boolean {
   }
 }
 /** The instruction and its input as one content, as in the notes (4.2.2). */
-const joined = ({ role, content, input = "" }: Message): Message => ({ role, content: content + input });
+export const contentOf = ({ content, input = "" }: Message): string => content + input;
+const joined = (m: Message): Message => ({ role: m.role, content: contentOf(m) });
 
 /** The Jinja text: a string, or the entry `default` of the list that older folders have. */
 function sourceOf(tokenizer: Tokenizer): string {

@@ -4,7 +4,7 @@ export interface ScheduleConfig {
   warmupSteps: number;
   /** Where the decay ends, in the same unit as the peak. */
   minLearningRate: number;
-  /** WSD: share of all steps that decay at the end (1 - sqrt form). */
+  /** WSD: share of all steps that decay at the end (1 - sqrt form), those of the warm-up left out; 0: none does. */
   decayShare: number;
 }
 
@@ -16,7 +16,8 @@ export function learningRate(peak: number, step: number, steps: number, s: Sched
   if (s.kind === "constant") return peak;
   if (s.kind === "linear") return peak + (min - peak) * progress;
   if (s.kind === "cosine") return min + 0.5 * (peak - min) * (1 + Math.cos(Math.PI * progress));
-  const decaySteps = Math.max(1, Math.round(steps * s.decayShare));
+  // The decay begins at the peak, so not before the warm-up has come to it.
+  const decaySteps = Math.min(Math.round(steps * s.decayShare), steps - s.warmupSteps);
   const into = step - (steps - decaySteps);
   return into <= 0 ? peak : min + (peak - min) * (1 - Math.sqrt(Math.min(1, into / decaySteps)));
 }

@@ -52,7 +52,7 @@ export function saveOptimizer(o: AdamW, path: string): void {
 }
 
 /** Restores the state, and in bf16 mode the parameters too, as the rounded master weights. Throws when it belongs to another model. */
-export function loadOptimizer(o: AdamW, path: string, step: number): void {
+export function loadOptimizer(o: AdamW, path: string): void {
   const { device, keeper } = o.parameters;
   const file = openSafetensors(path);
   try {
@@ -88,7 +88,8 @@ export function loadOptimizer(o: AdamW, path: string, step: number): void {
       device.free(whole, unit.length * 4);
     }
     keeper.updated();
-    o.step = step;
+    o.step = Number(file.metadata().step);
+    if (!Number.isSafeInteger(o.step)) throw new UserError(`${path} does not say how many updates have been made.`);
   } finally {
     file.close();
   }

@@ -9,6 +9,12 @@ import { AdamW } from "./adamw.js";
 import { learningRate, type ScheduleConfig } from "./schedule.js";
 import { loadOptimizer, saveOptimizer } from "./state.js";
 
+/** Throws UserError for an average of weights that there is not. A stage that has much to do before it has a trainer asks first. */
+export function refuseAverage({ ema }: OptimizerSettings, lora: boolean): void {
+  if (ema && lora)
+    throw new UserError("optimizer.ema averages a whole model's weights; it cannot be used with lora.", 2);
+}
+
 export class Trainer {
   readonly optimizer: AdamW;
   private readonly schedule: ScheduleConfig;
@@ -23,8 +29,10 @@ export class Trainer {
     /** Where the optimizer's state lies; and every how many steps replicas are compared. */
     options: { memory?: StateMemory; checkEvery?: number } = {},
   ) {
-    if (optimizer.ema && parameters.units.some((u) => u.name === "adapters"))
-      throw new UserError("optimizer.ema averages a whole model's weights; it cannot be used with lora.", 2);
+    refuseAverage(
+      optimizer,
+      parameters.units.some((u) => u.name === "adapters"),
+    );
     this.checkEvery = options.checkEvery ?? 0;
     this.optimizer = new AdamW(parameters, optimizer, options.memory);
     this.peak = optimizer.learningRate;
@@ -57,17 +65,17 @@ export class Trainer {
     return parameters + gradients + this.optimizer.stateBytes();
   }
 
-  /** The run's results, each written by `write`: model/, and with averaged weights model-ema/ beside it. */
+  /** The run's results, each written by `write`: model/, by which a finished run is known, and before it averaged weights as model-ema/. */
   results(run: RunFolder, write: (dir: string) => void): void {
-    run.result("model", write);
     if (this.optimizer.ema) this.optimizer.withAverage(() => run.result("model-ema", write));
+    run.result("model", write);
   }
 
   save(dir: string, name = "optimizer"): void {
     saveOptimizer(this.optimizer, `${dir}/${name}.safetensors`);
   }
-  load(dir: string, step: number, name = "optimizer"): void {
-    loadOptimizer(this.optimizer, `${dir}/${name}.safetensors`, step);
+  load(dir: string, name = "optimizer"): void {
+    loadOptimizer(this.optimizer, `${dir}/${name}.safetensors`);
   }
   close(): void {
     this.optimizer.close();

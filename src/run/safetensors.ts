@@ -51,6 +51,8 @@ export interface TensorEntry extends TensorSpec {
 }
 export interface SafetensorsFile {
   names(): string[];
+  /** What the header says beside the tensors (`__metadata__`), of all parts. */
+  metadata(): Readonly<Record<string, string>>;
   info(name: string): TensorInfo;
   /** Reads one tensor straight into `target`, which has exactly its bytes. */
   readInto(name: string, target: Uint8Array): void;
@@ -71,7 +73,7 @@ function readFully(fd: number, target: Uint8Array, position: number, path: strin
   }
 }
 
-function readHeader(path: string, fd: number): Map<string, Place> {
+function readHeader(path: string, fd: number): { places: Map<string, Place>; metadata: Record<string, string> } {
   const size = fstatSync(fd).size;
   const damaged = (why: string): UserError => new UserError(`${path} is not a sound safetensors file: ${why}.`);
   if (size < 8) throw damaged(`it has only ${size} bytes`);
@@ -111,7 +113,8 @@ function readHeader(path: string, fd: number): Map<string, Place> {
     if (p.offset < end) throw damaged(`tensor ${name} overlaps another`);
     end = p.offset + p.bytes;
   }
-  return places;
+  const { __metadata__: said } = json as { __metadata__?: unknown };
+  return { places, metadata: typeof said === "object" && said !== null ? (said as Record<string, string>) : {} };
 }
 
 /** Opens a file, or the model in a folder: model.safetensors. A file may be in parts, listed in an index beside it. */
@@ -141,7 +144,8 @@ export function openSafetensors(path: string): SafetensorsFile {
     for (const fd of fds.splice(0)) closeSync(fd);
   };
   try {
-    const places = new Map(files.flatMap((f, i) => [...readHeader(f, fds[i])]));
+    const headers = files.map((f, i) => readHeader(f, fds[i]));
+    const places = new Map(headers.flatMap((h) => [...h.places]));
     const place = (name: string): Place => {
       const p = places.get(name);
       if (!p) throw new UserError(`${path} has no tensor ${name}.`);
@@ -149,6 +153,7 @@ export function openSafetensors(path: string): SafetensorsFile {
     };
     return {
       names: () => [...places.keys()],
+      metadata: () => Object.assign({}, ...headers.map((h) => h.metadata)) as Record<string, string>,
       info: place,
       readInto(name, target) {
         const p = place(name);

@@ -86,11 +86,13 @@ export function preferenceLoss(
         dChosen[i] = (-beta * sigmoid(-x)) / p.chosenTokens / n;
         dRejected[i] = (beta * sigmoid(-x)) / p.rejectedTokens / n;
       } else {
-        // log odds(y) = log p - log(1 - p), with p the geometric mean over tokens; its slope by log p is 1 / (1 - p).
-        const x = c - j - (Math.log(-Math.expm1(c)) - Math.log(-Math.expm1(j)));
+        // log odds(y) = log p - log(1 - p), with p the geometric mean over tokens; its slope by log p is 1 / (1 - p). A p that
+        // fp32 has rounded to 1 has no odds; one a little below is meant.
+        const [oneLessC, oneLessJ] = [c, j].map((logp) => -Math.expm1(Math.min(logp, -1e-6)));
+        const x = c - j - (Math.log(oneLessC) - Math.log(oneLessJ));
         loss += -c - beta * logSigmoid(x);
-        dChosen[i] = (-1 + (beta * sigmoid(-x)) / Math.expm1(c)) / p.chosenTokens / n;
-        dRejected[i] = (-beta * sigmoid(-x)) / Math.expm1(j) / p.rejectedTokens / n;
+        dChosen[i] = (-1 - (beta * sigmoid(-x)) / oneLessC) / p.chosenTokens / n;
+        dRejected[i] = (beta * sigmoid(-x)) / oneLessJ / p.rejectedTokens / n;
       }
       return;
     }

@@ -6,19 +6,20 @@
  *   loss  = -log sigmoid(beta Delta)
  *
  * The reference is the model that training starts from; its log-probabilities are computed once and kept in the run
- * folder, so one model is in memory. The other losses of the family (dpo-loss.ts) need nothing else.
+ * folder, with a hash of its weights and the pairs, so one model is in memory. The other losses of the family (dpo-loss.ts) need nothing else.
  */
-import { existsSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync } from "node:fs";
 import { z } from "zod";
 import { shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
+import { fingerprintOf } from "../dialogue/pack.js";
 import { type EncodedReply, replyBatch } from "../dialogue/preference.js";
-import { installTemplate } from "../dialogue/templates.js";
+import { installTemplate, newTokens } from "../dialogue/templates.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
-import { Trainer } from "../optim/trainer.js";
+import { refuseAverage, Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
@@ -39,28 +40,37 @@ import { policyContext, replyLogProbs } from "./rollout.js";
 
 const natural = z.int().min(1);
 
-export const dpoSchema = z.strictObject({
-  stage: z.literal("dpo").optional(),
-  ...trainingSettings,
-  /** The SFT model: where the policy starts, and the reference. */
-  from: z.string().min(1),
-  template: z.enum(["notes", "alpaca", "chatml"]).optional(),
-  data: preferenceData,
-  /** Pairs of a micro-batch. */
-  batchSize: natural.default(8),
-  loss: z.enum(PREFERENCE_LOSSES).default("sigmoid"),
-  beta: z.number().positive().default(0.1),
-  /** Share of the preferences that are taken to be the wrong way round: conservative DPO, or with `robust` its unbiased form. */
-  labelSmoothing: z.number().min(0).lt(0.5).default(0),
-  referenceFree: z.boolean().default(false),
-  /** IPO: means over the reply's tokens instead of sums. */
-  lengthAverage: z.boolean().default(false),
-  /** SimPO's margin. */
-  gamma: z.number().min(0).default(0.5),
-  /** Weight of the mean negative log-likelihood of the chosen replies, which keeps them likely (Pang et al. 2024). */
-  nll: z.number().min(0).default(0),
-  lora: loraSchema.optional(),
-});
+export const dpoSchema = z
+  .strictObject({
+    stage: z.literal("dpo").optional(),
+    ...trainingSettings,
+    /** The SFT model: where the policy starts, and the reference. */
+    from: z.string().min(1),
+    template: z.enum(["notes", "alpaca", "chatml"]).optional(),
+    data: preferenceData,
+    /** Pairs of a micro-batch. */
+    batchSize: natural.default(8),
+    loss: z.enum(PREFERENCE_LOSSES).default("sigmoid"),
+    beta: z.number().positive().default(0.1),
+    /** Share of the preferences that are taken to be the wrong way round: conservative DPO, or with `robust` its unbiased form. */
+    labelSmoothing: z.number().min(0).lt(0.5).default(0),
+    referenceFree: z.boolean().default(false),
+    /** IPO: means over the reply's tokens instead of sums. */
+    lengthAverage: z.boolean().default(false),
+    /** SimPO's margin. */
+    gamma: z.number().min(0).default(0.5),
+    /** Weight of the mean negative log-likelihood of the chosen replies, which keeps them likely (Pang et al. 2024). */
+    nll: z.number().min(0).default(0),
+    lora: loraSchema.optional(),
+  })
+  .refine((c) => c.labelSmoothing === 0 || c.loss === "sigmoid" || c.loss === "robust", {
+    path: ["labelSmoothing"],
+    message: "0 where loss is neither sigmoid nor robust: the others know no share of wrong preferences",
+  })
+  .refine((c) => !c.lengthAverage || c.loss === "ipo", {
+    path: ["lengthAverage"],
+    message: "false where loss is not ipo: simpo and orpo average by themselves, the others sum",
+  });
 export type DpoConfig = z.output<typeof dpoSchema>;
 
 /** A chosen and a rejected reply to one prompt, and what the reference says of them. */
@@ -75,6 +85,7 @@ export interface Pair {
 }
 
 export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
+  refuseAverage(config.optimizer, config.lora !== undefined); // before the reference is asked
   const device = openCpu({ threads: config.threads });
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
@@ -87,38 +98,50 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const { seed, precision } = config;
   const load = (dir: string): Llama => loadLlama(device, dir, precision, { vocabSize: tokenizer.vocabSize, grid });
   const pairs = { train: pairsOf(train), validation: pairsOf(validation) };
-  if (config.loss === "kto") addOthers([...pairs.train, ...pairs.validation]);
-  // Before anything is trained, the model is its own reference.
-  const referenceFile = `${run.dir}/reference.json`;
-  const known = existsSync(referenceFile) || !hasReference(config);
-  grid.world.barrier(true);
-  if (!known) {
-    const reference = load(config.from);
-    run.write("reference.json", JSON.stringify(pairSums(reference, [...pairs.train, ...pairs.validation])));
-    reference.close();
+  const all = [...pairs.train, ...pairs.validation];
+  if (config.loss === "kto") addOthers(all, config.data.contextLength);
+  const data = fingerprintOf(partsOf(all));
+  if (grid.world.size > 1) Grid.agree(grid.world, "data", data);
+  if (hasReference(config)) {
+    // Numbers of other pairs or other weights may lie there, where a run is begun again with other settings.
+    const key = fingerprintOf([data, precision, ...weightsOf(config.from)]);
+    let known = existsSync(`${run.dir}/reference.json`)
+      ? (JSON.parse(readFileSync(`${run.dir}/reference.json`, "utf8")) as { key?: string; sums: PairLogProbs[] })
+      : undefined;
     grid.world.barrier(true);
+    if (known?.key !== key) {
+      // Before anything is trained, the model is its own reference.
+      const reference = load(config.from);
+      known = { key, sums: pairSums(reference, all) };
+      reference.close();
+      if (known.sums.some((p) => ![p.chosen, p.rejected, p.other ?? 0].every(Number.isFinite)))
+        throw new UserError(
+          `${config.from}: a log-probability of the reference is not finite. The weights of this model are damaged.`,
+        );
+      run.write("reference.json", JSON.stringify(known));
+      grid.world.barrier(true);
+    }
+    const { sums } = known;
+    all.forEach((p, i) => {
+      const { chosen, rejected: worse, other } = sums[i];
+      Object.assign(p, { refChosen: chosen, refRejected: worse, ...(other !== undefined && { refOther: other }) });
+    });
   }
-  const sums = hasReference(config) ? (JSON.parse(readFileSync(referenceFile, "utf8")) as PairLogProbs[]) : [];
-  [...pairs.train, ...pairs.validation].forEach((p, i) => {
-    const { chosen, rejected: worse, other } = sums[i] ?? { chosen: 0, rejected: 0 };
-    Object.assign(p, { refChosen: chosen, refRejected: worse, ...(other !== undefined && { refOther: other }) });
-  });
 
   const model = load(resumed && !config.lora ? resumed : config.from);
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
-  if (config.lora) attachLora(model, config.lora, seed);
+  if (config.lora) attachLora(model, config.lora, seed, newTokens(config.from, tokenizer));
   const perStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * pairs.train.length) / perStep));
   model.recompute = config.recompute;
   const mine = grid.share(config.batchSize, "batchSize");
-  Grid.agree(grid.world, "data", JSON.stringify(pairs));
   const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
     memory: grid.stateMemory(),
     checkEvery: config.parallel.checkEvery,
   });
   if (resumed) {
     if (config.lora) loadAdapter(model, resumed);
-    trainer.load(resumed, run.startStep);
+    trainer.load(resumed);
   }
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, ${pairs.train.length} pairs, ${steps} steps of ${perStep}, loss ${config.loss}`,
@@ -167,7 +190,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
     ...(pairs.validation.length > 0 && {
       evaluate() {
         const found = pairSums(model, pairs.validation);
-        const { loss } = preferenceLoss(found, config);
+        const loss = preferenceLoss(found, config).loss + config.nll * meanNll(found);
         const named = Object.entries(pairMetrics(found, config)).map(([k, v]) => [`validation/${k}`, v]);
         return { validationLoss: loss, ...Object.fromEntries(named) };
       },
@@ -200,8 +223,11 @@ function pairsOf(rankings: readonly EncodedReply[][]): Pair[] {
   );
 }
 
-/** Gives each pair its prompt with a reply to the next prompt that is another one, in turn a chosen and a rejected one. */
-function addOthers(pairs: readonly Pair[]): void {
+/**
+ * Gives each pair its prompt with a reply to the next prompt that is another one, in turn a chosen and a rejected one; cut where the two
+ * together are longer than the context.
+ */
+export function addOthers(pairs: readonly Pair[], contextLength: number): void {
   const promptOf = ({ chosen: { ids, start } }: Pair): string => ids.subarray(0, start).join();
   pairs.forEach((pair, i) => {
     const own = promptOf(pair);
@@ -212,8 +238,26 @@ function addOthers(pairs: readonly Pair[]): void {
       throw new UserError("All preferences have the same prompt; loss: kto needs replies to other prompts as well.");
     const { ids, start } = i % 2 === 0 ? next.chosen : next.rejected;
     const prompt = pair.chosen.ids.subarray(0, pair.chosen.start);
-    pair.other = { ids: Int32Array.from([...prompt, ...ids.subarray(start)]), start: prompt.length };
+    const reply = ids.subarray(start, start + contextLength - prompt.length);
+    pair.other = { ids: Int32Array.from([...prompt, ...reply]), start: prompt.length };
   });
+}
+
+/** What the losses read of the pairs. */
+function* partsOf(pairs: readonly Pair[]): Generator<Int32Array | number> {
+  for (const { chosen, rejected, other } of pairs)
+    for (const { ids, start } of [chosen, rejected, ...(other ? [other] : [])]) yield* [ids, start];
+}
+
+/** The bytes of a folder's weights, piece by piece. */
+function* weightsOf(dir: string): Generator<Uint8Array> {
+  const names = readdirSync(dir).filter((name) => name.endsWith(".safetensors"));
+  const piece = new Uint8Array(1 << 22);
+  for (const name of names.sort()) {
+    const fd = openSync(`${dir}/${name}`, "r");
+    for (let n = readSync(fd, piece); n > 0; n = readSync(fd, piece)) yield piece.subarray(0, n);
+    closeSync(fd);
+  }
 }
 
 const repliesOf = (pairs: readonly Pair[]): EncodedReply[] => pairs.flatMap((p) => [p.chosen, p.rejected]);
@@ -251,6 +295,10 @@ const sum = (x: Float32Array, { from, to }: { from: number; to: number }): numbe
   return total;
 };
 
+/** Mean negative log-likelihood of the tokens of the chosen replies. */
+const meanNll = (pairs: readonly PairLogProbs[]): number =>
+  -pairs.reduce((n, p) => n + p.chosen, 0) / pairs.reduce((n, p) => n + p.chosenTokens, 0);
+
 /** Leaves the gradient of the loss of some pairs, divided by the number of micro-batches. */
 export function backwardPairs(
   model: Llama,
@@ -274,7 +322,6 @@ export function backwardPairs(
   const first = grid.data.rank * own.length;
   const result = preferenceLoss(found, config);
   const chosenTokens = found.reduce((n, p) => n + p.chosenTokens, 0);
-  const nll = -found.reduce((n, p) => n + p.chosen, 0) / chosenTokens;
   const seed = tape.tensor(F32, logp.shape);
   const gradient = model.device.f32(seed.ptr, logp.size).fill(0);
   batch.spans.forEach(({ from, to }, s) => {
@@ -286,7 +333,7 @@ export function backwardPairs(
   tape.backward(logp, seed);
   trainable.keeper.lastMicroBatch = false;
   tape.reset();
-  return { loss: (result.loss + config.nll * nll) / microBatches, pairs: found };
+  return { loss: (result.loss + config.nll * meanNll(found)) / microBatches, pairs: found };
 }
 
 /**

@@ -2,19 +2,23 @@
  * Evaluation on held-out questions: every model answers greedily, a reply is right when it contains one of the accepted
  * answers. Base and tuned models stand side by side: what fine-tuning adds, and what was known before.
  */
-import { basename, dirname } from "node:path";
+import { basename, dirname, resolve } from "node:path";
 import { z } from "zod";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { jsonRecords } from "../dialogue/records.js";
 import { type Loaded, loadForGeneration } from "../generate/loaded.js";
+import { readLlamaConfig } from "../nn/config.js";
+import { hasScalarHead } from "../nn/folder.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { isRight } from "./eval/exact.js";
 import { average, winRate } from "./eval/interval.js";
 import { openScorer } from "./eval/judge.js";
-import { replyTo } from "./eval/replies.js";
+import { atRecord, replyTo } from "./eval/replies.js";
 import { type Question, questionOf } from "./eval/tasks.js";
-import { type Prompt, replyLogProbs, rollout } from "./rollout.js";
+import { checkReads } from "./judge.js";
+import { longestEpisode, type Prompt, replyLogProbs, rollout } from "./rollout.js";
 
 export const evaluateSchema = z.strictObject({
   stage: z.literal("evaluate").optional(),
@@ -73,9 +77,21 @@ export async function evaluateModels(config: EvaluateConfig): Promise<ModelResul
     messages: [{ role: "user" as const, content: question }],
     source,
   }));
+  const { models, reward } = config;
+  for (const dir of [...models, ...(config.reference === undefined ? [] : [config.reference])])
+    if (hasScalarHead(dir))
+      throw new UserError(
+        `${dir} is a reward model and writes no texts. Name it under \`reward\` to judge with it.`,
+        2,
+      );
+  if (config.reference !== undefined) for (const dir of models) checkReference(config.reference, dir, asked, config);
   const reference = config.reference === undefined ? undefined : loadForGeneration(config.reference);
+  const isReference = (dir: string): boolean =>
+    config.reference !== undefined && resolve(dir) === resolve(config.reference);
+  // A reference that is no column is only asked for the replies that the others' are held against.
+  const unlisted = reward !== undefined && config.reference !== undefined && !models.some(isReference);
   const results: ModelResult[] = [];
-  for (const dir of config.models) {
+  for (const dir of unlisted ? [...models, config.reference!] : models) {
     const loaded = loadForGeneration(dir);
     const replies = replyTo(loaded, asked, config);
     const right = replies.map(({ text }, i) => isRight(text, questions[i].answers));
@@ -87,20 +103,35 @@ export async function evaluateModels(config: EvaluateConfig): Promise<ModelResul
     });
     const length = average(replies.map((r) => r.tokens));
     const result: ModelResult = { model: dir, replies: replies.map((r) => r.text), right, groups, length };
-    if (config.reward) {
-      const scorer = await openScorer(config.reward, loaded);
+    if (reward) {
+      const scorer = await openScorer(reward, loaded);
       result.scores = (await scorer.score(asked, replies)).scores;
       scorer.close();
     }
-    if (reference && loaded.tokenizer.chatTemplate !== undefined)
+    if (reference && results.length < models.length && loaded.tokenizer.chatTemplate !== undefined)
       result.kl = sampledKl(loaded, reference, asked, config);
     loaded.model.close();
     results.push(result);
   }
-  const standard = results.find((r) => r.model === config.reference)?.scores;
+  const standard = results.find((r) => isReference(r.model))?.scores;
   for (const r of results) if (standard && r.scores) r.winRate = winRate(r.scores, standard).share;
   reference?.model.close();
-  return results;
+  return results.slice(0, models.length);
+}
+
+/** Throws UserError when the reference cannot read the tokens that a model may give. A base model's replies it is not shown. */
+function checkReference(
+  reference: string,
+  dir: string,
+  asked: readonly Omit<Prompt, "ids">[],
+  { maxTokens }: EvaluateConfig,
+): void {
+  const tokenizer = Tokenizer.load(dir);
+  if (tokenizer.chatTemplate === undefined) return;
+  const encoder = new DialogueEncoder(tokenizer);
+  const prompts = asked.map(({ messages, source }) => ({ ids: atRecord(source, () => encoder.prompt(messages)) }));
+  const longest = Math.min(longestEpisode(prompts, maxTokens), readLlamaConfig(dir).maxPositionEmbeddings);
+  checkReads("reference", reference, { dir, tokenizer, longest });
 }
 
 /** Mean over prompts of log p(reply) - log p_ref(reply), the reply sampled from the model: an estimate of KL(p || p_ref). */
@@ -122,7 +153,6 @@ export async function evaluate(config: EvaluateConfig, run: RunFolder): Promise<
   const results = await evaluateModels(config);
   const names = config.models.map((dir) => basename(basename(dir) === "model" ? dirname(dir) : dir));
   console.log(describeEvaluation(config, results, names));
-  run.result("model", () => {}); // a finished stage is known by it
   run.write(
     "evaluation.json",
     `${JSON.stringify(
@@ -131,6 +161,7 @@ export async function evaluate(config: EvaluateConfig, run: RunFolder): Promise<
       2,
     )}\n`,
   );
+  run.result("model", () => {}); // a finished stage is known by it
 }
 
 /** The result for people: some questions with every model's reply, then the table. */

@@ -13,13 +13,12 @@ import type { Grid } from "../parallel/grid.js";
 import type { RunFolder } from "../run/folder.js";
 import { mebibytes } from "../run/progress.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
-import { isRewardModule, type Judge, openJudge, sameTokenizer } from "./judge.js";
+import { checkReads, isRewardModule, type Judge, openJudge, type Policy } from "./judge.js";
 import type { PpoConfig } from "./ppo-config.js";
 
-/** What a resumed run must know besides weights and optimizer states. An update is left out when an epoch ends early. */
+/** What a resumed run must know besides weights and optimizer states. */
 export interface PpoState {
   klCoef: number;
-  updates: number;
 }
 
 export class FourModels {
@@ -41,13 +40,13 @@ export class FourModels {
     device: Device,
     grid: Grid,
     config: PpoConfig,
-    tokenizer: Tokenizer,
+    policy: Policy,
     updates: number,
     resumed?: string,
   ): Promise<FourModels> {
     const { from, precision, seed, lora, recompute } = config;
-    const judge = await openJudge(config.reward, device, precision, tokenizer, from, grid);
-    if (config.critic) sameTokenizer("critic", config.critic, tokenizer, from);
+    const judge = await openJudge(config.reward, device, precision, policy, grid);
+    if (config.critic) checkReads("critic", config.critic, policy);
     const actor = loadLlama(device, resumed && !lora ? resumed : from, precision, { grid });
     if (lora) attachLora(actor, lora, seed);
     const frozen = lora ? undefined : loadLlama(device, from, precision, { trainable: false, grid, name: "ref" });
@@ -61,7 +60,7 @@ export class FourModels {
         if (t.name.startsWith("score")) device.fill(t.ptr, 0, t.size, critic.parameters.dtype);
     actor.recompute = critic.recompute = recompute;
 
-    const state: PpoState = resumed ? readState(resumed) : { klCoef: config.klCoef, updates: 0 };
+    const state: PpoState = resumed ? readState(resumed) : { klCoef: config.klCoef };
     const { checkEvery } = config.parallel;
     const actorTrainer = new Trainer(actor.trainable, config.optimizer, config.schedule, updates, {
       memory: grid.stateMemory("actor"),
@@ -73,10 +72,10 @@ export class FourModels {
     });
     if (resumed) {
       if (lora) loadAdapter(actor, resumed);
-      actorTrainer.load(resumed, state.updates);
-      criticTrainer.load(resumed, state.updates, "critic-optimizer");
+      actorTrainer.load(resumed);
+      criticTrainer.load(resumed, "critic-optimizer");
     }
-    return new FourModels(actor, critic, frozen, judge, actorTrainer, criticTrainer, state, tokenizer);
+    return new FourModels(actor, critic, frozen, judge, actorTrainer, criticTrainer, state, policy.tokenizer);
   }
 
   /** What the reference is asked for. */

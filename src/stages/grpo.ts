@@ -31,6 +31,7 @@ import { klOf, ownPart, policyLoss } from "./ppo.js";
 import {
   checkFinite,
   type Episode,
+  longestEpisode,
   type PerToken,
   promptsOfStep,
   readPrompts,
@@ -182,7 +183,8 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   const replies = batchSize * groupSize;
   grid.share(Math.min(minibatchSize, replies), "minibatchSize");
   grid.share(replies % minibatchSize, "the last minibatch");
-  const judge = await openJudge(config.reward, device, precision, tokenizer, config.from, grid);
+  const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, config.maxTokens) };
+  const judge = await openJudge(config.reward, device, precision, policy, grid);
   const actor = loadLlama(device, resumed && !config.lora ? resumed : config.from, precision, { grid });
   if (config.lora) attachLora(actor, config.lora, seed);
   actor.recompute = config.recompute;
@@ -199,7 +201,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   });
   if (resumed) {
     if (config.lora) loadAdapter(actor, resumed);
-    trainer.load(resumed, run.startStep * perStep);
+    trainer.load(resumed);
   }
 
   const tape = new Tape(device);

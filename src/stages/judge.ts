@@ -6,6 +6,8 @@ import { existsSync, readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import type { Device } from "../device/device.js";
+import { contentOf } from "../dialogue/templates.js";
+import { readLlamaConfig } from "../nn/config.js";
 import { hasScalarHead, loadLlama } from "../nn/folder.js";
 import type { Precision } from "../nn/llama.js";
 import type { Grid } from "../parallel/grid.js";
@@ -25,16 +27,22 @@ export interface Judge {
   close(): void;
 }
 
+/** Whose replies are read: a model's folder, its tokenizer, and the tokens of prompt and reply together at most. */
+export interface Policy {
+  dir: string;
+  tokenizer: Tokenizer;
+  longest: number;
+}
+
 /**
  * `source`: the folder of a reward model, or a .js / .mjs module whose default export is (prompt, reply) => number.
- * Throws UserError when the reward model has another tokenizer than the policy, or the module is not what it should be.
+ * Throws UserError when the reward model cannot read the policy's replies, or the module is not what it should be.
  */
 export async function openJudge(
   source: string,
   device: Device,
   precision: Precision,
-  tokenizer: Tokenizer,
-  policy: string,
+  policy: Policy,
   grid?: Grid,
 ): Promise<Judge> {
   if (isRewardModule(source)) return moduleJudge(source);
@@ -48,7 +56,7 @@ export async function openJudge(
     throw new UserError(
       `${source} is a language model, not a reward model: there is no score.weight in it. Train one with lyceum reward.`,
     );
-  sameTokenizer("reward model", source, tokenizer, policy);
+  checkReads("reward model", source, policy);
   const model = loadLlama(device, source, precision, {
     head: "scalar",
     trainable: false,
@@ -75,11 +83,17 @@ export async function openJudge(
   };
 }
 
-/** Throws a UserError when a model that reads the policy's tokens has another tokenizer than the policy. */
-export function sameTokenizer(role: string, dir: string, tokenizer: Tokenizer, policy: string): void {
-  if (Tokenizer.load(dir).fingerprint !== tokenizer.fingerprint)
+/** Throws a UserError when a model that is to read the policy's tokens has another tokenizer, or a context too short for them. */
+export function checkReads(role: string, dir: string, policy: Policy): void {
+  if (Tokenizer.load(dir).fingerprint !== policy.tokenizer.fingerprint)
     throw new UserError(
-      `The ${role} ${dir} and the policy ${policy} have different tokenizers: their tokens mean different things. Train the ${role} from the policy's family.`,
+      `The ${role} ${dir} and the policy ${policy.dir} have different tokenizers: their tokens mean different things. Train the ${role} from the policy's family.`,
+    );
+  const { maxPositionEmbeddings: context } = readLlamaConfig(dir);
+  if (policy.longest > context)
+    throw new UserError(
+      `The ${role} ${dir} was made for ${context} positions, but a prompt and its reply may be ${policy.longest} tokens here. Lower maxTokens, take shorter prompts, or name a ${role} with a longer context.`,
+      2,
     );
 }
 
@@ -89,6 +103,7 @@ export function rewardMean(dir: string): number {
   return reward_mean ?? 0;
 }
 
+/** `prompt`: the last message, with Alpaca's input joined to it as in the notes. */
 export type RewardFunction = (prompt: string, reply: string) => number | Promise<number>;
 export async function loadRewardFunction(source: string): Promise<RewardFunction> {
   if (!existsSync(source))
@@ -119,7 +134,7 @@ async function moduleJudge(source: string): Promise<Judge> {
         const at = `${prompt.source.file}:${prompt.source.line}`;
         let score: unknown;
         try {
-          score = await reward(prompt.messages.at(-1)!.content, text);
+          score = await reward(contentOf(prompt.messages.at(-1)!), text);
         } catch (error) {
           throw new UserError(
             `${source} failed on the prompt of ${at}: ${error instanceof Error ? error.message : error}`,

@@ -17,7 +17,11 @@ export const pretrainMixSchema = z.strictObject({
   weight: z.number().positive().default(1),
 });
 
-/** Documents, cut to the context's length: row(index) in an endless shuffled order. */
+/**
+ * Documents as rows of `contextLength` tokens at most: row(index) in an endless shuffled order. A longer document is several rows, of
+ * which each begins with the last token of the one before, so that every token is a target once. As in pretraining, the
+ * token that separates documents stands before each and closes it.
+ */
 export async function pretrainingRows(
   files: readonly string[],
   tokenizer: Tokenizer,
@@ -25,10 +29,16 @@ export async function pretrainingRows(
   seed: number,
   rejected: Rejected[],
 ): Promise<(index: number) => Uint32Array> {
-  const documents: Uint32Array[] = [];
-  for await (const { text } of readDocuments(files, rejected, "pretrainMix.train"))
-    documents.push(tokenizer.encode(text, { allowSpecial: false }).slice(0, contextLength));
-  const usable = documents.filter((d) => d.length > 1);
-  if (usable.length === 0) throw new UserError(`${files.join(", ")}: there is no text to mix in.`);
-  return (index) => usable[shuffled(index % usable.length, usable.length, seed + 2, Math.floor(index / usable.length))];
+  // A chat model's eos is the end of a turn: the usual name of the separator goes before it.
+  const end = tokenizer.tokenToId("<|endoftext|>") ?? tokenizer.eosId;
+  const rows: Uint32Array[] = [];
+  for await (const { text } of readDocuments(files, rejected, "pretrainMix.train")) {
+    const ids = tokenizer.encode(text, { allowSpecial: false });
+    const document = end === undefined ? ids : new Uint32Array(ids.length + 2).fill(end);
+    if (end !== undefined) document.set(ids, 1);
+    for (let from = 0; from + 1 < document.length; from += contextLength - 1)
+      rows.push(document.slice(from, from + contextLength));
+  }
+  if (rows.length === 0) throw new UserError(`${files.join(", ")}: there is no text to mix in.`);
+  return (index) => rows[shuffled(index % rows.length, rows.length, seed + 2, Math.floor(index / rows.length))];
 }

@@ -29,7 +29,9 @@ export const ppoSchema = z.strictObject({
   batchSize: natural.default(32),
   minibatchSize: natural.default(16),
   epochs: natural.default(4),
-  criticOptimizer: optimizerSchema.prefault({}),
+  criticOptimizer: optimizerSchema
+    .refine((o) => o.ema === 0, { path: ["ema"], message: "0: the critic is not among the results" })
+    .prefault({}),
   criticSchedule: scheduleSchema.prefault({}),
   gamma: z.number().min(0).max(1).default(1),
   lambda: z.number().min(0).max(1).default(0.95),

@@ -1,5 +1,6 @@
 /** What PPO tells of a step, under TRL's names. */
-import type { Experience } from "./ppo.js";
+import { type Experience, klOf } from "./ppo.js";
+import type { PpoConfig } from "./ppo-config.js";
 
 /** Numbers of the updates of a step: their means, and how much a number varied among them. */
 export class Totals {
@@ -20,9 +21,12 @@ export class Totals {
   }
 }
 
-/** log p(reply) - log p_ref(reply), the mean over replies: how far the policy is from the reference, in nats. */
-export const klOfReplies = ({ logp, ref }: Experience): number =>
-  mean(logp.map((row, i) => row.reduce((sum, p, t) => sum + p - ref[i][t], 0)));
+/**
+ * How far the policy is from the reference, in nats: the sum over a reply's tokens, the mean over replies. By k1 it is
+ * log p(reply) - log p_ref(reply).
+ */
+export const klOfReplies = ({ logp, ref }: Pick<Experience, "logp" | "ref">, estimator: "k1" | "k3" = "k1"): number =>
+  mean(logp.map((row, i) => row.reduce((sum, p, t) => sum + klOf(p - ref[i][t], estimator), 0)));
 
 /** Share of the returns' variance that the critic foresaw; 1 is perfect, 0 no better than the mean. */
 function explainedVariance({ returns, values }: Experience): number {
@@ -39,11 +43,11 @@ export const replyTokens = ({ episodes }: Experience): number =>
 export function stepMetrics(
   x: Experience,
   totals: Totals,
-  klCoef: number,
+  { klCoef, klEstimator }: Pick<PpoConfig, "klCoef" | "klEstimator">,
   seconds: { rollout: number; update: number },
   passes: number,
 ): { loss: number } & Record<string, number> {
-  const kl = klOfReplies(x);
+  const kl = klOfReplies(x, klEstimator);
   const scores = mean(x.scores);
   const tokens = replyTokens(x);
   return {

@@ -36,6 +36,7 @@ import { klOfReplies, replyTokens, shownMetrics, stepMetrics, Totals } from "./p
 import {
   checkFinite,
   type Episode,
+  longestEpisode,
   type PerToken,
   promptsOfStep,
   readPrompts,
@@ -292,16 +293,15 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
       2,
     );
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
-  const { seed, temperature, maxTokens, batchSize, minibatchSize, epochs, pretrainMix } = config;
+  const { seed, temperature, maxTokens, batchSize, minibatchSize, epochs, pretrainMix, klEstimator } = config;
   const tokenizer = Tokenizer.load(config.from);
   const rejected: Rejected[] = [];
   const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const minibatches = Math.ceil(batchSize / minibatchSize);
-  const models = await FourModels.open(device, grid, config, tokenizer, config.steps * epochs * minibatches, resumed);
+  const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, maxTokens) };
+  const models = await FourModels.open(device, grid, config, policy, config.steps * epochs * minibatches, resumed);
   const { actor, critic, actorTrainer, criticTrainer, state } = models;
-  const text =
-    pretrainMix &&
-    (await pretrainingRows(pretrainMix.train, tokenizer, actor.config.maxPositionEmbeddings, seed, rejected));
+  const text = pretrainMix && (await pretrainingRows(pretrainMix.train, tokenizer, policy.longest, seed, rejected));
   for (const line of [run.setAside(rejected), models.memory()]) if (line) console.error(line);
 
   const mine = grid.share(batchSize, "batchSize");
@@ -363,7 +363,6 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
         const at = ((step - 1) * epochs + epoch) * minibatches + m + 1;
         const moved = updateActor(at, x, which, totals);
         criticTrainer.step(at, () => backwardValues(critic, tape, x, which, config, totals));
-        state.updates++;
         if (config.klLimit > 0 && moved > config.klLimit) return epoch + (m + 1) / minibatches;
       }
     }
@@ -380,7 +379,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
       const totals = new Totals();
       const passes = update(step, experience, totals);
       const seconds = { rollout: (sampled - began) / 1000, update: (performance.now() - sampled) / 1000 };
-      const metrics = stepMetrics(experience, totals, state.klCoef, seconds, passes);
+      const metrics = stepMetrics(experience, totals, { klCoef: state.klCoef, klEstimator }, seconds, passes);
       if (config.klTarget)
         state.klCoef = adaptKlCoef(
           state.klCoef,

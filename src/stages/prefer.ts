@@ -12,7 +12,7 @@ import { onlyAlone, type RunFolder } from "../run/folder.js";
 import { trainingSettings } from "../run/settings.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { openJudge } from "./judge.js";
-import { readPrompts, rollout } from "./rollout.js";
+import { longestEpisode, readPrompts, rollout } from "./rollout.js";
 
 const natural = z.int().min(1);
 const { seed, precision, threads } = trainingSettings;
@@ -45,7 +45,11 @@ export async function prefer(config: PreferConfig, run: RunFolder): Promise<void
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
   const model = loadLlama(device, config.from, config.precision, { trainable: false });
-  const judge = await openJudge(config.reward, device, config.precision, tokenizer, config.from);
+  const judge = await openJudge(config.reward, device, config.precision, {
+    dir: config.from,
+    tokenizer,
+    longest: longestEpisode(prompts, config.maxTokens),
+  });
   const lines: string[] = [];
   for (let from = 0; from < prompts.length; from += config.batchSize) {
     const some = prompts.slice(from, from + config.batchSize);
@@ -71,6 +75,6 @@ export async function prefer(config: PreferConfig, run: RunFolder): Promise<void
       `No prompt of ${prompts.length} got replies that differ in score: there is nothing to prefer. Raise temperature or samples, or look at what ${config.reward} gives.`,
     );
   console.error(`${lines.length} preferences from ${prompts.length} prompts, ${config.samples} replies each`);
-  run.result("model", () => {}); // a finished stage is known by it
   run.write("preferences.jsonl", `${lines.join("\n")}\n`);
+  run.result("model", () => {}); // a finished stage is known by it
 }

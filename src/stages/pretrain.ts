@@ -128,7 +128,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
     memory: grid.stateMemory(),
     checkEvery: config.parallel.checkEvery,
   });
-  if (resumed) trainer.load(resumed, run.startStep);
+  if (resumed) trainer.load(resumed);
   const { tokens, documents } = train.manifest;
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, ${tokens} tokens in ${documents} documents, ` +

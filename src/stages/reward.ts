@@ -12,6 +12,7 @@ import { isValidation, shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
+import { fingerprintOf } from "../dialogue/pack.js";
 import { type EncodedReply, encodePreference, readPreferences } from "../dialogue/preference.js";
 import { installTemplate } from "../dialogue/templates.js";
 import { readLlamaConfig } from "../nn/config.js";
@@ -90,9 +91,11 @@ export function rankingLoss(
 /** How good a reward model is at telling the better reply, and at what it should not do. */
 export function rewardMetrics(
   groups: readonly (readonly { reward: number; length: number }[])[],
+  /** Of the loss that was trained. */
+  options: { margin?: number; centering?: number } = {},
 ): Record<string, number> {
   const rewards = groups.map((g) => g.map((x) => x.reward));
-  const { loss, differences } = rankingLoss(rewards);
+  const { loss, differences } = rankingLoss(rewards, options);
   const flat = groups.flat();
   const mean = average(flat.map((x) => x.reward));
   const right = differences.map((d) => (d > 0 ? 1 : d === 0 ? 0.5 : 0));
@@ -178,12 +181,17 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   const perStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * train.length) / perStep));
   const mine = grid.share(config.batchSize, "batchSize");
-  Grid.agree(grid.world, "data", JSON.stringify(train));
+  if (grid.world.size > 1)
+    Grid.agree(
+      grid.world,
+      "data",
+      fingerprintOf(train.flatMap((group) => [group.length, ...group.flatMap(({ ids, start }) => [ids, start])])),
+    );
   const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
     memory: grid.stateMemory(),
     checkEvery: config.parallel.checkEvery,
   });
-  if (resumed) trainer.load(resumed, run.startStep);
+  if (resumed) trainer.load(resumed);
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, ${train.length} ranked prompts, ${steps} steps of ${perStep}`,
   );
@@ -196,7 +204,8 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
       groups.flat().map((r) => r.ids),
     );
     let next = 0;
-    return rewardMetrics(groups.map((g) => g.map((r) => ({ reward: scores[next++], length: r.ids.length - r.start }))));
+    const scored = groups.map((g) => g.map((r) => ({ reward: scores[next++], length: r.ids.length - r.start })));
+    return rewardMetrics(scored, config);
   };
   await runLoop(run, config, {
     steps,
@@ -271,8 +280,8 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     );
   // Of a thousand prompts, spread over the training data: what they are like, not all of them.
   const some = train.filter((_, i) => i % Math.ceil(train.length / 1000) === 0);
-  const { rewardMean, rewardStd } = config.normalize ? measure(some) : last;
-  run.result("model", (dir) => {
+  trainer.results(run, (dir) => {
+    const { rewardMean, rewardStd } = config.normalize ? measure(some) : last;
     saveLlama(model, dir, config.normalize ? { reward_mean: rewardMean, reward_std: rewardStd } : {});
     if (run.first) tokenizer.save(dir);
   });
@@ -306,6 +315,10 @@ export function encodedPreferences(
   // By the prompt: wherever the file lies the same ones are held out, and no prompt is on both sides.
   const held = (key: string): boolean => !data.validation && isValidation(key, data.validationShare);
   const train = all.filter((r) => !held(r.key)).map((r) => r.replies);
+  if (all.length > 0 && train.length === 0)
+    throw new UserError(
+      `${data.train.join(", ")}: all ${all.length} preferences are held out for validation, and none is left to train on. Give more, or set data.validationShare to 0.`,
+    );
   if (train.length === 0) {
     const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";
     throw new UserError(`${data.train.join(", ")}: no preference is left to train on.${why}`);

@@ -8,7 +8,7 @@ import { shuffled } from "../corpus/shards.js";
 import type { DialogueEncoder } from "../dialogue/mask.js";
 import { type EncodedReply, promptOf, replyBatch } from "../dialogue/preference.js";
 import { jsonRecords, toConversation } from "../dialogue/records.js";
-import type { Message } from "../dialogue/templates.js";
+import { contentOf, type Message, RecordError } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
 import { readLlamaConfig } from "../nn/config.js";
 import { hasScalarHead } from "../nn/folder.js";
@@ -40,7 +40,8 @@ export function policyContext(dir: string): number {
 
 /**
  * Prompts of JSONL files: {prompt}, or instruction and conversation records, whose last reply is left out. Those longer than
- * maxPromptLength, or with less than maxTokens of the context of the policy `from` left for the reply, are set aside.
+ * maxPromptLength, or with less than maxTokens of the context of the policy `from` left for the reply, are set aside, and so are
+ * those that its chat template refuses.
  */
 export function readPrompts(
   o: { from: string; prompts: readonly string[]; maxPromptLength: number; maxTokens: number },
@@ -65,7 +66,14 @@ export function readPrompts(
         reject(messages);
         continue;
       }
-      const ids = encoder.prompt(messages);
+      let ids: Int32Array;
+      try {
+        ids = encoder.prompt(messages);
+      } catch (error) {
+        if (!(error instanceof RecordError)) throw error;
+        reject(error.message);
+        continue;
+      }
       if (ids.length > room)
         reject(
           room < o.maxPromptLength
@@ -87,6 +95,10 @@ function promptMessages(record: unknown): Message[] | string {
   const conversation = toConversation(record);
   return typeof conversation === "string" ? conversation : conversation.messages.slice(0, -1);
 }
+
+/** Tokens of an episode at most, prompt and reply together. */
+export const longestEpisode = (prompts: readonly Pick<Prompt, "ids">[], maxTokens: number): number =>
+  prompts.reduce((n, { ids }) => Math.max(n, ids.length), 0) + maxTokens;
 
 /** The prompts of a step (1, 2, ...): each in its turn, in another order every time that all have been asked. */
 export const promptsOfStep = (prompts: readonly Prompt[], step: number, count: number, seed: number): Prompt[] =>
@@ -200,5 +212,5 @@ export function shareEpisodes(grid: Grid, episodes: Episode[], scores: number[],
 export const showEpisodes = (episodes: readonly Episode[], scores: readonly number[], count: number): string =>
   episodes
     .slice(0, count)
-    .map((e, i) => `${e.prompt.messages.at(-1)?.content} -> ${e.text}  [${scores[i].toFixed(2)}]`)
+    .map((e, i) => `${contentOf(e.prompt.messages.at(-1)!)} -> ${e.text}  [${scores[i].toFixed(2)}]`)
     .join("\n");

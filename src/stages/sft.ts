@@ -12,12 +12,12 @@ import { openCpu } from "../device/cpu.js";
 import { peakFlops } from "../device/peak.js";
 import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../dialogue/mask.js";
 import { canonicalType, drawMixture, mixtureWeights } from "../dialogue/mixture.js";
-import { packRows, sampleBatch } from "../dialogue/pack.js";
+import { fingerprintOf, packRows, sampleBatch } from "../dialogue/pack.js";
 import { type Conversation, readConversations } from "../dialogue/records.js";
-import { installTemplate } from "../dialogue/templates.js";
+import { installTemplate, newTokens, RecordError } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
 import { readLlamaConfig } from "../nn/config.js";
-import { loadLlama, saveLlama } from "../nn/folder.js";
+import { hasScalarHead, loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
@@ -73,6 +73,9 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = resumed ? Tokenizer.load(resumed) : tunedTokenizer(config);
   const { train, validation, report, rejected } = readSamples(config, tokenizer);
+  const mix =
+    config.pretrainMix &&
+    (await pretrainingRows(config.pretrainMix.train, tokenizer, config.data.contextLength, config.seed, rejected));
   for (const line of [...report, run.setAside(rejected)]) if (line) console.error(line);
 
   const model = loadLlama(device, resumed && !config.lora ? resumed : config.from, config.precision, {
@@ -86,12 +89,13 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
       `data.contextLength is ${config.data.contextLength}, but the model was made for ${model.config.maxPositionEmbeddings} positions.`,
       2,
     );
-  if (config.lora) attachLora(model, config.lora, config.seed);
+  if (config.lora) attachLora(model, config.lora, config.seed, newTokens(config.from, tokenizer));
+  const asked = samplePrompts(config, tokenizer, model.config.maxPositionEmbeddings);
 
   const rows = new SampleRows(train, config);
   const mine = grid.share(config.batchSize, "batchSize");
   const rowsPerStep = config.batchSize * config.gradientAccumulation;
-  Grid.agree(grid.world, "data", JSON.stringify(train));
+  if (grid.world.size > 1) Grid.agree(grid.world, "data", fingerprintOf(partsOf(train)));
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows.inEpoch(0).length) / rowsPerStep));
   const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
     memory: grid.stateMemory(),
@@ -99,13 +103,10 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   });
   if (resumed) {
     if (config.lora) loadAdapter(model, resumed);
-    trainer.load(resumed, run.startStep);
+    trainer.load(resumed);
   }
   const perStep = config.gradientAccumulation * (config.pretrainMix?.batchSize ?? 0);
   const mixed = config.pretrainMix && grid.share(perStep, "pretrainMix.batchSize");
-  const mix =
-    config.pretrainMix &&
-    (await pretrainingRows(config.pretrainMix.train, tokenizer, config.data.contextLength, config.seed, rejected));
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${model.trainable.count.toLocaleString("en-US")} of them trained (LoRA)` : ""}, ` +
       `${train.length} records, ${steps} steps of ${rowsPerStep} rows of up to ${config.data.contextLength} tokens`,
@@ -148,7 +149,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
         return { validationLoss: loss, perplexity: Math.exp(loss) };
       },
     }),
-    sample: () => sampleText(model, tokenizer, config),
+    sample: () => sampleText(model, tokenizer, asked, config),
     stateBytes: () => trainer.stateBytes(),
     batch: () =>
       batches.map(({ ids, targets, cuSeqlens }) => ({
@@ -173,9 +174,14 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   model.close();
 }
 
-/** The base model's tokenizer with the conversation template in it. Throws UserError when it is another model's. */
+/** The base model's tokenizer with the conversation template in it. Throws UserError when it is another model's, or the model's is no language model. */
 export function tunedTokenizer(config: SftConfig): Tokenizer {
   const tokenizer = Tokenizer.load(config.from);
+  if (hasScalarHead(config.from))
+    throw new UserError(
+      `${config.from} is a reward model: it scores replies and cannot write them. Name a language model.`,
+      2,
+    );
   const { vocabSize } = readLlamaConfig(config.from);
   if (tokenizer.vocabSize > vocabSize)
     throw new UserError(
@@ -210,8 +216,12 @@ export function readSamples(
   const held = (r: Record): boolean =>
     !data.validation && isValidation(JSON.stringify(r.conversation.messages), data.validationShare);
   const train = records.filter((r) => !held(r));
-  if (train.length === 0)
+  if (records.length === 0)
     throw new UserError(`${data.train.join(", ")}: no token of any record can be trained on.${reasons(rejected)}`);
+  if (train.length === 0)
+    throw new UserError(
+      `${data.train.join(", ")}: all ${records.length} records are held out for validation, and none is left to train on. Give more, or set data.validationShare to 0.`,
+    );
   const validation = data.validation ? encode(readConversations(data.validation, rejected)) : records.filter(held);
   const report: string[] = [];
   const cut = [...new Set([...records, ...validation])].flatMap((r) => r.samples).filter((s) => s.cut);
@@ -236,6 +246,14 @@ function reasons(rejected: readonly Rejected[]): string {
     .slice(0, 3)
     .map((list) => `\n       ${list.length} times, first at ${list[0].file}:${list[0].line}: ${list[0].reason}`)
     .join("");
+}
+/** What training reads of the records: their types, for mixtures, and their tokens with the mask. */
+function* partsOf(records: readonly Record[]): Generator<Int32Array | Uint8Array | string | number> {
+  for (const { conversation, samples } of records) {
+    yield canonicalType(conversation.type);
+    yield samples.length;
+    for (const { ids, trainable } of samples) yield* [ids, trainable];
+  }
 }
 const typesOf = (records: readonly Record[]): string[] => records.map((r) => canonicalType(r.conversation.type));
 const weightsOf = (m: NonNullable<SftConfig["data"]["mixture"]>) => mixtureWeights(m === "instructgpt" ? m : m.weights);
@@ -278,12 +296,35 @@ function* inBatches(samples: readonly Sample[], size: number): Generator<TargetB
   for (let i = 0; i < samples.length; i += size) yield sampleBatch(samples.slice(i, i + size));
 }
 
-/** How the model answers the prompts. */
-function sampleText(model: Llama, tokenizer: Tokenizer, config: SftConfig): string | undefined {
+/** samples.prompts as tokens. Throws UserError for one that cannot be asked: better now than after the last step. */
+function samplePrompts({ samples }: SftConfig, tokenizer: Tokenizer, context: number): Int32Array[] {
+  const encoder = new DialogueEncoder(tokenizer);
+  return samples.prompts.map((content, i) => {
+    const key = `samples.prompts.${i}`;
+    let ids: Int32Array;
+    try {
+      ids = encoder.prompt([{ role: "user", content }]);
+    } catch (error) {
+      throw error instanceof RecordError ? new UserError(`${key}: ${error.message}`, 2) : error;
+    }
+    if (ids.length >= context)
+      throw new UserError(
+        `${key} has ${ids.length} tokens in its template; the model's context of ${context} leaves no room for a reply.`,
+        2,
+      );
+    return ids;
+  });
+}
+
+/** How the model answers the prompts, which are `ids` as tokens. */
+function sampleText(
+  model: Llama,
+  tokenizer: Tokenizer,
+  ids: readonly Int32Array[],
+  config: SftConfig,
+): string | undefined {
   const { prompts, maxTokens, temperature } = config.samples;
   if (prompts.length === 0) return undefined;
-  const encoder = new DialogueEncoder(tokenizer);
-  const ids = prompts.map((content) => encoder.prompt([{ role: "user", content }]));
   const stop = tokenizer.eosId === undefined ? [] : [tokenizer.eosId];
   return generate(model, ids, { maxTokens, temperature, seed: config.seed, stop })
     .map((reply, i) => `${prompts[i]} -> ${tokenizer.decode(reply.ids, { skipSpecialTokens: true })}`)

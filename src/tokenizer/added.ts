@@ -56,6 +56,8 @@ class Finder {
       if (token.single_word && (wordBefore(text, start) || wordAt(text, stop))) continue;
       if (token.lstrip) while (start > from && isSpace(text, start - 1)) start--;
       if (token.rstrip) while (stop < text.length && isSpace(text, stop)) stop++;
+      // Hugging Face finds a token once more in white space that the one before has taken, except where it has lstrip.
+      if (token.lstrip && stop <= from) continue;
       if (start > from) out.push(text.slice(from, start));
       out.push(token.id);
       from = stop;

@@ -89,15 +89,61 @@ function requireParts(json: Json, model: Json, path: string): void {
   if (!Array.isArray(model.merges)) throw damaged("model.merges is not a list");
   const bad = model.merges.findIndex((m) => typeof m !== "string" && !(Array.isArray(m) && m.every(isText)));
   if (bad >= 0) throw damaged(`merge ${bad + 1} is ${JSON.stringify(model.merges[bad])}`);
-  for (const key of ["normalizer", "pre_tokenizer", "post_processor"])
-    if (json[key] !== undefined && json[key] !== null && !isObject(json[key]))
-      throw damaged(`${key} is ${JSON.stringify(json[key])}`);
+  for (const key of Object.keys(LISTS)) requireComponent(json[key], key, LISTS[key], damaged);
   const added = json.added_tokens ?? [];
   if (!Array.isArray(added)) throw damaged("added_tokens is not a list");
   for (const token of added)
     if (!isObject(token) || !isText(token.content) || !isId(token.id))
       throw damaged(`an added token is ${JSON.stringify(token)}`);
 }
+
+/** Under which name a Sequence of each kind has its parts. */
+const LISTS: Record<string, string> = {
+  normalizer: "normalizers",
+  pre_tokenizer: "pretokenizers",
+  post_processor: "processors",
+};
+
+/** The same of a normalizer, pre-tokenizer or post-processor, and of all in it; `name` says where it stands. */
+function requireComponent(part: unknown, name: string, list: string, damaged: (what: string) => UserError): void {
+  if (part === undefined || part === null) return;
+  if (!isObject(part)) throw damaged(`${name} is ${JSON.stringify(part)}`);
+  const require = (holds: boolean, key: string, what: string): void => {
+    if (!holds) throw damaged(`the ${key} of ${name} (${part.type}) is ${JSON.stringify(part[key])}, and not ${what}`);
+  };
+  switch (part.type) {
+    case "Sequence": {
+      const parts = part[list];
+      require(Array.isArray(parts), list, "a list");
+      for (const [i, inner] of (parts as unknown[]).entries()) {
+        if (inner === null) throw damaged(`${name}.${list}[${i}] is null`);
+        requireComponent(inner, `${name}.${list}[${i}]`, list, damaged);
+      }
+      return;
+    }
+    case "Split": {
+      const { pattern } = part;
+      require(isObject(pattern) && isText(pattern.Regex ?? pattern.String), "pattern", "a Regex or a String");
+      return;
+    }
+    case "TemplateProcessing": {
+      const { single, special_tokens: known } = part;
+      require(Array.isArray(single) && single.every(isObject), "single", "a list of tokens and the sequence");
+      require(isObject(known) &&
+        Object.values(known).every(
+          (t) => isObject(t) && Array.isArray(t.ids) && t.ids.every(isId),
+        ), "special_tokens", "a table of tokens and ids");
+      return;
+    }
+    case "RobertaProcessing":
+    case "BertProcessing":
+      for (const key of ["cls", "sep"]) {
+        const pair = part[key];
+        require(Array.isArray(pair) && isText(pair[0]) && isId(pair[1]), key, "a token and its id");
+      }
+  }
+}
+
 const isText = (value: unknown): value is string => typeof value === "string";
 /** Ids beyond this could not be merged, and belong to no vocabulary that is used. */
 const isId = (id: unknown): id is number => Number.isInteger(id) && (id as number) >= 0 && (id as number) < 2 ** 26;

@@ -7,7 +7,7 @@ import type { Comm } from "../parallel/comm.js";
 import type { BpeModel } from "./bpe.js";
 import { CHAR_TO_BYTE } from "./bytes.js";
 import type { Pretokenizer } from "./pretokenize.js";
-import { characterClasses, SPACE } from "./unicode.js";
+import { characterClasses, LETTER, SPACE } from "./unicode.js";
 
 const PATTERN_NUMBERS: Record<Pretokenizer, number> = { gpt2: 0, llama3: 1, qwen: 2, han: 3 };
 /** Characters handed to the engine at once; a longer text is cut. */
@@ -217,17 +217,22 @@ function joined(ids: readonly Uint32Array[]): Uint32Array {
   return out;
 }
 
-/** Cuts a long text where a word certainly ends: after a newline that something other than white space follows. */
+/**
+ * Where a word certainly ends, whatever stands around: after a letter that no letter follows (bpe_border), and after a newline between
+ * what is no white space. Of several newlines GPT-2's pattern makes one word or two, by what follows.
+ */
+const BORDER = new RegExp(`(?<=[${LETTER}])(?=[^${LETTER}])|(?<=[^${SPACE}]\\n)(?=[^${SPACE}])`, "gu");
+
+/** Cuts a text that is too long for one round. */
 function cut(text: string): string[] {
   const out: string[] = [];
   let from = 0;
-  const border = new RegExp(`\\n(?=[^${SPACE}])`, "gu");
   while (text.length - from > ROUND) {
-    border.lastIndex = from + ROUND / 2;
-    const match = border.exec(text);
+    BORDER.lastIndex = from + ROUND / 2;
+    const match = BORDER.exec(text);
     if (!match) break;
-    out.push(text.slice(from, match.index + 1));
-    from = match.index + 1;
+    out.push(text.slice(from, match.index));
+    from = match.index;
   }
   out.push(text.slice(from));
   return out;

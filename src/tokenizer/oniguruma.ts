@@ -29,7 +29,7 @@ const SETS: Record<string, string> = {
   H: "[^0-9a-fA-F]",
 };
 const CONTROLS: Record<string, string> = { n: "\\n", r: "\\r", t: "\\t", f: "\\f", v: "\\v", a: "\\x07", e: "\\x1b" };
-/** Places: start and end of the text, border of a word. */
+/** Places: start and end of the text. */
 const PLACES: Record<string, string> = { A: "(?<![^])", z: "(?![^])", Z: "(?!\\n?[^])" };
 /** Characters beyond A-Z that are case variants of a letter a-z. */
 const VARIANTS: Record<string, string> = { s: "\\u017f", k: "\\u212a" };

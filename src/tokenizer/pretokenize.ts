@@ -92,7 +92,7 @@ function cut(text: string, { pattern, keep }: PretokenizerStep): string[] {
   return out;
 }
 
-/** Which of the three the steps are, and whether a space is put before; undefined when they are something else. */
+/** Which of the PATTERNS the steps are, and whether a space is put before; undefined when they are something else. */
 export function knownSteps(
   steps: readonly PretokenizerStep[],
 ): { pretokenizer: Pretokenizer; prefixSpace: boolean } | undefined {

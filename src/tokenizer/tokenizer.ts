@@ -78,7 +78,8 @@ export class Tokenizer {
    * text, else the next free one.
    */
   private add(tokens: readonly AddedToken[]): void {
-    let next = Math.max(this.model.ids.size, ...[...this.added.keys()].map((id) => id + 1));
+    let next = this.model.ids.size;
+    for (const id of this.added.keys()) next = Math.max(next, id + 1);
     for (const token of tokens) {
       const id = this.ids.get(token.content) ?? next;
       next = Math.max(next, id + 1);
@@ -159,9 +160,9 @@ export class Tokenizer {
     const config = configFile !== file && existsSync(configFile) ? read(configFile) : {};
     // Transformers 5 keeps the chat template in a file of its own, which goes before the one in the config.
     const templateFile = file.replace(/tokenizer\.json$/, "chat_template.jinja");
-    if (templateFile !== file && existsSync(templateFile)) config.chat_template = readFileSync(templateFile, "utf8");
     if (typeof config !== "object" || config === null || Array.isArray(config))
       throw new UserError(`${configFile} holds no JSON object.`);
+    if (templateFile !== file && existsSync(templateFile)) config.chat_template = readFileSync(templateFile, "utf8");
     return new Tokenizer(read(file), config, file);
   }
 

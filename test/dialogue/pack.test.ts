@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import type { Sample } from "../../src/dialogue/mask.js";
-import { packRows, sampleBatch } from "../../src/dialogue/pack.js";
+import { fingerprintOf, packRows, sampleBatch } from "../../src/dialogue/pack.js";
 
 const sum = (row: readonly number[], lengths: readonly number[]): number => row.reduce((n, i) => n + lengths[i], 0);
 
@@ -17,6 +17,20 @@ test("packing loses and repeats nothing, and fills rows to at most the context",
       expect(packRows(lengths, 64)).toEqual(rows);
     }),
   );
+});
+
+test("a fingerprint knows every token, the borders of the lists, and texts", () => {
+  const parts = (...lists: (number[] | string)[]) =>
+    fingerprintOf(lists.map((l) => (typeof l === "string" ? l : Int32Array.from(l))));
+  const prints = [
+    parts([1, 2], [3]),
+    parts([1], [2, 3]),
+    parts([1, 2], [4]),
+    parts([1, 2], [3], []),
+    parts([1, 2], [3], "qa"),
+  ];
+  expect(new Set(prints).size).toBe(prints.length);
+  expect(parts([1, 2], [3])).toBe(prints[0]);
 });
 
 test("a window at a time: what is read first is packed first", () => {

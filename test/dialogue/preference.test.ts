@@ -26,6 +26,33 @@ test("pairs and rankings, as texts and as messages, come to the same", () => {
   });
 });
 
+test("lists of chosen and rejected begin with the prompt, as UltraFeedback's, or go on from it; none of their turns is lost", () => {
+  const prompt = [user("hi"), assistant("a1"), user("u2")];
+  const turns = { prompt, replies: ["good", "bad"] };
+  const lists = (...before: object[]) => ({
+    chosen: [...before, assistant("good")],
+    rejected: [...before, assistant("bad")],
+  });
+  expect(toPreference({ prompt: "q", ...lists(user("q")) })).toEqual({ ...turns, prompt: [user("q")] });
+  expect(toPreference({ prompt: "hi", ...lists(...prompt) })).toEqual(turns);
+  expect(toPreference({ prompt: [user("hi")], ...lists(...prompt) })).toEqual(turns);
+  expect(toPreference({ prompt: [user("hi")], ...lists(...prompt.slice(1)) })).toEqual(turns);
+  expect(toPreference({ prompt: "hi", ...lists(...prompt.slice(1)) })).toEqual(turns);
+  const system = { role: "system", content: "s" };
+  expect(toPreference({ prompt: "hi", ...lists(system, ...prompt) })).toEqual({
+    ...turns,
+    prompt: [system, ...prompt],
+  });
+  expect(toPreference({ prompt: "other", ...lists(user("q")) })).toMatch(/message 2 is the user's/);
+});
+
+test("a message's input stays beside its content", () => {
+  const asked = { role: "user", content: "What does it do?", input: " the cat" };
+  expect(toPreference({ prompt: [asked], chosen: "a", rejected: "b" })).toMatchObject({ prompt: [asked] });
+  const wrong = { prompt: [{ ...asked, input: 3 }], chosen: "a", rejected: "b" };
+  expect(toPreference(wrong)).toBe("prompt: messages[0].input is not text");
+});
+
 test.each([
   [[], /not a JSON object/],
   [null, /not a JSON object/],

@@ -1,4 +1,5 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { constants } from "node:buffer";
+import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -46,6 +47,14 @@ test("the three formats, in one file or as one array", () => {
   });
   expect(fromLines[1].messages.map((m) => m.role)).toEqual(["system", "user", "assistant", "user", "assistant"]);
   expect(rejected).toEqual([]);
+});
+
+test("a message may have an input, as an instruction has", () => {
+  const asked = { role: "user", content: "Translate", input: "hola" };
+  const reply = { role: "assistant", content: "hello", input: null };
+  expect(toConversation({ messages: [asked, reply] })).toEqual({
+    messages: [asked, { role: "assistant", content: "hello" }],
+  });
 });
 
 test.each([
@@ -166,6 +175,12 @@ test("arrays: broken ones name the line; a JSONL file whose first record is a li
   expect(rejected.at(-1)).toEqual({ file: jsonl, line: 1, reason: "the record is not a JSON object" });
   expect(readConversations([write("h.json", `\uFEFF{\n"instruction": "a",\n"output": "b"}`)], [])).toHaveLength(1);
   expect(readConversations([write("i.json", `${good}\n${good}`)], [])).toHaveLength(2);
+});
+
+test("an array that is longer than a text can be is told as such", () => {
+  const file = write("long.json", '[\n{"instruction": "a",');
+  truncateSync(file, constants.MAX_STRING_LENGTH + 1); // a hole: it takes no room
+  expect(() => readConversations([file], [])).toThrow(/long.json is one JSON array of more than 511 MiB.*jq -c/);
 });
 
 test("what is no file of records is an error that says so", () => {

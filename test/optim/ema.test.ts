@@ -54,6 +54,7 @@ test.each([F32, BF16] as const)("the average follows ema + (1 - decay) (weights 
 
   saveOptimizer(o, `${root}/optimizer-${dtype}.safetensors`);
   const again = new AdamW(make(dtype), config);
-  loadOptimizer(again, `${root}/optimizer-${dtype}.safetensors`, 5);
+  loadOptimizer(again, `${root}/optimizer-${dtype}.safetensors`);
+  expect(again.step).toBe(5);
   expect(device.f32(again.ema, o.length)).toEqual(device.f32(o.ema, o.length));
 });

@@ -9,6 +9,18 @@ import * as gold from "../nn/golden.js";
 
 const device = openCpu();
 
+it("WSD decays from the peak, however early: not before the end of the warm-up, and with a share of 0 not at all", () => {
+  const rates = (decayShare: number) =>
+    Array.from({ length: 10 }, (_, i) =>
+      learningRate(1, i + 1, 10, { kind: "wsd", warmupSteps: 5, minLearningRate: 0.1, decayShare }),
+    );
+  const warm = [0.2, 0.4, 0.6, 0.8, 1];
+  const down = [1, 2, 3, 4, 5].map((i) => 0.1 + 0.9 * (1 - Math.sqrt(i / 5)));
+  expect(rates(1)).toEqual([...warm, ...down]);
+  expect(rates(0)).toEqual([...warm, 1, 1, 1, 1, 1]);
+  expect(rates(0.2)).toEqual([...warm, 1, 1, 1, 0.1 + 0.9 * (1 - Math.sqrt(1 / 2)), 0.1]);
+});
+
 for (const variant of ["mha-untied", "gqa-tied"]) {
   const wanted = gold.golden(variant).training!;
   const { peak, warmupSteps, minLearningRate } = wanted.schedule;

@@ -9,7 +9,7 @@ import { F32 } from "../../src/device/device.js";
 import type { EncodedReply } from "../../src/dialogue/preference.js";
 import { loadLlama } from "../../src/nn/folder.js";
 import { type Llama, packSequences } from "../../src/nn/llama.js";
-import { backwardPairs, type Pair } from "../../src/stages/dpo.js";
+import { addOthers, backwardPairs, type Pair } from "../../src/stages/dpo.js";
 import { type PairLogProbs, type PreferenceLossOptions, preferenceLoss } from "../../src/stages/dpo-loss.js";
 import { backwardGroups, groupAdvantages, grpoLoss, tokenWeights } from "../../src/stages/grpo.js";
 import {
@@ -25,7 +25,7 @@ import {
   valueLoss,
   whiten,
 } from "../../src/stages/ppo.js";
-import { Totals } from "../../src/stages/ppo-metrics.js";
+import { stepMetrics, Totals } from "../../src/stages/ppo-metrics.js";
 import { rankingLoss } from "../../src/stages/reward.js";
 import type { Episode } from "../../src/stages/rollout.js";
 import { Tape } from "../../src/tensor/tensor.js";
@@ -141,6 +141,37 @@ test.each(trl.family.map((f) => [f.options.loss, JSON.stringify(f.options), f] a
   near(dRejected, f.dRejected, digits);
 });
 
+test("ORPO is finite where every token of a reply is certain", () => {
+  const options = trl.family.find((f) => f.options.loss === "orpo")!.options;
+  const sure = [
+    { ...trl.pairs[0], chosen: 0 },
+    { ...trl.pairs[0], rejected: 0 },
+    { ...trl.pairs[0], chosen: -1e-9, rejected: -1e-9 },
+  ];
+  const { loss, dChosen, dRejected } = preferenceLoss(sure, options);
+  for (const x of [loss, ...dChosen, ...dRejected]) expect(x).toSatisfy(Number.isFinite);
+  expect(preferenceLoss(sure.slice(0, 1), options).loss).toBeCloseTo(0, 4); // it could not be better
+});
+
+test("KTO's reply to another prompt is cut where the two are longer than the context", () => {
+  const reply = (prompt: number, tokens: number, length: number) => ({
+    ids: Int32Array.from({ length: prompt + length }, (_, i) => (i < prompt ? prompt : tokens)),
+    start: prompt,
+  });
+  const pair = (prompt: number, length: number): Pair => ({
+    chosen: reply(prompt, 50, length),
+    rejected: reply(prompt, 60, length),
+    refChosen: 0,
+    refRejected: 0,
+  });
+  const pairs = [pair(9, 1), pair(2, 8)];
+  addOthers(pairs, 10);
+  expect(pairs.map((p) => [...p.other!.ids])).toEqual([
+    [9, 9, 9, 9, 9, 9, 9, 9, 9, 50],
+    [2, 2, 60],
+  ]);
+});
+
 test("DPO begins at ln 2", () => {
   const same = trl.pairs.map((p) => ({ ...p, refChosen: p.chosen, refRejected: p.rejected }));
   expect(preferenceLoss(same, trl.family[0].options).loss).toBeCloseTo(Math.LN2, 12);
@@ -204,6 +235,20 @@ test.each(trl.grpo.map((g) => [g.kind, g] as const))("GRPO's loss, %s, and its g
   });
   near([loss, kl], [g.loss, g.kl]);
   expect(clipped).toBeCloseTo(g.clipRatio, 7); // a mean of fp32 in TRL
+});
+
+test("what PPO tells of the KL is what it paid for, by the estimator that it was set to, as in TRL", () => {
+  const logp = [Float32Array.of(-1, -2), Float32Array.of(-0.5)];
+  const ref = [Float32Array.of(-2, -1.5), Float32Array.of(-1)];
+  const none = logp.map(() => new Float64Array(0));
+  const x = { episodes: [], scores: [3, 1], logp, ref, values: [], advantages: none, returns: none };
+  for (const klEstimator of ["k1", "k3"] as const) {
+    const paid = logp.map((row, i) => tokenRewards(row, ref[i], 0, 0.5, klEstimator).reduce((a, b) => a + b, 0));
+    const told = stepMetrics(x, new Totals(), { klCoef: 0.5, klEstimator }, { rollout: 1, update: 1 }, 1);
+    expect(told["objective/non_score_reward"]).toBeCloseTo((paid[0] + paid[1]) / 2, 6);
+    expect(told["objective/rlhf_reward"]).toBeCloseTo(2 + (paid[0] + paid[1]) / 2, 6);
+    expect(told["objective/kl"]).toBeCloseTo(-(paid[0] + paid[1]), 6);
+  }
 });
 
 test("rewards of tokens: KL for each, the score at the last; the adaptive controller", () => {

@@ -243,3 +243,46 @@ test("the stage of a recipe: accepted answers, a reward model as judge, win rate
   expect(a.scores).toHaveLength(2);
   expect(a.kl).toBeUndefined();
 });
+
+test("the stage's reference may be no column, and be named in another way; what cannot be one is refused", async () => {
+  const questions = file("asked.jsonl", [{ question: "Where is the fox?", answers: ["here"] }]);
+  const stage = (settings: object) =>
+    evaluateModels(evaluateSchema.parse({ models: [chat], file: questions, maxTokens: 6, reward: bytes, ...settings }));
+  const [listed] = await stage({ reference: `${chat}/` });
+  expect(listed.winRate).toBe(0.5);
+  const alone = await stage({ models: [base], reference: chat });
+  expect(alone.map((r) => r.model)).toEqual([base]);
+  expect(alone[0].winRate).toBeTypeOf("number");
+  const changed = (name: string, key: string, value: unknown): string => {
+    const copy = join(dir, name);
+    cpSync(chat, copy, { recursive: true });
+    const path = `${copy}/${key === "added_tokens" ? "tokenizer" : "config"}.json`;
+    writeFileSync(path, JSON.stringify({ ...JSON.parse(readFileSync(path, "utf8")), [key]: value }));
+    return copy;
+  };
+  await expect(stage({ reference: judge })).rejects.toThrow(/judge is a reward model and writes no texts/);
+  await expect(stage({ reference: changed("tokens", "added_tokens", []) })).rejects.toThrow(
+    /The reference .*tokens and the policy .*chat have different tokenizers/,
+  );
+  await expect(stage({ reference: changed("short", "max_position_embeddings", 8) })).rejects.toThrow(
+    /The reference .*short was made for 8 positions/,
+  );
+});
+
+test("a prompt that the chat template refuses is told with its record", async () => {
+  const loaded = loadForGeneration(chat);
+  loaded.tokenizer.config.chat_template = `{{ raise_exception('not this') }}${golden.template}`;
+  expect(() => replyTo(loaded, asked(["Hi"]), options)).toThrow(/prompts.jsonl:1: .*not this/);
+  const strict = join(dir, "strict");
+  cpSync(judge, strict, { recursive: true });
+  writeFileSync(
+    `${strict}/tokenizer_config.json`,
+    JSON.stringify({ ...JSON.parse(chatConfig), chat_template: loaded.tokenizer.config.chat_template }),
+  );
+  const scorer = await openScorer(strict, loaded);
+  await expect(scorer.score(asked(["Hi"]), [{ text: "a", finished: true }])).rejects.toThrow(
+    /prompts.jsonl:1: .*not this/,
+  );
+  scorer.close();
+  loaded.model.close();
+});

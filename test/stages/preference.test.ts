@@ -3,13 +3,16 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, wr
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import type { Rejected } from "../../src/corpus/read.js";
 import { DialogueEncoder } from "../../src/dialogue/mask.js";
-import type { EncodedReply } from "../../src/dialogue/preference.js";
+import { type EncodedReply, readPreferences } from "../../src/dialogue/preference.js";
 import { generate } from "../../src/generate/generate.js";
 import { loadForGeneration } from "../../src/generate/loaded.js";
 import { RunFolder } from "../../src/run/folder.js";
+import { openSafetensors } from "../../src/run/safetensors.js";
 import { STAGES } from "../../src/stages/registry.js";
 import { encodedPreferences, preferenceData } from "../../src/stages/reward.js";
+import { readPrompts } from "../../src/stages/rollout.js";
 import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 
 const root = mkdtempSync(join(tmpdir(), "lyceum-align-"));
@@ -20,10 +23,17 @@ const jsonl = (name: string, records: object[]): string => {
   return file(name);
 };
 
-async function run(name: string, stage: string, settings: object, resume = false): Promise<string> {
+async function run(
+  name: string,
+  stage: string,
+  settings: object,
+  resume = false,
+  prepare: (folder: RunFolder) => void = () => {},
+): Promise<string> {
   const quiet = stage === "prefer" ? {} : { logEvery: 1000, evalEvery: 0, saveEvery: 0 };
   const config = STAGES[stage].schema.parse({ threads: 2, ...quiet, ...settings });
   const folder = RunFolder.open(file(name), config, { resume, keepCheckpoints: 5 });
+  prepare(folder);
   try {
     await STAGES[stage].run(config as never, folder);
   } finally {
@@ -437,3 +447,185 @@ test("which preferences are held out depends on their prompts, not on where the 
   expect(here.validation.length % 2).toBe(0); // both pairs of a prompt
   for (const r of here.validation) expect(trained.has(prompt(r))).toBe(false);
 });
+
+const toy = (name: string, count = 8): string =>
+  jsonl(
+    name,
+    Array.from({ length: count }, (_, i) => ({ prompt: `What is ${i}?`, chosen: "owl", rejected: "cat" })),
+  );
+
+test("DPO's reference is of the weights, the pairs and the loss that are trained, whatever a run before has left", async () => {
+  const data = { train: [toy("kept.jsonl")], validationShare: 0 };
+  const settings = { from: sftModel, data, batchSize: 4, steps: 1, precision: "fp32" };
+  const broken = {
+    ...settings,
+    steps: 2,
+    optimizer: { learningRate: 1e30, gradClip: 0 },
+    schedule: { warmupSteps: 0 },
+  };
+  await expect(run("kept", "dpo", broken)).rejects.toThrow(/is not finite.*--resume/s);
+  const base = `${file("base")}/model`;
+  await run("kept", "dpo", { ...settings, from: base }, true);
+  await run("fresh", "dpo", { ...settings, from: base });
+  expect(metrics("kept")[0].loss).toBeCloseTo(Math.LN2, 6);
+  expect(metrics("kept")[0].loss).toBe(metrics("fresh")[0].loss);
+
+  // Going on with KTO: what the reference says of replies to other prompts was not asked before.
+  const first = JSON.parse(readFileSync(`${file("fresh")}/reference.json`, "utf8"));
+  rmSync(`${file("fresh")}/model`, { recursive: true });
+  await run("fresh", "dpo", { ...settings, from: base, loss: "kto", steps: 2 }, true);
+  const then = JSON.parse(readFileSync(`${file("fresh")}/reference.json`, "utf8"));
+  expect(then.key).not.toBe(first.key);
+  expect(then.sums.every((p: { other: number }) => p.other < 0)).toBe(true);
+  expect(metrics("fresh").at(-1)!.kl).toBeLessThan(1);
+}, 60_000);
+
+test("what marks a stage as finished is written last", async () => {
+  const stop = (method: "write" | "result", name: string) => (folder: RunFolder) => {
+    const own = folder[method].bind(folder) as (name: string, what: never) => string;
+    folder[method] = (given: string, what: never) => {
+      if (given === name) throw new Error("killed");
+      return own(given, what);
+    };
+  };
+  const finished = (name: string): boolean => readdirSync(file(name)).includes("model");
+  const asked = { from: sftModel, reward: judge, prompts: [prompts], maxTokens: 6, samples: 8 };
+  await expect(run("last-prefer", "prefer", asked, false, stop("write", "preferences.jsonl"))).rejects.toThrow(
+    "killed",
+  );
+  expect(finished("last-prefer")).toBe(false);
+  const data = { train: [toy("last.jsonl")], validationShare: 0 };
+  const averaged = { from: sftModel, data, batchSize: 4, steps: 1, optimizer: { ema: 0.5 } };
+  await expect(run("last-ema", "reward", averaged, false, stop("result", "model-ema"))).rejects.toThrow("killed");
+  expect(finished("last-ema")).toBe(false);
+  // And the reward model has such an average, with the mean reward that its own scores have.
+  await run("last-ema", "reward", averaged, true);
+  const mean = (name: string): number =>
+    JSON.parse(readFileSync(`${file("last-ema")}/${name}/config.json`, "utf8")).reward_mean;
+  expect(mean("model-ema")).not.toBe(mean("model"));
+}, 60_000);
+
+test("a reward model or a critic that cannot see a prompt and its reply is refused", async () => {
+  const data = { train: [toy("short.jsonl")], validationShare: 0 };
+  const reward = await run("short", "reward", { from: sftModel, data, batchSize: 4, steps: 1 });
+  const shape = JSON.parse(readFileSync(`${reward}/config.json`, "utf8"));
+  writeFileSync(`${reward}/config.json`, JSON.stringify({ ...shape, max_position_embeddings: 8 }));
+  const settings = { from: sftModel, ...policy, steps: 1, batchSize: 4 };
+  const message = (role: string) =>
+    new RegExp(`The ${role} .*short/model was made for 8 positions.*may be \\d+ tokens`);
+  await expect(run("short1", "ppo", { ...settings, reward })).rejects.toThrow(message("reward model"));
+  await expect(run("short2", "ppo", { ...settings, reward: judge, critic: reward })).rejects.toThrow(message("critic"));
+  await expect(run("short3", "grpo", { ...settings, reward })).rejects.toThrow(message("reward model"));
+  const asked = { from: sftModel, reward, prompts: [prompts], maxTokens: 6 };
+  await expect(run("short4", "prefer", asked)).rejects.toThrow(message("reward model"));
+}, 60_000);
+
+test("a module judges the instruction with its input, and so do the preferences that are made of it", async () => {
+  const seen = file("seen.txt");
+  const module = file("input.mjs");
+  writeFileSync(
+    module,
+    `import { appendFileSync } from "node:fs";
+export default (prompt, reply) => (appendFileSync(${JSON.stringify(seen)}, prompt + "\\n"), reply.length % 7 + (reply.includes("owl") ? 1 : 0));`,
+  );
+  const records = Array.from({ length: 4 }, (_, i) => ({ instruction: "What is", input: ` ${i}?`, output: "cat" }));
+  await run("input", "prefer", {
+    from: sftModel,
+    reward: module,
+    prompts: [jsonl("input.jsonl", records)],
+    maxTokens: 6,
+    samples: 8,
+  });
+  expect(new Set(readFileSync(seen, "utf8").trim().split("\n"))).toEqual(
+    new Set([0, 1, 2, 3].map((i) => `What is ${i}?`)),
+  );
+  for (const { prompt } of readPreferences([`${file("input")}/preferences.jsonl`], []))
+    expect(prompt).toEqual([{ role: "user", content: "What is", input: expect.stringMatching(/^ \d\?$/) }]);
+}, 60_000);
+
+test("a prompt that the chat template refuses is set aside with its line", () => {
+  const tokenizer = Tokenizer.load(sftModel);
+  tokenizer.config.chat_template =
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}<|end|>{% endfor %}";
+  const asked = jsonl("system.jsonl", [
+    {
+      prompt: [
+        { role: "system", content: "s" },
+        { role: "user", content: "a" },
+      ],
+    },
+    { prompt: "b" },
+  ]);
+  const rejected: Rejected[] = [];
+  const o = { from: sftModel, prompts: [asked], maxPromptLength: 100, maxTokens: 4 };
+  expect(readPrompts(o, new DialogueEncoder(tokenizer), rejected)).toHaveLength(1);
+  expect(rejected).toEqual([{ file: asked, line: 1, reason: expect.stringContaining("no system") }]);
+});
+
+test("validation losses are those that are trained", async () => {
+  const [train] = [[toy("validated.jsonl")]];
+  const data = { train, validation: train };
+  const settings = { from: sftModel, data, batchSize: 8, steps: 1, precision: "fp32", evalEvery: 1 };
+  const still = { optimizer: { learningRate: 1e-20 } };
+  await run("validated-dpo", "dpo", { ...settings, ...still, nll: 0.5 });
+  const [dpo] = metrics("validated-dpo");
+  expect(dpo.loss).toBeGreaterThan(Math.LN2 + 0.01);
+  expect(dpo.validationLoss).toBeCloseTo(dpo.loss, 5);
+  await run("validated-reward", "reward", { ...settings, ...still, margin: 2, centering: 0.5 });
+  const [reward] = metrics("validated-reward");
+  expect(reward["validation/loss"]).toBeCloseTo(reward.loss, 5);
+  expect(reward.loss).toBeGreaterThan(1.5);
+}, 60_000);
+
+test("preferences that are all held out are told as such", () => {
+  const all = preferenceData.parse({ train: [toy("held.jsonl", 2)], validationShare: 0.999999, contextLength: 64 });
+  expect(() => encodedPreferences(all, Tokenizer.load(sftModel), 64)).toThrow(
+    /all 2 preferences are held out.*data.validationShare to 0/,
+  );
+});
+
+test("settings that a loss would not read, and averages that are not kept, are refused", () => {
+  const dpo = (settings: object) => STAGES.dpo.schema.safeParse({ from: "a", data: { train: ["b"] }, ...settings });
+  const at = (result: ReturnType<typeof dpo>) => result.error?.issues.map((i) => i.path.join("."));
+  for (const loss of ["hinge", "ipo", "simpo", "orpo", "kto"])
+    expect(at(dpo({ loss, labelSmoothing: 0.1 }))).toEqual(["labelSmoothing"]);
+  expect(at(dpo({ loss: "hinge", lengthAverage: true }))).toEqual(["lengthAverage"]);
+  for (const settings of [
+    { loss: "robust", labelSmoothing: 0.1 },
+    { labelSmoothing: 0.1 },
+    { loss: "ipo", lengthAverage: true },
+  ])
+    expect(dpo(settings).success).toBe(true);
+  const ppo = { from: "a", reward: "b", prompts: ["c"], criticOptimizer: { ema: 0.9 } };
+  expect(at(STAGES.ppo.schema.safeParse(ppo))).toEqual(["criticOptimizer.ema"]);
+});
+
+test("an average of adapters is refused before the reference is asked, and the folder can be used again", async () => {
+  const settings = {
+    from: sftModel,
+    data: { train: [toy("again.jsonl")], validationShare: 0 },
+    batchSize: 4,
+    steps: 1,
+  };
+  await expect(run("again", "dpo", { ...settings, lora: {}, optimizer: { ema: 0.9 } })).rejects.toThrow(/with lora/);
+  expect(readdirSync(file("again"))).not.toContain("reference.json");
+  await run("again", "dpo", settings);
+}, 60_000);
+
+test("GRPO goes on with as many updates as its checkpoint has, whatever a minibatch is now", async () => {
+  const settings = {
+    from: sftModel,
+    reward: judge,
+    ...policy,
+    batchSize: 2,
+    groupSize: 4,
+    minibatchSize: 2,
+    saveEvery: 1,
+  };
+  await run("updates", "grpo", { ...settings, steps: 1 });
+  rmSync(`${file("updates")}/model`, { recursive: true });
+  await run("updates", "grpo", { ...settings, minibatchSize: 8, steps: 2 }, true);
+  const state = openSafetensors(`${file("updates")}/checkpoints/000002/optimizer.safetensors`);
+  expect(state.metadata().step).toBe("5"); // 4 of two replies each, and one of eight
+  state.close();
+}, 60_000);

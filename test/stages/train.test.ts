@@ -3,18 +3,21 @@ import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSy
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import type { Rejected } from "../../src/corpus/read.js";
 import { openCpu } from "../../src/device/cpu.js";
 import { DialogueEncoder, type Sample } from "../../src/dialogue/mask.js";
 import { packRows, sampleBatch } from "../../src/dialogue/pack.js";
 import { generate } from "../../src/generate/generate.js";
 import { loadForGeneration } from "../../src/generate/loaded.js";
-import { loadLlama } from "../../src/nn/folder.js";
+import { loadLlama, saveLlama } from "../../src/nn/folder.js";
 import { type Llama, packSequences } from "../../src/nn/llama.js";
 import { RunFolder } from "../../src/run/folder.js";
 import { backwardMeanLoss, meanLoss, type TargetBatch } from "../../src/stages/clm.js";
+import { pretrainingRows } from "../../src/stages/mix.js";
 import { pretrain, pretrainSchema } from "../../src/stages/pretrain.js";
 import { sft, sftSchema } from "../../src/stages/sft.js";
 import { Tape } from "../../src/tensor/tensor.js";
+import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 
 const root = mkdtempSync(join(tmpdir(), "lyceum-stages-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
@@ -137,6 +140,45 @@ test.each([
   sameFiles(`${whole}/model`, `${cut}/model`);
   const metrics = rows(whole);
   expect(metrics[7].loss).toBeLessThan(metrics[0].loss);
+});
+
+test("pretraining text in a later stage: every token of a document is a target once, its end among them; bad records are listed", async () => {
+  const tokenizer = Tokenizer.load(tuning.from);
+  const end = tokenizer.eosId!;
+  const long = Array.from({ length: 40 }, (_, i) => animals[i % 8]).join(" ");
+  const bad = join(root, "mix.jsonl");
+  writeFileSync(bad, `${JSON.stringify({ text: long })}\nno json\n${JSON.stringify({ text: "a cat" })}\n`);
+  const rejected: Rejected[] = [];
+  const row = await pretrainingRows([bad], tokenizer, 8, 1, rejected);
+  expect(rejected.map((r) => r.line)).toEqual([2]);
+  const documents = [long, "a cat"].map((text) => [end, ...tokenizer.encode(text), end]);
+  const count = documents.reduce((n, d) => n + Math.ceil((d.length - 1) / 7), 0);
+  const rows = Array.from({ length: count }, (_, i) => [...row(i)]);
+  expect(rows.every((r) => r.length > 1 && r.length <= 8)).toBe(true);
+  expect(new Set(Array.from({ length: count }, (_, i) => String([...row(count + i)])))).toEqual(
+    new Set(rows.map(String)),
+  );
+  const sorted = (ids: number[]): number[] => ids.sort((a, b) => a - b);
+  expect(sorted(rows.flatMap((r) => r.slice(1)))).toEqual(sorted(documents.flatMap((d) => d.slice(1))));
+
+  const settings = { ...tuning, steps: 1, evalEvery: 0, pretrainMix: { train: [bad], batchSize: 1 } };
+  const dir = await runIn("mix-aside", "sft", settings);
+  expect(readFileSync(`${dir}/rejected.jsonl`, "utf8")).toMatch(/mix.jsonl","line":2/);
+});
+
+test("fine-tuning refuses a reward model, a prompt without room, and data that is all held out", async () => {
+  const refuses = (name: string, settings: object, message: RegExp) =>
+    expect(runIn(name, "sft", { ...tuning, steps: 1, evalEvery: 0, ...settings })).rejects.toThrow(message);
+  const reward = join(root, "scalar");
+  const model = loadLlama(openCpu(), tuning.from, "fp32", { head: "scalar" });
+  saveLlama(model, reward);
+  Tokenizer.load(tuning.from).save(reward);
+  model.close();
+  await refuses("no-lm", { from: reward }, /scalar is a reward model/);
+  const prompts = ["Hi", "long ".repeat(600)];
+  await refuses("no-room", { samples: { prompts } }, /samples.prompts.1 has \d+ tokens.*context of 512/);
+  const data = { ...tuning.data, validationShare: 0.999999 };
+  await refuses("no-data", { data }, /all 40 records are held out.*data.validationShare to 0/);
 });
 
 test("a loss that is not finite stops the run before it reaches the model, and leaves the batch", async () => {

@@ -120,6 +120,18 @@ test("texts of more than one round, and one that is longer than a round and cann
   expect(new Set(flat).size).toBe(2);
 });
 
+test("a text of more than a round is cut where no word notices", () => {
+  const tokenizer = fromJson(golden("gpt2.json"));
+  // A round is 2^22 characters, and the place is sought from its middle on; zeros are one word without merges.
+  const zeros = "\0".repeat(2 ** 21);
+  for (const middle of ["kk.\n\nkk", "7.\n\n7\n7"]) {
+    const text = `${zeros}${middle}\n\n${zeros}`;
+    const [native, here] = [tokenizer.encode(text), tokenizer.encode(text, { engine: false })];
+    expect(native.length).toBe(here.length);
+    expect(native.slice(zeros.length, -zeros.length)).toEqual(here.slice(zeros.length, -zeros.length));
+  }
+});
+
 describe("training", () => {
   const merges = (t: Tokenizer): unknown => t.json.model;
 

@@ -92,6 +92,25 @@ describe("text", () => {
     expect(tokenizer.decode([1_000_000, -1, ...tokenizer.encode("ok"), 1.5])).toBe("ok");
   });
 
+  test("white space that a token took belongs to the next one only where Hugging Face gives it away", () => {
+    // As tokenizers 0.23.2 does, of which the second may look odd.
+    const ids = (lstrip: boolean): number[] => {
+      const flags = { single_word: false, normalized: false, special: false };
+      const added_tokens = [
+        { ...flags, id: 0, content: "<a>", lstrip: false, rstrip: true },
+        { ...flags, id: 0, content: " ", lstrip, rstrip: false },
+      ];
+      const t = fromJson({ ...(golden("llama3.json") as Json), added_tokens });
+      const names = new Map([
+        [t.tokenToId("<a>"), 1],
+        [t.tokenToId(" "), 2],
+      ]);
+      return Array.from(t.encode("<a> !"), (id) => names.get(id) ?? 0);
+    };
+    expect(ids(true)).toEqual([1, 0]);
+    expect(ids(false)).toEqual([1, 2, 0]);
+  });
+
   test("tokens can be added, and are found from then on", () => {
     const t = fromJson(golden("qwen.json"));
     const size = t.vocabSize;
@@ -161,6 +180,19 @@ describe("refused", () => {
     ["model.merges", [["a", "b"], 5], /damaged: merge 2 is 5/],
     ["added_tokens", [{ id: 3, content: 5 }], /damaged: an added token is/],
     ["normalizer", "NFC", /damaged: normalizer is "NFC"/],
+    [
+      "normalizer",
+      { type: "Sequence" },
+      /damaged: the normalizers of normalizer \(Sequence\) is undefined, and not a list/,
+    ],
+    ["normalizer", { type: "Sequence", normalizers: [null] }, /damaged: normalizer.normalizers\[0\] is null/],
+    ["pre_tokenizer", { type: "Sequence" }, /the pretokenizers of pre_tokenizer \(Sequence\) is undefined/],
+    ["pre_tokenizer", split("a" as never), /the pattern of pre_tokenizer.pretokenizers\[0\] \(Split\) is "a"/],
+    ["pre_tokenizer", split(undefined as never), /\(Split\) is undefined, and not a Regex or a String/],
+    ["post_processor", { type: "Sequence" }, /the processors of post_processor/],
+    ["post_processor", { type: "TemplateProcessing" }, /the single of post_processor \(TemplateProcessing\)/],
+    ["post_processor", { type: "TemplateProcessing", single: [] }, /the special_tokens of post_processor/],
+    ["post_processor", { type: "BertProcessing", cls: ["[CLS]", 1] }, /the sep of post_processor/],
   ])("%s %j", (path, value, message) => {
     const said = refused(changed("llama3", [[path, value]]));
     expect(said).toMatch(message);
@@ -174,5 +206,9 @@ describe("refused", () => {
     expect(() => Tokenizer.load(join(empty, "none"))).toThrow(/does not exist/);
     writeFileSync(join(empty, "tokenizer.json"), "{");
     expect(() => Tokenizer.load(empty)).toThrow(/tokenizer.json is not JSON/);
+    writeFileSync(join(empty, "tokenizer.json"), JSON.stringify(golden("llama3.json")));
+    writeFileSync(join(empty, "tokenizer_config.json"), "null");
+    writeFileSync(join(empty, "chat_template.jinja"), "x");
+    expect(() => Tokenizer.load(empty)).toThrow(/tokenizer_config.json holds no JSON object/);
   });
 });

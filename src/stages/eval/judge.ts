@@ -10,7 +10,7 @@ import { UserError } from "../../run/errors.js";
 import { Tokenizer } from "../../tokenizer/tokenizer.js";
 import { openJudge } from "../judge.js";
 import type { Episode } from "../rollout.js";
-import type { Asked, Reply } from "./replies.js";
+import { type Asked, atRecord, type Reply } from "./replies.js";
 
 export interface Scores {
   /** A finite number for each reply; higher is better. */
@@ -29,7 +29,8 @@ export async function openScorer(source: string, beside: Loaded): Promise<Scorer
   const isModel = !/\.[cm]?[jt]s$/.test(source) && existsSync(`${source}/config.json`);
   const tokenizer = isModel ? Tokenizer.load(source) : beside.tokenizer;
   const precision = isModel ? storedPrecision(source) : "fp32";
-  const judge = await openJudge(source, beside.model.device, precision, tokenizer, source);
+  // Its own reader: what is too long for it is cut below.
+  const judge = await openJudge(source, beside.model.device, precision, { dir: source, tokenizer, longest: 0 });
   const encode = isModel ? replyEncoder(source, tokenizer) : () => ({ ids: new Int32Array(), start: 0, cut: false });
   return {
     name: source,
@@ -56,7 +57,7 @@ function replyEncoder(dir: string, tokenizer: Tokenizer) {
     text: string,
     finished: boolean,
   ): { ids: Int32Array; start: number; cut: boolean } => {
-    const prompt = encoder.prompt(messages);
+    const prompt = atRecord(source, () => encoder.prompt(messages));
     if (prompt.length >= context)
       throw new UserError(
         `${source.file}:${source.line}: the prompt of ${prompt.length} tokens leaves no room for a reply in the reward model's context of ${context}.`,

@@ -1,6 +1,6 @@
 /** Replies of a model to prompts: a chat model is asked through its template, a base model continues the text. */
 import { DialogueEncoder } from "../../dialogue/mask.js";
-import type { Message } from "../../dialogue/templates.js";
+import { type Message, RecordError } from "../../dialogue/templates.js";
 import { generate } from "../../generate/generate.js";
 import type { Loaded } from "../../generate/loaded.js";
 import { UserError } from "../../run/errors.js";
@@ -25,7 +25,16 @@ export interface ReplyOptions {
   seed?: number;
 }
 
-/** Throws UserError with the record when a prompt leaves no room in the context. */
+/** What `encode` gives. Throws UserError with the record when the chat template refuses it. */
+export function atRecord<T>({ file, line }: Source, encode: () => T): T {
+  try {
+    return encode();
+  } catch (error) {
+    throw error instanceof RecordError ? new UserError(`${file}:${line}: ${error.message}`) : error;
+  }
+}
+
+/** Throws UserError with the record when a prompt leaves no room in the context, or is refused by the chat template. */
 export function replyTo(
   { model, tokenizer, stop }: Loaded,
   asked: readonly Asked[],
@@ -35,7 +44,7 @@ export function replyTo(
   const context = model.config.maxPositionEmbeddings;
   const prompts = asked.map(({ messages, source }) => {
     const ids =
-      encoder?.prompt(messages) ??
+      (encoder && atRecord(source, () => encoder.prompt(messages))) ??
       tokenizer.encode(plainText(messages), { allowSpecial: false, addSpecialTokens: true });
     if (ids.length >= context)
       throw new UserError(
