@@ -2,6 +2,7 @@
 import { UserError } from "../run/errors.js";
 import { evaluateOnTasks, modelNames } from "../stages/eval/evaluation.js";
 import { describeTasks } from "../stages/eval/table.js";
+import { number, whole } from "./generate.js";
 
 export interface EvalFlags {
   tasks: string[];
@@ -30,8 +31,8 @@ export async function command(models: string[], flags: EvalFlags): Promise<void>
       against: flags.against,
       maxTokens: whole("max-tokens", flags.maxTokens, 1),
       batchSize: whole("batch-size", flags.batchSize, 1),
-      temperature: atLeast("temperature", flags.temperature, 0),
-      seed: whole("seed", flags.seed, 0),
+      temperature: number("temperature", flags.temperature, 0),
+      seed: whole("seed", flags.seed, 0, Number.MAX_SAFE_INTEGER),
       ...(flags.context !== undefined && { context: whole("context", flags.context, 2) }),
       samples: whole("samples", flags.samples, 0),
       ...(precision && { precision }),
@@ -40,15 +41,4 @@ export async function command(models: string[], flags: EvalFlags): Promise<void>
     (line) => console.error(line),
   );
   console.log(flags.json ? JSON.stringify(evaluation) : describeTasks(evaluation, modelNames(models)));
-}
-
-function atLeast(flag: string, text: string, low: number): number {
-  const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value) || value < low)
-    throw new UserError(`--${flag} is "${text}"; it must be a number from ${low} up.`, 2);
-  return value;
-}
-function whole(flag: string, text: string, low: number): number {
-  if (!/^\d+$/.test(text)) throw new UserError(`--${flag} is "${text}"; it must be a whole number from ${low} up.`, 2);
-  return atLeast(flag, text, low);
 }

@@ -34,7 +34,15 @@ export async function command(args: readonly string[], flags: LaunchFlags): Prom
   const child = spawn("mpirun", [...start, process.execPath, main, ...args], {
     stdio: "inherit",
     env: { ...process.env, ...root },
+    detached: true, // Ctrl-C comes here, and not to mpirun
   });
-  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => child.kill(signal));
+  // The first time all processes are asked to save and stop, which takes them a step: mpirun hands this signal on to them.
+  // Of SIGINT and SIGTERM it gives them a second.
+  let asked = false;
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
+    process.on(signal, () => {
+      child.kill(asked ? signal : "SIGUSR2");
+      asked = true;
+    });
   process.exitCode = await new Promise<number>((resolve) => child.on("exit", (code) => resolve(code ?? 1)));
 }

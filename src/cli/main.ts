@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** The `lyceum` command. Each command's file is imported only when it runs, so that --help answers at once. */
-import { Command } from "commander";
+import { Command, InvalidArgumentError } from "commander";
 import type { StageFlags } from "./stage.js";
 
 const program = new Command("lyceum")
@@ -9,6 +9,12 @@ const program = new Command("lyceum")
   .showSuggestionAfterError()
   // Commands take this over: they must be made after it. 2: what was typed is not understood.
   .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
+
+/** What --out names. An empty name is a variable of the shell that is not set, and would be the root of the file system. */
+function named(path: string): string {
+  if (path.trim() === "") throw new InvalidArgumentError("It is empty.");
+  return path;
+}
 
 /** A training stage: its file in cli/ exports command(config, flags). */
 function stage(
@@ -20,7 +26,7 @@ function stage(
     .command(name)
     .description(description)
     .argument("<config>", "YAML file")
-    .option("--out <dir>", "run folder (default: runs/ and the name of the YAML file)")
+    .option("--out <dir>", "run folder (default: runs/ and the name of the YAML file)", named)
     .option("--resume", "go on after the last checkpoint of the run folder")
     .option("--set <key=value...>", "override settings of the YAML file")
     .action(async (file, flags) => (await load()).command(file, flags));
@@ -116,7 +122,7 @@ program
     "--teacher <source>",
     "a model's folder, or the address of an OpenAI-compatible service (http://host/v1)",
   )
-  .requiredOption("--out <file>", "JSONL that records are added to, one by one")
+  .requiredOption("--out <file>", "JSONL that records are added to, one by one", named)
   .option("--model <name>", "the model's name, for a service; its key is read from OPENAI_API_KEY")
   .option("--count <n>", "records in the file at the end", "100")
   .option("--resume", "go on with a file that is there")
@@ -150,7 +156,7 @@ program
   .command("schema")
   .description("JSON Schema of a configuration file, for editors and programs")
   .argument("[name]", "recipe, a stage (pretrain, sft, ...), corpus or cluster", "recipe")
-  .option("--out <dir>", "write all of them there")
+  .option("--out <dir>", "write all of them there", named)
   .action(async (name, flags) => (await import("./schema.js")).command(name, flags));
 program
   .command("launch")
@@ -199,7 +205,7 @@ tokenizer
   .command("train")
   .argument("<files...>", "text (.txt, .md) or JSONL with a text field (.jsonl, .jsonl.gz)")
   .requiredOption("--vocab-size <n>", "number of tokens, special ones included")
-  .requiredOption("--out <dir>", "folder for tokenizer.json")
+  .requiredOption("--out <dir>", "folder for tokenizer.json", named)
   .option("--pretokenizer <kind>", "gpt2, llama3, qwen, or han: llama3 with every Chinese character a word", "llama3")
   .option("--special <tokens...>", "special tokens; the first ends a document", ["<|endoftext|>"])
   .action(async (files, options) => (await import("./tokenizer.js")).train(files, options));
@@ -218,7 +224,7 @@ corpus
   .command("build")
   .description("read, filter, deduplicate and tokenize, as a recipe says")
   .argument("<recipe>", "YAML file")
-  .option("--out <dir>", "folder (default: runs/ and the recipe's name); an unfinished build there goes on")
+  .option("--out <dir>", "folder (default: runs/ and the recipe's name); an unfinished build there goes on", named)
   .option("--workers <n>", "threads (default: as many as the processor runs)")
   .option("--set <key=value...>", "override settings of the recipe")
   .option("--against <files...>", "data sets whose documents, and near copies of them, must not be kept")
@@ -258,7 +264,7 @@ corpus
   .description("a quality classifier: good texts against crawled ones")
   .requiredOption("--good <files...>", "texts as they should be")
   .requiredOption("--crawled <files...>", "texts as they are on the web")
-  .requiredOption("--out <file>", "model, in fastText's format (.bin)")
+  .requiredOption("--out <file>", "model, in fastText's format (.bin)", named)
   .option("--epochs <n>", "passes over the texts", "5")
   .option("--seed <n>", "of the split and the first weights", "1")
   .option("--json", "print the report as a JSON object")
@@ -280,10 +286,10 @@ try {
     (system !== undefined ||
       ["UserError", "NonFiniteError"].includes(error.name) ||
       error.constructor.name === "EngineError");
-  const usage = (error as { exitCode?: number }).exitCode === 2;
-  // Under mpirun every process meets the same mistake: the first one tells, which ends the others.
+  const agreed = [2, 130].includes((error as { exitCode?: number }).exitCode ?? 1);
+  // Under mpirun every process meets the same mistake, or stops as all do: the first one tells, which ends the others.
   const rank = Number(process.env.OMPI_COMM_WORLD_RANK ?? process.env.PMI_RANK ?? process.env.SLURM_PROCID ?? 0);
-  if (rank > 0 && usage) await new Promise((resolve) => setTimeout(resolve, 5000));
+  if (rank > 0 && agreed) await new Promise((resolve) => setTimeout(resolve, 5000));
   const who = rank > 0 ? `rank ${rank} on ${(await import("node:os")).hostname()}: ` : "";
   process.stderr.write(
     known

@@ -3,7 +3,7 @@ import { existsSync, statSync } from "node:fs";
 import { basename, dirname, extname } from "node:path";
 import { PLANNED_STAGES, type PlannedStage, type Workload, workload } from "../plan/layout.js";
 import { hubShape, llamaShape, type ModelShape, namedShape } from "../plan/shape.js";
-import { applyOverrides, check, nearest, readYaml } from "../run/config.js";
+import { check, nearest, overridden, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { locate } from "./stage.js";
 
@@ -42,27 +42,34 @@ function knownStage(name: string): PlannedStage {
 /** One stage's settings, or a recipe: then --stage tells which of its stages is meant (default: the first). */
 async function fromYaml(file: string, wanted: PlannedStage | undefined, set: readonly string[]): Promise<Subject> {
   const { STAGES } = await import("../stages/registry.js");
-  const source = readYaml(file);
-  const value = locate(applyOverrides(source.value, set), dirname(file)) as Json;
-  const list = Array.isArray(value.stages) ? (value.stages as Json[]) : undefined;
-  if (!list) {
+  const { recipeSchema, stageOverrides } = await import("./run.js");
+  const raw = readYaml(file);
+  const source = overridden(raw, stageOverrides(raw.value, set));
+  const value = locate(source.value, dirname(file)) as Json;
+  if (value.stages === undefined) {
     const name = wanted ?? guessStage(value, file);
     const config = check(STAGES[name].schema, { ...source, value }) as Json;
     return { workload: await workloadOf(name, config, () => undefined, file), config };
   }
+  const list: Json[] = check(recipeSchema, { ...source, value }).stages;
   const planned = list.filter((s) => PLANNED_STAGES.includes(s.stage as PlannedStage));
-  const raw = wanted ? planned.find((s) => s.stage === wanted) : planned[0];
-  if (!raw)
+  const chosen = wanted ? planned.find((s) => s.stage === wanted) : planned[0];
+  if (!chosen)
     throw new UserError(
       `${file} has no stage ${wanted ?? "that can be planned"}; it has ${list.map((s) => s.stage).join(", ")}.`,
       2,
     );
-  const index = list.indexOf(raw);
-  const { name: _, ...rest } = raw;
-  const place = (path: readonly PropertyKey[]): string => source.place(["stages", index, ...path]);
-  const config = check(STAGES[raw.stage as string].schema, { ...source, value: rest, place }) as Json;
+  const index = list.indexOf(chosen);
+  const { name: _, ...rest } = chosen;
+  const stage = chosen.stage as PlannedStage;
+  const config = check(STAGES[stage].schema, {
+    ...source,
+    value: rest,
+    place: (path) => source.place(["stages", index, ...path]),
+    set: (path) => source.set?.(["stages", index, ...path]),
+  }) as Json;
   const earlier = (name: string): Json | undefined => list.slice(0, index).find((s) => (s.name ?? s.stage) === name);
-  return { workload: await workloadOf(raw.stage as PlannedStage, config, earlier, file), config };
+  return { workload: await workloadOf(stage, config, earlier, file), config };
 }
 
 /** A stage's own file need not say which stage it is for: the keys tell. */

@@ -1,6 +1,6 @@
 /** `lyceum plan --calibrate`: memory and time of a run of Lyceum's on this machine, from its kernels as they are measured here. */
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -9,13 +9,13 @@ import { parseLlamaConfig } from "../nn/config.js";
 import type { Workload } from "../plan/layout.js";
 import { type MachinePrediction, predict } from "../plan/machine.js";
 import type { RehearsedRun } from "../plan/rehearsal.js";
+import { toYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { duration, mebibytes } from "../run/progress.js";
 
 type Json = Record<string, unknown>;
 interface Flags {
   model: string;
-  set?: string[];
   json?: boolean;
 }
 
@@ -24,7 +24,8 @@ export async function calibrated(w: Workload, config: Json | undefined, flags: F
   const device = openCpu({ threads: (config?.threads as number | undefined) ?? 0 });
   const tiny: RehearsedRun = { ...run, batchSize: 1, gradientAccumulation: 1, model: smallest(run.model) };
   const small = predict(device, tiny);
-  const measured = config && w.stage === "pretrain" && config.model ? programMemory(flags, small) : undefined;
+  const measured =
+    config && w.stage === "pretrain" && config.model ? programMemory(config, flags.model, small) : undefined;
   const program = measured ?? process.memoryUsage.rss();
   const p = predict(device, run);
   const total = program + p.memory.total;
@@ -122,22 +123,23 @@ const smallest = (m: RehearsedRun["model"]): RehearsedRun["model"] => ({
 });
 
 /** Peak memory of the same run with next to no model: what the program, its libraries and its data take. */
-function programMemory(flags: Flags, small: MachinePrediction): number {
+function programMemory(config: Json, file: string, small: MachinePrediction): number {
   const dir = mkdtempSync(join(tmpdir(), "lyceum-plan-"));
   const shape = { hiddenSize: 16, intermediateSize: 16, numLayers: 1, numHeads: 1, numKvHeads: 1, headDim: 16 };
   const set = [
-    ...(flags.set ?? []),
     ...Object.entries(shape).map(([key, value]) => `model.${key}=${value}`),
     ...["batchSize=1", "gradientAccumulation=1", "steps=1", "samples.prompts=[]"],
   ];
   try {
     const main = fileURLToPath(new URL("./main.js", import.meta.url));
-    const args = [main, "pretrain", flags.model, "--out", `${dir}/run`, ...set.flatMap((s) => ["--set", s])];
+    // The stage as it was read: of a recipe it is a part, and --set has changed it.
+    writeFileSync(`${dir}/pretrain.yaml`, toYaml(config));
+    const args = [main, "pretrain", `${dir}/pretrain.yaml`, "--out", `${dir}/run`, ...set.flatMap((s) => ["--set", s])];
     const child = spawnSync(process.execPath, args, { encoding: "utf8" });
     const peak = /peak memory (\d+) MiB/.exec(child.stderr ?? "");
     if (!peak)
       throw new UserError(
-        `--calibrate runs ${flags.model} with the smallest model for one step, and that failed:\n${(child.stderr || String(child.error)).trim()}`,
+        `--calibrate runs ${file} with the smallest model for one step, and that failed:\n${(child.stderr || String(child.error)).trim()}`,
       );
     return Number(peak[1]) * 2 ** 20 - (small.memory.total - small.memory.scratch);
   } finally {

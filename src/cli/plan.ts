@@ -35,6 +35,10 @@ export interface PlanFlags {
   svg?: string;
 }
 
+/** Beyond these a plan takes minutes, and then longer than anyone waits. */
+const MOST_DEVICES = 1_000_000;
+const MOST_SIMULATED = 10_000;
+
 export async function command(flags: PlanFlags): Promise<void> {
   const subject = await readSubject(flags.model, flags.stage, flags.set ?? []);
   if (flags.calibrate) {
@@ -42,6 +46,12 @@ export async function command(flags: PlanFlags): Promise<void> {
     return calibrated(described(subject, flags, 1), subject.config, flags);
   }
   const cluster = makeCluster(clusterSettings(flags));
+  const most = flags.simulate === undefined ? MOST_DEVICES : MOST_SIMULATED;
+  if (cluster.devices > most)
+    throw new UserError(
+      `The cluster has ${cluster.devices} devices; ${flags.simulate === undefined ? "plans are made for" : "--simulate is for"} ${most} at most.`,
+      2,
+    );
   const w = described(subject, flags, cluster.devices);
   const tokens = flags.tokens === undefined ? budget(subject) : number("--tokens", flags.tokens);
   const planned = plan(w, cluster);

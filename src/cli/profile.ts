@@ -1,5 +1,5 @@
 /** `lyceum profile`: runs some steps of a stage on a device that times every kernel, and says where the time went. */
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { openCpu, watchKernels } from "../device/cpu.js";
@@ -51,6 +51,7 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
   const value = locate(applyOverrides(source.value, overrides), dirname(file));
   const { schema, run } = STAGES[name];
   const config = check(schema, { ...source, value }) as { precision: "bf16" | "fp32"; threads: number };
+  if (flags.trace) appendFileSync(flags.trace, ""); // whether it can be written is better known before
 
   const plain = openCpu({ threads: config.threads });
   const peaks = { flops: peakFlops(plain, config.precision), bandwidth: peakBandwidth(plain) };
@@ -64,9 +65,8 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
   let tokens = 0;
   folder.metrics.write = (step, values) => {
     const took = values.seconds as number;
-    const end = performance.now();
     if (step > WARM_UP && step <= WARM_UP + steps) {
-      kept.push(...events.filter((e) => e.start >= end - took * 1000 - 1));
+      for (const e of events) kept.push(e);
       seconds += took;
       tokens += took * (values.tokensPerSecond as number);
     }
@@ -92,8 +92,8 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
     kernels: rows,
     products: summary(products, shapesOf(products), steps, seconds / steps, peaks),
   };
-  if (flags.trace) writeFileSync(flags.trace, JSON.stringify({ traceEvents: kept.map(traceEvent) }));
   console.log(flags.json ? JSON.stringify(result) : table(result));
+  if (flags.trace) writeFileSync(flags.trace, JSON.stringify({ traceEvents: kept.map(traceEvent) }));
 }
 
 /** The stages that go on in steps. */

@@ -2,10 +2,12 @@
 import { existsSync } from "node:fs";
 import { basename, dirname, extname } from "node:path";
 import { z } from "zod";
+import { launched } from "../parallel/mpi.js";
 import { type ConfigSource, check, nearest, overridden, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
-import { RunFolder } from "../run/folder.js";
+import { latestStep, RunFolder } from "../run/folder.js";
 import { duration } from "../run/progress.js";
+import { changedSettings } from "../run/resume.js";
 import { STAGES } from "../stages/registry.js";
 import { locate, runStage, type StageFlags } from "./stage.js";
 
@@ -13,7 +15,7 @@ type Json = Record<string, unknown>;
 export const recipeSchema = z.strictObject({
   name: z.string().optional(),
   /** Where the stages' folders are made; --out overrides it. */
-  out: z.string().optional(),
+  out: z.string().min(1).optional(),
   /** The seed of every stage that names none. */
   seed: z.int().min(0).optional(),
   stages: z.array(z.looseObject({ stage: z.string(), name: z.string().optional() })).min(1),
@@ -24,6 +26,12 @@ const MODELS = new Set(["from", "models", "reward", "critic", "reference", "toke
 const FILES = new Set(["train", "validation", "prompts", "file"]);
 
 export async function command(file: string, flags: StageFlags): Promise<void> {
+  const processes = launched()?.size ?? 1;
+  if (processes > 1)
+    throw new UserError(
+      `A recipe runs in one process; ${processes} were started. Start its stages one after the other, each from a file of its own (lyceum launch -n ${processes} -- pretrain ...), or the recipe without mpirun.`,
+      2,
+    );
   const raw = readYaml(file);
   const { stage, stages, data } = raw.value as Json;
   if (stages === undefined && data !== undefined)
@@ -66,14 +74,24 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
   const began = performance.now();
   for (const [i, { stage, name, entry, config }] of plan.entries()) {
     const dir = `${out}/${name}`;
+    const settings = { stage, ...config };
     if (flags.resume && existsSync(`${dir}/model`)) {
-      console.error(`[${i + 1}/${plan.length}] ${name}: done already`);
-      continue;
+      const changes = changedSettings(dir, settings, Math.max(1, latestStep(dir)));
+      if (changes.length === 0) {
+        console.error(`[${i + 1}/${plan.length}] ${name}: done already`);
+        continue;
+      }
+      const later = plan.slice(i + 1).find((p) => existsSync(`${out}/${p.name}`));
+      if (later)
+        throw new UserError(
+          `${dir} is done, but ${changes.join("; ")}; and ${out}/${later.name} was made after it. Set it back, or name another folder with --out.`,
+          2,
+        );
     }
     console.error(`[${i + 1}/${plan.length}] ${name}`);
     const keepCheckpoints = (config.keepCheckpoints as number | undefined) ?? 1;
-    const folder = RunFolder.open(dir, { stage, ...config }, { resume: flags.resume, keepCheckpoints });
-    await runStage(dir, folder, () => entry.run(config as never, folder));
+    const open = (): RunFolder => RunFolder.open(dir, settings, { resume: flags.resume, keepCheckpoints });
+    await runStage(dir, open, (folder) => entry.run(config as never, folder));
   }
   const trained = plan.filter((p) => p.entry !== STAGES.evaluate).at(-1);
   console.log(
@@ -82,7 +100,7 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
 }
 
 /** `--set sft.steps=10` for the stage of that name, as well as `--set stages.1.steps=10`. */
-function stageOverrides(value: unknown, overrides: readonly string[]): string[] {
+export function stageOverrides(value: unknown, overrides: readonly string[]): string[] {
   const { stages } = (value ?? {}) as { stages?: { stage?: unknown; name?: unknown }[] };
   const names = Array.isArray(stages) ? stages.map((s) => s?.name ?? s?.stage) : [];
   return overrides.map((text) => {

@@ -7,6 +7,7 @@ import type { Comm } from "../parallel/comm.js";
 import { check, overridden, readYaml } from "../run/config.js";
 import { systemMessage, UserError } from "../run/errors.js";
 import { RunFolder, VERSION } from "../run/folder.js";
+import { FILES } from "../run/resume.js";
 
 export interface StageFlags {
   out?: string;
@@ -14,22 +15,9 @@ export interface StageFlags {
   set?: string[];
 }
 
-/** Keys whose values are files or folders; they are looked for beside the YAML file first, then from the current folder. */
-const PATHS = new Set([
-  "train",
-  "validation",
-  "from",
-  "tokenizer",
-  "file",
-  "reward",
-  "critic",
-  "prompts",
-  "models",
-  "reference",
-]);
-
+/** Files and folders are looked for beside the YAML file first, then from the current folder. */
 export function locate(value: unknown, beside: string, key = ""): unknown {
-  if (typeof value === "string" && PATHS.has(key)) {
+  if (typeof value === "string" && FILES.has(key)) {
     const near = `${beside}/${value}`;
     return !value.startsWith("/") && beside !== "." && existsSync(near) ? near : value;
   }
@@ -51,28 +39,35 @@ export async function command(name: string, file: string, flags: StageFlags): Pr
   };
   const dir = flags.out ?? `runs/${basename(file, extname(file))}`;
   const world = await join(config, dir);
-  const folder = RunFolder.open(
-    dir,
-    { stage: name, ...config },
-    {
-      resume: flags.resume,
-      keepCheckpoints: config.keepCheckpoints ?? 1,
-      ...(world && { world }),
-    },
-  );
-  await runStage(dir, folder, () => run(config as never, folder));
+  const open = (): RunFolder =>
+    RunFolder.open(
+      dir,
+      { stage: name, ...config },
+      {
+        resume: flags.resume,
+        keepCheckpoints: config.keepCheckpoints ?? 1,
+        ...(world && { world }),
+      },
+    );
+  await runStage(dir, open, (folder) => run(config as never, folder));
   console.log(name === "prefer" ? `${dir}/preferences.jsonl` : `${dir}/model`);
 }
 
-/** Does the work of a stage in its folder. A full disk is told with the folder that it was met in. */
-export async function runStage(dir: string, folder: RunFolder, work: () => Promise<void>): Promise<void> {
+/** Opens a stage's folder and does its work there. A full disk is told with the folder that it was met in. */
+export async function runStage(
+  dir: string,
+  open: () => RunFolder,
+  work: (folder: RunFolder) => Promise<void>,
+): Promise<void> {
+  let folder: RunFolder | undefined;
   try {
-    await work();
+    folder = open();
+    await work(folder);
   } catch (error) {
     const message = systemMessage(error, dir);
     throw message === undefined ? error : new UserError(message);
   } finally {
-    folder.close();
+    folder?.close();
   }
 }
 

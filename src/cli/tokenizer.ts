@@ -17,11 +17,16 @@ interface TrainFlags {
   special: string[];
 }
 
+/** Ids have 21 bits in the engine's table. */
+const MOST_TOKENS = 2 ** 21;
+
 export async function train(files: string[], flags: TrainFlags): Promise<void> {
   if (!PRETOKENIZERS.some((name) => name === flags.pretokenizer))
     throw new UserError(`--pretokenizer is "${flags.pretokenizer}"; it must be one of ${PRETOKENIZERS.join(", ")}.`, 2);
   if (!/^\d+$/.test(flags.vocabSize))
     throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be a whole number.`, 2);
+  if (Number(flags.vocabSize) >= MOST_TOKENS)
+    throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be less than ${MOST_TOKENS}.`, 2);
   const world = await join();
   const rejected: Rejected[] = [];
   let documents = 0;

@@ -46,7 +46,8 @@ const libraryPath = (isa: string): string => `${nativeDir}build/lyceum-${isa}.so
 /** Kept for the life of the process: the pool's threads run in a library's code. */
 const libraries = new Map<string, ReturnType<typeof koffi.load>>();
 
-function open(isa: string): ReturnType<typeof koffi.load> {
+/** The library of an instruction set, opened once. Throws EngineError when it is not built. */
+export function openLibrary(isa: string): ReturnType<typeof koffi.load> {
   const known = libraries.get(isa);
   if (known) return known;
   const path = libraryPath(isa);
@@ -59,10 +60,22 @@ function open(isa: string): ReturnType<typeof koffi.load> {
   return library;
 }
 
+const isaList = (): string[] => (openLibrary("portable").func(prototypes().get("ly_isa_list")!)() as string).split(",");
+
 /** The instruction sets that this processor offers and that are built, best first. */
-export function offeredIsas(): string[] {
-  const list = open("portable").func(prototypes().get("ly_isa_list")!)() as string;
-  return list.split(",").filter((isa) => existsSync(libraryPath(isa)));
+export const offeredIsas = (): string[] => isaList().filter((isa) => existsSync(libraryPath(isa)));
+
+/**
+ * The instruction set to open: the one that is wanted, that of LYCEUM_ISA, or the best but `without`. Throws EngineError for one that
+ * this processor does not offer.
+ */
+export function chooseIsa(wanted?: string, without?: string): string {
+  const isa = wanted || process.env.LYCEUM_ISA || offeredIsas().find((i) => i !== without) || "portable";
+  if (!isaList().includes(isa))
+    throw new EngineError(
+      `Instruction set "${isa}" is not offered by this processor. It offers: ${isaList().join(", ")}.`,
+    );
+  return isa;
 }
 
 let opened: Device | undefined;
@@ -77,15 +90,9 @@ export const currentCpu = (): Device => opened ?? openCpu();
 /** Opens the engine. Throws EngineError when it is not built or `isa` is not offered by this processor. */
 export function openCpu(options: CpuOptions = {}): Device {
   const protos = prototypes();
-  const isaList = open("portable").func(protos.get("ly_isa_list")!)() as string;
-  const offered = isaList.split(",");
-  const wanted = options.isa ?? process.env.LYCEUM_ISA ?? "";
-  const isa = wanted || offered.find((i) => existsSync(libraryPath(i))) || "portable";
-  if (!offered.includes(isa))
-    throw new EngineError(
-      `Instruction set "${isa}" is not offered by this processor. It offers: ${offered.join(", ")}.`,
-    );
-  const lib = open(isa);
+  const offered = isaList();
+  const isa = chooseIsa(options.isa);
+  const lib = openLibrary(isa);
   const device: Record<string, unknown> = {};
   for (const [name, proto] of protos)
     device[name.slice(3).replace(/_(\w)/g, (_, c: string) => c.toUpperCase())] = lib.func(proto);

@@ -6,8 +6,7 @@
  */
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import koffi from "koffi";
-import { offeredIsas } from "./cpu.js";
+import { chooseIsa, openLibrary } from "./cpu.js";
 
 // biome-ignore format: one line a kernel, as in the header
 export interface TextKernels {
@@ -25,13 +24,11 @@ export interface TextKernels {
 const nativeDir = fileURLToPath(new URL("../../native/", import.meta.url));
 let opened: TextKernels | undefined;
 
-/** Opens the kernels once per thread. LYCEUM_ISA chooses the instruction set, as for the engine. */
+/** Opens the kernels once per thread. Throws as openCpu does. LYCEUM_ISA chooses the instruction set, as for the engine. */
 export function openTextKernels(): TextKernels {
   if (opened) return opened;
-  const offered = offeredIsas();
   // AMX has nothing for text, and its library asks the kernel for tile registers that a worker need not hold.
-  const isa = process.env.LYCEUM_ISA ?? offered.find((i) => i !== "amx") ?? "portable";
-  const lib = koffi.load(`${nativeDir}build/lyceum-${isa}.so`);
+  const lib = openLibrary(chooseIsa(undefined, "amx"));
   const header = readFileSync(`${nativeDir}lyceum.h`, "utf8").replace(/\/\*[\s\S]*?\*\//g, "");
   const kernels: Record<string, unknown> = {};
   for (const [prototype, , name] of header.matchAll(/^(\w+) ly_((?:minhash|suffix)_\w+)\([^)]*\)(?=;)/gm))

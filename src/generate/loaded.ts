@@ -3,6 +3,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { openCpu } from "../device/cpu.js";
 import { loadLlama } from "../nn/folder.js";
 import type { Llama, Precision } from "../nn/llama.js";
+import { UserError } from "../run/errors.js";
 import { openSafetensors } from "../run/safetensors.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { Int8Weights, PackedWeights, type ReadyWeights } from "./weights.js";
@@ -51,6 +52,11 @@ export function storedPrecision(dir: string): Precision {
 function eosOf(dir: string): number[] {
   const path = `${dir}/generation_config.json`;
   if (!existsSync(path)) return [];
-  const eos = (JSON.parse(readFileSync(path, "utf8")) as { eos_token_id?: number | number[] | null }).eos_token_id;
+  let eos: number | number[] | null | undefined;
+  try {
+    eos = (JSON.parse(readFileSync(path, "utf8")) as { eos_token_id?: number | number[] | null }).eos_token_id;
+  } catch (error) {
+    throw new UserError(`${path} holds no JSON object: ${(error as Error).message}`);
+  }
   return eos === undefined || eos === null ? [] : [eos].flat();
 }

@@ -130,6 +130,8 @@ export function hubShape(path: string): ModelShape {
   } catch (error) {
     throw new UserError(`${file}: not JSON: ${(error as Error).message}`, 2);
   }
+  if (typeof json !== "object" || json === null || Array.isArray(json))
+    throw new UserError(`${file}: it is no group of keys, as a config.json is.`, 2);
   const number = (keys: string[], fallback?: number): number => {
     const value = keys.map((k) => json[k]).find((v) => v !== undefined && v !== null) ?? fallback;
     if (typeof value !== "number" || !Number.isInteger(value) || value <= 0)

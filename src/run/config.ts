@@ -34,7 +34,7 @@ export function readYaml(file: string): ConfigSource {
   if (broken) throw new UserError(`${file}: not YAML: ${broken.message.split("\n")[0]}`, 2);
   return {
     file,
-    value: document.toJS() ?? {},
+    value: plain(() => document.toJS() ?? {}, `${file}: not YAML that can be read: `),
     place(path) {
       for (let n = path.length; n > 0; n--) {
         const parent = n === 1 ? document.contents : document.getIn(path.slice(0, n - 1), true);
@@ -51,6 +51,20 @@ export function readYaml(file: string): ConfigSource {
   };
 }
 
+/** What a document means. Throws UserError, which begins with `where`, for an alias of nothing, of too much, or of what it stands in. */
+function plain(read: () => unknown, where: string): unknown {
+  let circle = false;
+  try {
+    const value = read();
+    circle = true;
+    JSON.stringify(value);
+    return value;
+  } catch (error) {
+    const why = circle ? "An alias stands in what it names" : (error as Error).message.split("\n")[0];
+    throw new UserError(`${where}${why.replace(/\.?$/, ".")}`, 2);
+  }
+}
+
 /** `a.b=value` arguments, the value read as YAML, laid over the file's. */
 export function applyOverrides(value: unknown, overrides: readonly string[]): unknown {
   const root = camelKeys(value) as Json;
@@ -60,19 +74,21 @@ export function applyOverrides(value: unknown, overrides: readonly string[]): un
       throw new UserError(`--set ${text}: write it as key=value, such as --set optimizer.weightDecay=0.`, 2);
     const path = overriddenPath(text);
     if (path.includes("")) throw new UserError(`--set ${text}: a name is missing between the dots of its key.`, 2);
+    const odd = path.find((key) => EVERY_OBJECTS.has(key));
+    if (odd) throw new UserError(`--set ${text}: there is no key "${odd}".`, 2);
     let at = root;
     for (const key of path.slice(0, -1)) {
       if (typeof at[key] !== "object" || at[key] === null) at[key] = {};
       at = at[key] as Json;
     }
-    try {
-      at[path[path.length - 1]] = camelKeys(parse(text.slice(equals + 1)));
-    } catch (error) {
-      throw new UserError(`--set ${text}: the value is not YAML: ${(error as Error).message.split("\n")[0]}`, 2);
-    }
+    const value = plain(() => parse(text.slice(equals + 1)), `--set ${text}: the value is not YAML: `);
+    at[path[path.length - 1]] = camelKeys(value);
   }
   return root;
 }
+
+/** Names that every object has a meaning for: to set them would change other objects than this one. */
+const EVERY_OBJECTS = new Set(["__proto__", "constructor", "prototype"]);
 
 /** The key path of a `--set` argument. Names that users give (of instruction types, say) are left as they are. */
 function overriddenPath(text: string): string[] {
@@ -223,7 +239,7 @@ const SYNONYMS: Record<string, string> = {
 };
 function camelCase(key: string): string {
   const camel = key.replace(/_+([a-z0-9])/g, (_, c: string) => c.toUpperCase());
-  return SYNONYMS[camel] ?? camel;
+  return Object.hasOwn(SYNONYMS, camel) ? SYNONYMS[camel] : camel;
 }
 /** Whether the keys of this group are names that the user chose (instruction types, say) and are left as they are. */
 const NAMED_BY_USER = new Set(["weights"]);

@@ -17,12 +17,13 @@ import {
   statSync,
   writeFileSync,
 } from "node:fs";
+import { dirname } from "node:path";
 import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "./config.js";
 import { UserError } from "./errors.js";
 import { takeLock } from "./lock.js";
 import { Metrics } from "./metrics.js";
-import { changedSettings, clearPreparation, nothingTrained } from "./resume.js";
+import { changedSettings, clearPreparation, configText, contentsOf } from "./resume.js";
 
 export const VERSION = "0.1.0";
 const stepName = (step: number): string => String(step).padStart(6, "0");
@@ -39,6 +40,8 @@ export class RunFolder {
     readonly world: Comm | undefined,
     /** Gives the folder's lock back, which the first process has. */
     private readonly release: () => void = () => {},
+    /** Text of config.yaml, until it is written. */
+    private settings?: string,
   ) {
     this.metrics = new Metrics(dir, startStep, this.first);
   }
@@ -46,9 +49,9 @@ export class RunFolder {
   get first(): boolean {
     return (this.world?.rank ?? 0) === 0;
   }
-  /** All processes. `patient`: for as long as it takes. */
-  private meet(patient = false): void {
-    this.world?.barrier(patient);
+  /** All processes, for as long as it takes. */
+  private meet(): void {
+    this.world?.barrier(true);
   }
 
   /** Opens `dir` for one run. Throws when it holds a run already and `resume` is not asked for, or when another process writes it. */
@@ -62,46 +65,43 @@ export class RunFolder {
       world.barrier(true); // the first process makes the folder
       return new RunFolder(dir, world.gatherNumbers([0])[0][0], options.keepCheckpoints, world);
     }
-    const configFile = `${dir}/config.yaml`;
-    if (existsSync(dir) && !statSync(dir).isDirectory())
-      throw new UserError(`${dir} is a file; a run needs a folder. Name another one with --out.`, 2);
-    const used = existsSync(dir) && readdirSync(dir).some((f) => f !== "run.lock");
-    const failed = used && nothingTrained(dir);
-    if (used && !failed && !options.resume)
-      throw new UserError(
-        existsSync(configFile)
-          ? `${dir} already holds a run${latestStep(dir) ? ` (checkpoint at step ${latestStep(dir)})` : ""}. Add --resume to go on with it, or name another folder with --out.`
-          : `${dir} is not empty and is not a run. Name another folder with --out.`,
-        2,
-      );
+    const begin = (): boolean => mayBegin(dir, options.resume);
+    begin(); // a folder that is something else is left as it is, without so much as a lock in it
     try {
-      mkdirSync(`${dir}/checkpoints`, { recursive: true });
+      makeFolder(dir);
     } catch (error) {
-      // On a read-only file system Node says that the folder does not exist.
+      // On a read-only file system the folder is said not to exist.
       const gone = (error as NodeJS.ErrnoException).code === "ENOENT";
       throw gone
         ? new UserError(`${dir} cannot be made: nothing can be written there. Name another folder with --out.`)
         : error;
     }
     const release = takeLock(`${dir}/run.lock`);
-    if (failed && !options.resume) {
-      clearPreparation(dir);
-      mkdirSync(`${dir}/checkpoints`);
-    }
-    for (const name of readdirSync(`${dir}/checkpoints`))
-      if (name.startsWith(".")) rmSync(`${dir}/checkpoints/${name}`, { recursive: true });
-    const start = latestStep(dir);
     try {
+      // Asked again: before the lock was had, another process may have begun a run here, and ended it.
+      if (begin()) clearPreparation(dir);
+      makeFolder(`${dir}/checkpoints`);
+      for (const name of readdirSync(`${dir}/checkpoints`))
+        if (name.startsWith(".")) rmSync(`${dir}/checkpoints/${name}`, { recursive: true });
+      const start = latestStep(dir);
       const changes = changedSettings(dir, config, start);
       if (start > 0 && changes.length > 0) console.error(`since the run began: ${changes.join("; ")}`);
-      writeWhole(configFile, `# lyceum ${VERSION}\n${toYaml(config)}`);
+      const settings = configText(VERSION, toYaml(config));
+      const run = new RunFolder(dir, start, options.keepCheckpoints, world, release, settings);
+      if (start === 0) run.goesOn();
+      world?.barrier(true);
+      world?.gatherNumbers([start]);
+      return run;
     } catch (error) {
       release();
       throw error;
     }
-    world?.barrier(true);
-    world?.gatherNumbers([start]);
-    return new RunFolder(dir, start, options.keepCheckpoints, world, release);
+  }
+
+  /** Writes the settings. Of a run that goes on it is called when its checkpoint is loaded: one that cannot be changes nothing. */
+  goesOn(): void {
+    if (this.settings !== undefined) writeWhole(`${this.dir}/config.yaml`, this.settings);
+    this.settings = undefined;
   }
 
   checkpointDir(step: number): string {
@@ -115,7 +115,10 @@ export class RunFolder {
   checkpoint(step: number, write: (dir: string) => void): void {
     const final = this.checkpointDir(step);
     if (existsSync(final)) return;
-    this.together(`${this.dir}/checkpoints/.${stepName(step)}`, write, (partial) => publish(partial, final));
+    this.together(`${this.dir}/checkpoints/.${stepName(step)}`, write, (partial) => {
+      syncAll(partial);
+      publish(partial, final);
+    });
     if (!this.first) return;
     const steps = checkpointSteps(this.dir);
     for (const old of steps.slice(0, Math.max(0, steps.length - this.keep)))
@@ -125,13 +128,18 @@ export class RunFolder {
   /** Writes a result folder (such as model/) whole or not at all. */
   result(name: string, write: (dir: string) => void): string {
     const final = `${this.dir}/${name}`;
+    const old = `${this.dir}/.${name}.old`;
     this.together(`${this.dir}/.${name}`, write, (partial) => {
-      rmSync(final, { recursive: true, force: true });
+      rmSync(old, { recursive: true, force: true });
+      syncAll(partial);
+      if (existsSync(final)) renameSync(final, old);
       publish(partial, final);
+      rmSync(old, { recursive: true, force: true });
     });
     return final;
   }
 
+  /** All processes meet around what is done on the disk, however slow it is. */
   private together(partial: string, write: (dir: string) => void, publish: (partial: string) => void): void {
     if (this.first) {
       rmSync(partial, { recursive: true, force: true });
@@ -153,7 +161,7 @@ export class RunFolder {
   /** Work that the first process does for all, such as writing token shards; the others wait. */
   async once(work: () => Promise<void>): Promise<void> {
     if (this.first) await work();
-    this.meet(true);
+    this.meet();
   }
 
   /** Writes a text file of the run whole or not at all; `name` may hold folders. */
@@ -179,6 +187,35 @@ export class RunFolder {
   }
 }
 
+/**
+ * Whether what is in `dir` has to be cleared away before a run begins there. Throws UserError (exit code 2) where none may: in a
+ * folder that is none of a run's, and in one that holds a run unless `resume`.
+ */
+function mayBegin(dir: string, resume: boolean | undefined): boolean {
+  if (existsSync(dir) && !statSync(dir).isDirectory())
+    throw new UserError(`${dir} is a file; a run needs a folder. Name another one with --out.`, 2);
+  const holds = contentsOf(dir);
+  if (holds === "other")
+    throw new UserError(`${dir} is not empty and is not a run. Name another folder with --out.`, 2);
+  if (holds === "run" && !resume)
+    throw new UserError(
+      `${dir} already holds a run${latestStep(dir) ? ` (checkpoint at step ${latestStep(dir)})` : ""}. Add --resume to go on with it, or name another folder with --out.`,
+      2,
+    );
+  return holds === "preparation" && !resume;
+}
+
+/** As mkdir -p. Node's own tries for ever where a folder that is there says of a new name that it does not exist, as /proc does. */
+function makeFolder(dir: string): void {
+  if (existsSync(dir)) return;
+  if (dirname(dir) !== dir) makeFolder(dirname(dir));
+  try {
+    mkdirSync(dir);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+  }
+}
+
 /** For work that is not shared out yet: throws a UserError when several processes were started for it. */
 export function onlyAlone(name: string, { world }: RunFolder): void {
   if (world && world.size > 1)
@@ -196,7 +233,6 @@ export function checkpointSteps(dir: string): number[] {
 export const latestStep = (dir: string): number => checkpointSteps(dir).at(-1) ?? 0;
 
 function publish(partial: string, final: string): void {
-  syncAll(partial);
   renameSync(partial, final);
   sync(final.slice(0, final.lastIndexOf("/")));
 }

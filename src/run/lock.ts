@@ -1,48 +1,156 @@
-/** One process writes a folder. The lock is a file in it that says which; that of a process which is gone is taken over. */
-import { closeSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
+/**
+ * One process writes a folder. The lock is a file in it that says which; that of a process which is gone is taken over.
+ * Whether a process of this host is there, the kernel knows. One on another host, or in another container, is known by its
+ * beat: while it lives, its lock is touched every few seconds.
+ */
+import { randomUUID } from "node:crypto";
+import { closeSync, fstatSync, linkSync, openSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { dirname } from "node:path";
+import { Worker } from "node:worker_threads";
 import { UserError } from "./errors.js";
 
 /** Milliseconds for the owner to end: mpirun returns a moment before the last of its processes. */
 const PATIENCE = 3000;
+/** Milliseconds between two beats, and without one until an owner elsewhere is taken for gone. */
+const BEAT = 10_000;
+const SILENCE = 90_000;
 
-/** Takes the lock `path`; its folder is there. Returns what gives it back. Throws a UserError where another process holds it. */
-export function takeLock(path: string): () => void {
+/**
+ * Takes the lock `path`; its folder is there. Returns what gives it back. Throws a UserError where another process holds it.
+ * Of a process elsewhere it waits for a beat, for `silence` milliseconds at most.
+ */
+export function takeLock(path: string, silence = SILENCE): () => void {
+  const release = take(path, silence);
+  // In a thread of its own: a step, or a checkpoint on a slow disk, keeps the main thread for minutes.
+  const beat = new Worker(
+    `const { workerData } = require("node:worker_threads");
+     setInterval(() => require("node:fs").utimes(workerData, new Date(), new Date(), () => {}), ${BEAT});`,
+    { eval: true, workerData: path, execArgv: [] },
+  );
+  beat.unref();
+  return () => {
+    void beat.terminate();
+    release();
+  };
+}
+
+function take(path: string, silence: number): () => void {
+  const mine = JSON.stringify({ pid: process.pid, started: began(process.pid), host: hostname(), namespace });
   const until = Date.now() + PATIENCE;
   for (;;) {
-    try {
-      const fd = openSync(path, "wx");
-      writeSync(fd, JSON.stringify({ pid: process.pid, started: began(process.pid), host: hostname() }));
-      closeSync(fd);
-      return () => rmSync(path, { force: true });
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    }
-    const owner = ownerOf(path);
-    if (!owner || (owner.host === hostname() && !runs(owner))) rmSync(path, { force: true });
-    else if (owner.pid === process.pid || owner.host !== hostname() || Date.now() > until)
-      throw new UserError(
-        `${dirname(path)} is being written by process ${owner.pid} on ${owner.host}. Wait for it, or name another folder with --out. (If that process is gone, delete ${path}.)`,
-      );
-    else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
+    if (create(path, mine))
+      return () => {
+        if (look(path)?.text === mine) rmSync(path, { force: true });
+      };
+    const there = look(path);
+    if (!there) continue; // given back just now
+    const owner = ownerOf(there);
+    if (owner === undefined) remove(path, there, silence);
+    else if (owner.host !== hostname() || (owner.namespace ?? namespace) !== namespace) {
+      if (!silent(path, there, silence)) throw taken(path, owner);
+      remove(path, there, silence);
+    } else if (!runs(owner)) remove(path, there, silence);
+    else if (owner.pid === process.pid || Date.now() > until) throw taken(path, owner);
+    else pause(50);
   }
+}
+
+const taken = (path: string, { pid, host }: Owner): UserError =>
+  new UserError(
+    `${dirname(path)} is being written by process ${pid} on ${host}. Wait for it, or name another folder with --out. (If that process is gone, delete ${path}.)`,
+  );
+
+/** Makes the file with its text at once: nobody ever reads a part of it. False where it is there. */
+function create(path: string, text: string): boolean {
+  const own = `${path}.${randomUUID()}`;
+  writeFileSync(own, text);
+  try {
+    linkSync(own, path);
+    return true;
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "EEXIST") return false;
+    if (!["EPERM", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EMLINK"].includes(code ?? "")) throw error;
+  } finally {
+    rmSync(own, { force: true });
+  }
+  try {
+    writeFileSync(path, text, { flag: "wx" }); // a file system without links
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    return false;
+  }
+}
+
+/** Removes the lock of a process that is gone. Who holds the lock's own lock does that, so that nobody removes what another has just taken. */
+function remove(path: string, gone: Seen, silence: number): void {
+  const release = take(`${path}.over`, silence);
+  const there = look(path);
+  if (there && there.text === gone.text && there.beat === gone.beat) rmSync(path, { force: true });
+  release();
+}
+
+/** Whether a lock stays as it is for so long. No clock is compared: hosts differ in theirs. */
+function silent(path: string, seen: Seen, silence: number): boolean {
+  const { host } = ownerOf(seen) as Owner;
+  console.error(`${path} is of a process on ${host}; waiting ${Math.ceil(silence / 1000)} s at most for a sign of it`);
+  for (const until = Date.now() + silence; Date.now() < until; pause(Math.min(1000, silence / 10))) {
+    const now = look(path);
+    if (!now) return true;
+    if (now.text !== seen.text || now.beat !== seen.beat) return false;
+  }
+  return true;
 }
 
 interface Owner {
   pid: number;
   started: string;
   host: string;
+  namespace?: string;
+}
+/** A lock as it was read, and when it was touched last. */
+interface Seen {
+  text: string;
+  beat: number;
+}
+function look(path: string): Seen | undefined {
+  let fd: number;
+  try {
+    fd = openSync(path, "r"); // over NFS, opening a file is what asks for its newest state
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw error;
+  }
+  try {
+    return { text: readFileSync(fd, "utf8"), beat: fstatSync(fd).mtimeMs };
+  } finally {
+    closeSync(fd);
+  }
 }
 /** Undefined where the owner was killed while it wrote. */
-function ownerOf(path: string): Owner | undefined {
+function ownerOf({ text }: Seen): Owner | undefined {
   try {
-    const owner = JSON.parse(readFileSync(path, "utf8")) as Owner;
+    const owner = JSON.parse(text) as Owner;
     return owner.pid > 0 ? owner : undefined;
   } catch {
     return undefined;
   }
 }
+
+function pause(milliseconds: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
+}
+
+/** Containers on one host have the same host name and other process numbers; empty where /proc does not exist. */
+const namespace = ((): string => {
+  try {
+    return readlinkSync("/proc/self/ns/pid");
+  } catch {
+    return "";
+  }
+})();
 function runs({ pid, started }: Owner): boolean {
   try {
     process.kill(pid, 0);

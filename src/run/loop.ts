@@ -45,8 +45,12 @@ export interface LoopSettings {
 /** Milliseconds between two writings of report.html at least. */
 const REPORT_EVERY = 30_000;
 
+/** What asks a run to save and stop. Mpirun hands on the last one to all processes; of the others it gives them a second. */
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGUSR2"] as const;
+
 /** Runs the steps after run.startStep. Ends with a checkpoint of the last step. */
 export async function runLoop(run: RunFolder, settings: LoopSettings, stage: LoopStage): Promise<void> {
+  run.goesOn();
   const progress = openProgress(process.stderr, run.first);
   const began = performance.now();
   const due = (every: number, step: number): boolean => step === stage.steps || (every > 0 && step % every === 0);
@@ -58,8 +62,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       "stopping after this step; once more to stop at once (what came after the last checkpoint is then lost)",
     );
   };
-  process.on("SIGINT", onSignal);
-  process.on("SIGTERM", onSignal);
+  for (const signal of SIGNALS) process.on(signal, onSignal);
   let reported = began;
   let trained = 0;
   let tokens = 0;
@@ -83,13 +86,15 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
         ...(mfu > 0 && { mfu: Number(mfu.toFixed(3)) }),
         peakMemoryMiB: Math.round(peakMemory() / 2 ** 20),
       };
+      await setImmediate(); // lets a signal in, before what is done about it
       const { world } = run;
+      let stop = stopping;
       let perRank = {};
       if (world && world.size > 1) {
         // A signal may reach the processes in different steps: when one stops, all do.
         const all = world.gatherNumbers([stopping ? 1 : 0, stage.stateBytes?.() ?? 0, world.bytesSent - sent]);
         sent = world.bytesSent;
-        stopping = all.some(([stop]) => stop === 1);
+        stop = all.some(([asked]) => asked === 1);
         perRank = { modelStateBytes: all.map(([, bytes]) => bytes), bytesSent: all.map(([, , bytes]) => bytes) };
       }
       const evaluated = stage.evaluate && due(settings.evalEvery, step) ? stage.evaluate(step) : undefined;
@@ -104,20 +109,21 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(average)} tokens/s${utilisation}  ${duration(left)} left`;
       progress.status(line, due(settings.logEvery, step) || evaluated !== undefined);
       if (evaluated) showSample(run, stage, step, progress);
-      if (due(settings.saveEvery, step) || stopping) {
+      if (due(settings.saveEvery, step) || stop) {
         run.checkpoint(step, (dir) => stage.save(dir));
         // Now and then: it grows with the run, and can be written again at any time.
-        if (step === stage.steps || stopping || performance.now() - reported > REPORT_EVERY) {
+        if (step === stage.steps || stop || performance.now() - reported > REPORT_EVERY) {
           writeReport(run, stage.steps);
           reported = performance.now();
         }
       }
-      await setImmediate(); // lets a signal in
-      if (stopping && step < stage.steps)
+      if (stop && step < stage.steps) {
+        world?.barrier(true); // the first to end ends the others
         throw new UserError(
           `Stopped and saved at step ${step} of ${stage.steps}. The same command with --resume goes on from here.`,
           130,
         );
+      }
     }
     const took = duration((performance.now() - began) / 1000);
     if (run.startStep < stage.steps)
@@ -129,8 +135,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
     throw error;
   } finally {
     progress.end();
-    process.off("SIGINT", onSignal);
-    process.off("SIGTERM", onSignal);
+    for (const signal of SIGNALS) process.off(signal, onSignal);
   }
 }
 

@@ -2,7 +2,7 @@
  * Metrics of a run, twice: metrics.jsonl for people and programs, TensorBoard event files for its curves.
  * An event file is a sequence of TFRecords (length, crc, data, crc; CRC-32C masked) holding Event protocol buffers.
  */
-import { appendFileSync, closeSync, existsSync, openSync, readFileSync, writeFileSync, writeSync } from "node:fs";
+import { appendFileSync, closeSync, existsSync, openSync, readFileSync, truncateSync, writeSync } from "node:fs";
 
 /** A list holds one number for each process. */
 export type MetricValues = Record<string, number | string | readonly number[]>;
@@ -20,10 +20,16 @@ export class Metrics {
   ) {
     this.path = `${dir}/metrics.jsonl`;
     if (!writes || !existsSync(this.path)) return;
-    const rows = readFileSync(this.path, "utf8")
-      .split("\n")
-      .filter((row) => stepOf(row) <= startStep);
-    writeFileSync(this.path, rows.map((row) => `${row}\n`).join(""));
+    // They are the last ones, so the file is cut: writing it again could lose the others on a full disk.
+    const text = readFileSync(this.path, "utf8");
+    let end = 0;
+    for (let at = 0; at < text.length; ) {
+      const next = text.indexOf("\n", at) + 1 || text.length + 1;
+      if (stepOf(text.slice(at, next - 1)) <= startStep) end = next;
+      at = next;
+    }
+    if (end > text.length) appendFileSync(this.path, "\n");
+    else if (end < text.length) truncateSync(this.path, Buffer.byteLength(text.slice(0, end)));
   }
 
   /** Adds one row. Numbers that are not finite are written as null, since JSON has no name for them. */

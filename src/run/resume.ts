@@ -1,27 +1,67 @@
 /** Beginning again in a folder that a run is in: what may be written over, and which settings a resumed run may change. */
-import { existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
-import { basename } from "node:path";
+import { existsSync, readdirSync, readFileSync, realpathSync, rmdirSync, rmSync, statSync } from "node:fs";
+import { basename, dirname, resolve } from "node:path";
 import { parse } from "yaml";
 import { UserError } from "./errors.js";
 
 /** What a run leaves before its first step. */
-const BEFORE_TRAINING = /^(config\.yaml(\.partial)?|run\.lock|data|samples|checkpoints|rejected\.jsonl|events\..*)$/;
+const BEFORE_TRAINING =
+  /^((config\.yaml|rejected\.jsonl|reference\.json|not-finite\.json)(\.partial)?|run\.lock.*|data|samples|checkpoints|events\.out\.tfevents\..*)$/;
+/** What stands in its folder before its settings do. */
+const BEFORE_CONFIG = /^(run\.lock.*|checkpoints|config\.yaml\.partial)$/;
 
-/** Whether all that the run in a folder has is preparation: it ended before its first step, by a mistake in its data, say. */
-export function nothingTrained(dir: string): boolean {
+/** What a run's config.yaml begins with: a folder that has another one, or none, is somebody else's. */
+const HEADER = "# lyceum ";
+const IN = ", in ";
+/** The text of config.yaml: its first line says by which version, and from which folder relative names are meant. */
+export const configText = (version: string, yaml: string): string =>
+  `${HEADER}${version}${IN}${process.cwd()}\n${yaml}`;
+
+/**
+ * What a folder holds: nothing yet; a run that ended before its first step, by a mistake in its data, say; a run; or what
+ * is none of Lyceum's.
+ */
+export function contentsOf(dir: string): "nothing" | "preparation" | "run" | "other" {
+  if (!existsSync(dir)) return "nothing";
   const names = readdirSync(dir);
-  return (
-    names.includes("config.yaml") &&
-    readFileSync(`${dir}/config.yaml`, "utf8").startsWith("# lyceum ") &&
-    names.every((n) => BEFORE_TRAINING.test(n) || (n === "metrics.jsonl" && statSync(`${dir}/${n}`).size === 0)) &&
-    (!names.includes("checkpoints") || !readdirSync(`${dir}/checkpoints`).some((n) => /^\d+$/.test(n)))
-  );
+  const trained = names.includes("checkpoints") && readdirSync(`${dir}/checkpoints`).some((n) => /^\d+$/.test(n));
+  if (!names.includes("config.yaml") || !readFileSync(`${dir}/config.yaml`, "utf8").startsWith(HEADER))
+    return names.every((n) => BEFORE_CONFIG.test(n)) && !trained ? "nothing" : "other";
+  return !trained &&
+    names.every((n) => BEFORE_TRAINING.test(n) || (n === "metrics.jsonl" && statSync(`${dir}/${n}`).size === 0))
+    ? "preparation"
+    : "run";
 }
 
-/** Removes what `nothingTrained` allows; the lock stays. */
+/** Removes what a run left that ended before its first step, and nothing else. */
 export function clearPreparation(dir: string): void {
-  for (const name of readdirSync(dir)) if (name !== "run.lock") rmSync(`${dir}/${name}`, { recursive: true });
+  clearData(dir);
+  clear(`${dir}/samples`, /^\d+\.txt$/);
+  clear(dir, /^(?!config\.yaml$|run\.lock.*|data$|samples$)/);
 }
+/** Removes the token shards, and the tokenizer, that a run made. */
+const clearData = (dir: string): void => clear(`${dir}/data`, /^(train|validation|tokenizer)$/);
+
+/** Removes what has such names in a folder, and the folder when nothing else is in it. */
+function clear(dir: string, names: RegExp): void {
+  if (!existsSync(dir)) return;
+  for (const name of readdirSync(dir)) if (names.test(name)) rmSync(`${dir}/${name}`, { recursive: true });
+  if (readdirSync(dir).length === 0) rmdirSync(dir);
+}
+
+/** Keys whose values are files or folders. */
+export const FILES: ReadonlySet<string> = new Set([
+  "train",
+  "validation",
+  "from",
+  "tokenizer",
+  "file",
+  "reward",
+  "critic",
+  "prompts",
+  "models",
+  "reference",
+]);
 
 /** Settings that a run is: with another one it would be another run. A name stands for all keys under it. */
 const FIXED = ["stage", "seed", "precision", "model", "tokenizer", "from", "template", "lora", "data"];
@@ -36,16 +76,20 @@ const SILENT = ["threads", "logEvery", "keepCheckpoints", "parallel"];
 export function changedSettings(dir: string, config: unknown, step: number): string[] {
   const file = `${dir}/config.yaml`;
   if (!existsSync(file)) return [];
+  const text = readFileSync(file, "utf8");
+  const head = text.slice(0, text.indexOf("\n"));
   let before: unknown;
   try {
-    before = parse(readFileSync(file, "utf8"));
+    before = parse(text);
   } catch {
     return []; // edited by hand: the new settings are written over it
   }
-  const changes = differences(before, JSON.parse(JSON.stringify(config)));
+  const was = head.includes(IN) ? head.slice(head.indexOf(IN) + IN.length) : ".";
+  const now: unknown = JSON.parse(JSON.stringify(config));
+  const changes = differences(before, now, was);
   const fixed = changes.filter(({ path }) => FIXED.includes(path.split(".")[0]));
   if (step === 0) {
-    if (fixed.length > 0) rmSync(`${dir}/data`, { recursive: true, force: true });
+    if (fixed.length > 0) clearData(dir);
   } else if (fixed.length > 0) {
     const { path, from, to } = fixed[0];
     throw new UserError(
@@ -53,9 +97,27 @@ export function changedSettings(dir: string, config: unknown, step: number): str
       2,
     );
   }
+  // What a step reads is told by its number: with another batch, some data would be left out or read twice.
+  if (step > 0 && rowsOfStep(before) !== rowsOfStep(now))
+    throw new UserError(
+      `${dir} holds a run of ${rowsOfStep(before)} a step (batchSize x gradientAccumulation); now it is ${rowsOfStep(now)}. A run goes on with as many as it began with: set them back, or name another folder with --out.`,
+      2,
+    );
+  const average = changes.find(({ path, from }) => /(^|\.)ema$/.test(path) && (from === "0" || from === UNSET));
+  if (step > 0 && average)
+    throw new UserError(
+      `${dir} holds a run without an average of its weights, and ${average.path} is now ${average.to}. An average begins with the first step: set it back to 0, or name another folder with --out.`,
+      2,
+    );
   return changes
     .filter(({ path }) => !SILENT.includes(path.split(".")[0]))
     .map(({ path, from, to }) => `${path} was ${from}, now it is ${to}`);
+}
+
+/** batchSize x gradientAccumulation: how far a step goes in the data. */
+function rowsOfStep(settings: unknown): number {
+  const { batchSize = 1, gradientAccumulation = 1 } = (settings ?? {}) as Partial<Record<string, number>>;
+  return batchSize * gradientAccumulation;
 }
 
 interface Difference {
@@ -66,19 +128,37 @@ interface Difference {
 
 const isGroup = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
-const told = (value: unknown): string => (value === undefined ? "not set" : JSON.stringify(value));
+const UNSET = "not set";
+const told = (value: unknown): string => (value === undefined ? UNSET : JSON.stringify(value));
 
-function differences(before: unknown, after: unknown, path = ""): Difference[] {
+/** `was`: the folder from which names of files in `before` are meant. */
+function differences(before: unknown, after: unknown, was: string, path = ""): Difference[] {
   if (isGroup(before) && isGroup(after)) {
     const keys = [...new Set([...Object.keys(before), ...Object.keys(after)])];
-    return keys.flatMap((key) => differences(before[key], after[key], path ? `${path}.${key}` : key));
+    return keys.flatMap((key) => differences(before[key], after[key], was, path ? `${path}.${key}` : key));
   }
-  return same(before, after) ? [] : [{ path, from: told(before), to: told(after) }];
+  const files = FILES.has(path.slice(path.lastIndexOf(".") + 1));
+  if (same(before, after, files ? was : undefined)) return [];
+  const [from, to] = [told(before), told(after)];
+  return [{ path, from: from === to ? `${from}, seen from ${was}` : from, to }];
 }
 
-/** Files may be named from another folder than before: their names count. */
-function same(a: unknown, b: unknown): boolean {
-  if (typeof a === "string" && typeof b === "string") return basename(a) === basename(b);
-  if (Array.isArray(a) && Array.isArray(b)) return a.length === b.length && a.every((x, i) => same(x, b[i]));
-  return isGroup(a) && isGroup(b) ? differences(a, b).length === 0 : a === b;
+function same(a: unknown, b: unknown, was: string | undefined): boolean {
+  if (typeof a === "string" && typeof b === "string" && was !== undefined) return sameFile(a, b, was);
+  if (Array.isArray(a) && Array.isArray(b)) return a.length === b.length && a.every((x, i) => same(x, b[i], was));
+  return isGroup(a) && isGroup(b) ? differences(a, b, was ?? ".").length === 0 : a === b;
 }
+
+/**
+ * Whether two names mean one file or folder. Where the first is no longer there it may have moved, the run's folder with it: then
+ * its own name counts, and with a name that Lyceum gives (every model is called model) that of the folder it is in.
+ */
+function sameFile(before: string, after: string, was: string): boolean {
+  const [old, now] = [resolve(was, before), resolve(after)];
+  if (old === now) return true;
+  if (existsSync(old)) return existsSync(now) && realpathSync(old) === realpathSync(now);
+  const name = (path: string): string =>
+    (GIVEN.has(basename(path)) ? `${basename(dirname(path))}/` : "") + basename(path);
+  return name(old) === name(now);
+}
+const GIVEN = new Set(["model", "model-ema", "tokenizer", "train", "validation", "preferences.jsonl"]);

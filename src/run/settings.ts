@@ -13,6 +13,9 @@ export const pathsSchema = z.union([
   z.array(z.string().min(1)).min(1),
 ]);
 
+/** Rows (prompts, replies) that are worked on at once. More would be no batch of any use, and their tokens more than an array holds. */
+export const batchSizeSchema = natural.max(65536);
+
 export const optimizerSchema = z.strictObject({
   learningRate: z.number().positive().default(1e-3),
   betas: z.tuple([z.number().min(0).lt(1), z.number().min(0).lt(1)]).default([0.9, 0.95]),

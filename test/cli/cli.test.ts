@@ -1,11 +1,23 @@
 /** The `lyceum` command as a user meets it: a process, its exit code, what it prints. Runs the built program (dist/). */
 import { spawn, spawnSync } from "node:child_process";
-import { accessSync, constants, cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  accessSync,
+  constants,
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { openModel, samplingOf } from "../../src/cli/generate.js";
+import { hasMpi } from "../parallel/ranks.js";
 import { killAndResume } from "./kill.js";
 
 const bin = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
@@ -111,21 +123,35 @@ test(
   180_000,
 );
 
-test("Ctrl-C saves after the step, and tells how to go on", async () => {
-  const child = spawn(process.execPath, [bin, "pretrain", "p.yaml", "--out", "stopped", "--set", "steps=100000"], {
-    cwd: dir,
-  });
+/** Asks a run to stop when it has done some steps, and lets it go on to its end from where it was saved. */
+async function stopAndResume(name: string, signal: NodeJS.Signals, launcher: string[]): Promise<void> {
+  const command = [bin, ...launcher, "pretrain", "p.yaml", "--out", name, "--set", "saveEvery=0", "evalEvery=0"];
+  const child = spawn(process.execPath, [...command, "steps=100000"], { cwd: dir });
   let said = "";
-  child.stderr.on("data", (d) => {
-    said += d;
-  });
-  while (!said.includes("step 10/")) await sleep(20);
-  child.kill("SIGINT");
-  const code = await new Promise((done) => child.on("close", done));
-  expect(code).toBe(130);
-  expect(said).toMatch(/Stopped and saved at step \d+ of 100000.*--resume/);
-  expect(existsSync(join(dir, "stopped/run.lock"))).toBe(false);
-}, 60_000);
+  for (const stream of [child.stdout, child.stderr])
+    stream.on("data", (d) => {
+      said += d;
+    });
+  const ended = new Promise((done) => child.on("close", done));
+  while (!said.includes("step 10/") && child.exitCode === null) await sleep(20);
+  child.kill(signal);
+  expect(await ended, said).toBe(130);
+  const step = Number(/Stopped and saved at step (\d+) of 100000.*--resume/.exec(said)?.[1]);
+  expect(said.match(/Stopped and saved/g)).toHaveLength(1);
+  expect(readdirSync(join(dir, name, "checkpoints"))).toEqual([String(step).padStart(6, "0")]);
+  expect(existsSync(join(dir, name, "run.lock"))).toBe(false);
+  const more = lyceum([...command.slice(1), `steps=${step + 1}`, "--resume"]);
+  expect(more.err).toContain(`going on after step ${step} of ${step + 1}`);
+  expect(more.code).toBe(0);
+}
+
+test("Ctrl-C saves after the step, and tells how to go on", () => stopAndResume("stopped", "SIGINT", []), 60_000);
+
+test.runIf(hasMpi)(
+  "asked to stop, all processes of a job save after the same step",
+  () => stopAndResume("stopped2", "SIGTERM", ["launch", "-n", "2", "--"]),
+  60_000,
+);
 
 test("a user's mistakes: what, where, what to do; exit code 2 for configuration, 1 for failure", () => {
   writeFileSync(join(dir, "bad.yaml"), `${YAML}optimizer: {learningrate: 1}\n`);
@@ -151,6 +177,13 @@ test("a user's mistakes: what, where, what to do; exit code 2 for configuration,
     '--top-p is "2"; it must be a number from 0 to 1',
   );
   expect(complaint(["logprobs", "runs/p/model", "--ids", "1,x"])).toContain("entry 2 is not a token id");
+  // Never the root of the file system: here the file that is missing would be told first.
+  expect(complaint(["pretrain", "none.yaml", "--out", ""])).toContain(
+    "'--out <dir>' argument '' is invalid. It is empty.",
+  );
+  expect(complaint(["tokenizer", "train", "text.jsonl", "--vocab-size", "2097152", "--out", "x4"])).toContain(
+    "it must be less than 2097152",
+  );
   writeFileSync(join(dir, "r.yaml"), "stages:\n  - stage: pretrian\n");
   expect(complaint(["run", "r.yaml"])).toMatch(/r.yaml:2:5: stages.0.stage is "pretrian"; did you mean "pretrain"/);
 }, 60_000);
@@ -164,13 +197,17 @@ test("files of the user's that do not fit are told, not read past their end", ()
   writeFileSync(join(other, "tokenizer.json"), JSON.stringify(grown));
   writeFileSync(join(dir, "f.yaml"), "from: runs/p/model\ndata: {train: text.jsonl, contextLength: 16}\nsteps: 1\n");
   expect(complaint(["pretrain", "f.yaml", "--out", "v1", "--set", "tokenizer=other"])).toMatch(
-    /The tokenizer has \d+ tokens, but the model runs\/p\/model only \d+: it is another model's/,
+    /tokenizer is other, but `from` goes on with the model runs\/p\/model, whose tokens have other numbers/,
   );
   const mixed = join(dir, "mixed");
   cpSync(join(dir, "runs/p/model"), mixed, { recursive: true });
   cpSync(join(other, "tokenizer.json"), join(mixed, "tokenizer.json"));
   expect(complaint(["sft", "s.yaml", "--from-base", "mixed", "--out", "v2"], 1)).toMatch(/do not belong together/);
   expect(complaint(["generate", "mixed", "--prompt", "<|150|>", "--max-tokens", "2"], 1)).toMatch(/own tokenizer/);
+  for (const broken of ["{", "null"]) {
+    writeFileSync(join(mixed, "generation_config.json"), broken);
+    expect(complaint(["generate", "mixed", "--prompt", "x"], 1)).toMatch(/generation_config.json holds no JSON object/);
+  }
   writeFileSync(join(dir, "v3"), "a file");
   expect(complaint(["pretrain", "p.yaml", "--out", "v3"])).toMatch(/v3 is a file; a run needs a folder/);
   expect(complaint(["tokenizer", "train", "text.jsonl", "--vocab-size", "300", "--out", "v3"], 1)).toMatch(
@@ -204,6 +241,21 @@ test("encode adds what the tokenizer puts around a text, as Hugging Face does, u
   expect(encode()).toEqual([0, ...encode("--no-special-tokens")]);
 });
 
+test("numbers of generate and chat are checked", () => {
+  const flags = { maxTokens: "8", temperature: "1", topK: "0", topP: "1", minP: "0", repetitionPenalty: "1" };
+  const good = { ...flags, seed: "0", threads: "0" };
+  expect(samplingOf(good)).toMatchObject({ maxTokens: 8, topK: 0, seed: 0 });
+  for (const [key, flag, ...values] of [
+    ["maxTokens", "max-tokens", "0", "2.5", "Infinity", "-1", ""],
+    ["topK", "top-k", "1.5", "1000000000000", "-1"],
+    ["seed", "seed", "1e30", "99999999999999999999", "x"],
+  ] as const)
+    for (const value of values)
+      expect(() => samplingOf({ ...good, [key]: value })).toThrow(`--${flag} is "${value}"; it must be a whole number`);
+  for (const threads of ["abc", "-4"]) expect(() => openModel("none", { ...good, threads })).toThrow(/--threads is/);
+  expect(() => samplingOf({ ...good, temperature: "Infinity" })).toThrow(/--temperature is "Infinity"/);
+});
+
 test("a recipe's stages are reached by their names; a finished run has its page", () => {
   writeFileSync(
     join(dir, "two.yaml"),
@@ -214,8 +266,30 @@ test("a recipe's stages are reached by their names; a finished run has its page"
   );
   expect(lyceum(["run", "two.yaml", "--set", "pretrain.steps=3", "sft.steps=2"]).code).toBe(0);
   expect(readFileSync(join(dir, "runs/two/sft/config.yaml"), "utf8")).toMatch(/stage: sft[\s\S]*steps: 2/);
+  const planned = lyceum(["plan", "--model", "two.yaml", "--set", "pretrain.steps=3", "--calibrate"]);
+  expect(planned.out).toMatch(/program +\d+ MiB {2}measured: this configuration with the smallest model/);
+  // What is done is passed over, where it was done with these settings.
+  const again = ["run", "two.yaml", "--resume", "--set", "sft.steps=2"];
+  const done = lyceum([...again, "pretrain.steps=3", "pretrain.threads=1"]);
+  expect(done.err).toMatch(/pretrain: done already\n.*sft: done already/);
+  expect(complaint([...again, "pretrain.steps=3", "pretrain.model.hiddenSize=64"])).toMatch(
+    /runs\/two\/pretrain holds a run in which model.hiddenSize was 32; now it is 64/,
+  );
+  expect(complaint([...again, "pretrain.steps=5"])).toMatch(
+    /runs\/two\/pretrain is done, but steps was 3, now it is 5; and runs\/two\/sft was made after it/,
+  );
+  const more = lyceum(["run", "two.yaml", "--resume", "--set", "pretrain.steps=3", "sft.steps=4"]);
+  expect(more.err).toContain("going on after step 2 of 4");
+  expect(more.code).toBe(0);
+  const alone = spawnSync(process.execPath, [bin, "run", "two.yaml"], {
+    cwd: dir,
+    encoding: "utf8",
+    env: { ...process.env, OMPI_COMM_WORLD_RANK: "0", OMPI_COMM_WORLD_SIZE: "2" },
+  });
+  expect(alone.stderr).toMatch(/A recipe runs in one process; 2 were started/);
+  expect(alone.status).toBe(2);
   const page = join(dir, "runs/two/sft/report.html");
-  expect(readFileSync(page, "utf8")).toContain("2 steps, finished");
+  expect(readFileSync(page, "utf8")).toContain("4 steps, finished");
   rmSync(page);
   expect(lyceum(["report", "runs/two/sft"]).out).toBe("runs/two/sft/report.html\n");
   expect(existsSync(page)).toBe(true);

@@ -71,6 +71,10 @@ test("kernels of a step, without those of evaluation; products by shape; a Chrom
   expect(traceEvents.every((e) => e.dur > 0)).toBe(true);
 });
 
+test("a trace that cannot be written is told before anything is measured", async () => {
+  await expect(output({ steps: "1000000", trace: join(dir, "none/trace.json") })).rejects.toThrow(/ENOENT/);
+});
+
 test("for people: a table with the step's time, its kernels, and what is outside of them", async () => {
   const text = await output({ steps: "1" });
   expect(text).toMatch(/^a step takes [\d.]+ ms \(\d+ tokens\/s\)/);

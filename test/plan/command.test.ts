@@ -104,6 +104,25 @@ test("a recipe: its stages, their shapes and batches; the critic is the reward m
   expect(text).toContain(", 102k tokens"); // 100 steps of 8 x 128
 });
 
+test("a recipe is checked as `run` checks it; --set reaches a stage by its name", async () => {
+  const flags = { model: recipe, devices: "1" };
+  expect((await json({ ...flags, set: ["pretrain.batchSize=4"] })).globalBatch).toBe(4);
+  expect((await json({ ...flags, stage: "dpo", set: ["direct.batchSize=8"] })).globalBatch).toBe(16);
+  await expect(command({ ...flags, set: ["pretrain.batchsize=4"] })).rejects.toThrow(
+    /--set stages.0.batchsize=4: there is no key "batchsize". Did you mean "batchSize"/,
+  );
+  const empty = join(dir, "empty.yaml");
+  writeFileSync(empty, "stages:\n  - null\n");
+  await expect(command({ model: empty })).rejects.toThrow(/stages.0 is null; it must be a group of keys/);
+  writeFileSync(join(dir, "null.json"), "null");
+  await expect(command({ model: join(dir, "null.json") })).rejects.toThrow(/null.json: it is no group of keys/);
+});
+
+test("a cluster that would take for ever is refused", async () => {
+  await expect(command({ model: "7B", devices: "1000001" })).rejects.toThrow(/plans are made for 1000000 at most/);
+  await expect(command({ model: "7B", devices: "10001", simulate: "0.1" })).rejects.toThrow(/--simulate is for 10000/);
+});
+
 test("LoRA: gradients and optimizer of the adapters only", async () => {
   const flags = { model: recipe, stage: "sft", devices: "1" };
   const whole = await json(flags);

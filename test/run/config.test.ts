@@ -111,3 +111,23 @@ test("a key that belongs elsewhere is told where", () => {
   );
   expect(complaint(GOOD, ["optimizer.contextLength=3"])).toMatch(/Write data\.contextLength\./);
 });
+
+test("an alias of nothing, of far too much, or of what it stands in is told as the file's mistake", () => {
+  expect(complaint("a: *foo\n")).toMatch(/not YAML that can be read: .*foo/);
+  expect(complaint("a: &a {b: *a}\n")).toMatch(/An alias stands in what it names/);
+  const bomb = [
+    "a0: &a0 [x, x, x]",
+    ...Array.from({ length: 9 }, (_, i) => `a${i + 1}: &a${i + 1} [${`*a${i},`.repeat(9)}]`),
+  ];
+  expect(complaint(bomb.join("\n"))).toMatch(/not YAML that can be read: Excessive alias count/);
+  expect(complaint(GOOD, ["steps=*foo"])).toMatch(/--set steps=\*foo: the value is not YAML/);
+  expect(complaint(GOOD, ["steps=&a {b: *a}"])).toMatch(/An alias stands in what it names/);
+});
+
+test("--set reaches no object but the settings", () => {
+  const text = complaint(GOOD, ["data.mixture.weights.__proto__.polluted=1"]);
+  expect(text).toMatch(/there is no key "__proto__"/);
+  expect(complaint(GOOD, ["constructor.prototype.polluted=1"])).toMatch(/there is no key "constructor"/);
+  expect(complaint(`${GOOD}toString: 1\n`)).toMatch(/there is no key "toString"/);
+  expect(({} as Record<string, unknown>).polluted).toBeUndefined();
+});

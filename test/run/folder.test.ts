@@ -1,13 +1,29 @@
-import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { spawn, spawnSync } from "node:child_process";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, expect, test } from "vitest";
 import { RunFolder } from "../../src/run/folder.js";
+import { takeLock } from "../../src/run/lock.js";
 import { crc32c } from "../../src/run/metrics.js";
 
 const root = mkdtempSync(join(tmpdir(), "lyceum-run-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
+const namespace = existsSync("/proc/self/ns/pid") ? readlinkSync("/proc/self/ns/pid") : "";
+const lockModule = new URL("../../dist/run/lock.js", import.meta.url).href;
 let made = 0;
 const fresh = (): string => join(root, `run${made++}`);
 const open = (dir: string, resume = false) => RunFolder.open(dir, { steps: 3 }, { resume, keepCheckpoints: 2 });
@@ -44,7 +60,7 @@ test("two processes never write one run; the lock of a dead one is taken over", 
   const dir = fresh();
   const run = open(dir);
   const lock = JSON.parse(readFileSync(`${dir}/run.lock`, "utf8"));
-  expect(lock).toEqual({ pid: process.pid, started: expect.any(String), host: hostname() });
+  expect(lock).toMatchObject({ pid: process.pid, started: expect.any(String), host: hostname() });
   expect(() => open(dir, true)).toThrow(/is being written by process/);
   run.close();
   // Of one that is dead; whose number another process has now; that was killed while it wrote.
@@ -68,7 +84,7 @@ test.runIf(existsSync("/proc/self/stat"))(
       const script = `sleep ${seconds} >/dev/null 2>&1 & echo $!; cat /proc/$!/stat`;
       const [pid, stat] = spawnSync("sh", ["-c", script], { encoding: "utf8" }).stdout.split("\n");
       const started = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
-      writeFileSync(`${dir}/run.lock`, JSON.stringify({ pid: Number(pid), started, host: hostname() }));
+      writeFileSync(`${dir}/run.lock`, JSON.stringify({ pid: Number(pid), started, host: hostname(), namespace }));
       return Number(pid);
     };
     locked(1);
@@ -79,6 +95,103 @@ test.runIf(existsSync("/proc/self/stat"))(
   },
   20_000,
 );
+
+/** Programs of their own that take a lock at once, and hold it for half a second: what each says. */
+async function together(path: string, n: number): Promise<string[]> {
+  const program = `
+    import { existsSync } from "node:fs";
+    import { takeLock } from ${JSON.stringify(lockModule)};
+    process.stdout.write("ready ");
+    while (!existsSync(${JSON.stringify(`${path}.go`)}));
+    try {
+      const release = takeLock(${JSON.stringify(path)});
+      const began = Date.now();
+      while (Date.now() - began < 500);
+      console.log("held", began, Date.now());
+      release();
+    } catch (error) {
+      console.log(error.message);
+    }`;
+  const children = Array.from({ length: n }, () =>
+    spawn(process.execPath, ["--input-type=module", "-e", program], { stdio: ["ignore", "pipe", "inherit"] }),
+  );
+  const said = children.map(() => "");
+  const ended = children.map((child, i) => {
+    child.stdout.on("data", (d) => {
+      said[i] += d;
+    });
+    return new Promise((done) => child.on("close", done));
+  });
+  while (!said.every((text) => text.startsWith("ready"))) await sleep(10);
+  writeFileSync(`${path}.go`, "");
+  await Promise.all(ended);
+  return said.map((text) => text.slice("ready ".length).trim());
+}
+
+test("of several that start at once over the lock of a dead process, one has it at a time", async () => {
+  const dir = fresh();
+  mkdirSync(dir);
+  writeFileSync(`${dir}/run.lock`, JSON.stringify({ pid: 2 ** 22 + 1, started: "1", host: hostname(), namespace }));
+  const times = (await together(`${dir}/run.lock`, 4))
+    .filter((text) => text.startsWith("held"))
+    .map((text) => text.split(" ").slice(1).map(Number))
+    .sort(([a], [b]) => a - b);
+  expect(times.length).toBeGreaterThan(0);
+  for (const [i, [began]] of times.slice(1).entries()) expect(began).toBeGreaterThanOrEqual(times[i][1]);
+  expect(readdirSync(dir).filter((n) => n !== "run.lock.go")).toEqual([]);
+}, 30_000);
+
+test("a lock of another host, or of another container, is taken over when it is touched no more", async () => {
+  const dir = fresh();
+  mkdirSync(dir);
+  const path = `${dir}/run.lock`;
+  const lock = { pid: process.pid, started: "1", host: hostname(), namespace };
+  for (const elsewhere of [{ host: "another" }, { namespace: "pid:[1]" }]) {
+    writeFileSync(path, JSON.stringify({ ...lock, ...elsewhere }));
+    const child = spawn("sh", ["-c", `sleep 0.3; touch ${path}`]);
+    expect(() => takeLock(path, 3000)).toThrow(/is being written by process/);
+    await new Promise((done) => child.on("close", done));
+    takeLock(path, 200)();
+    expect(readdirSync(dir)).toEqual([]);
+  }
+});
+
+test("another start that waited for the lock does not take a finished run for one that has failed", () => {
+  const dir = fresh();
+  open(dir).close(); // ended before its first step
+  // While the other waits for the lock, this run comes to its end.
+  const path = `${dir}/run.lock`;
+  const script = `sleep 0.5; mkdir ${dir}/checkpoints/000003; rm ${path}; sleep 5`;
+  const { stdout } = spawnSync("sh", ["-c", `sh -c '${script}' >/dev/null 2>&1 & echo $!; cat /proc/$!/stat`], {
+    encoding: "utf8",
+  });
+  const [pid, stat] = stdout.split("\n");
+  const started = stat?.slice(stat.lastIndexOf(")") + 2).split(" ")[19] ?? "";
+  writeFileSync(path, JSON.stringify({ pid: Number(pid), started, host: hostname(), namespace }));
+  expect(() => open(dir)).toThrow(/already holds a run .checkpoint at step 3./);
+  expect(existsSync(`${dir}/checkpoints/000003`)).toBe(true);
+  expect(existsSync(path)).toBe(false);
+  process.kill(Number(pid));
+});
+
+test("a result takes the place of an older one whole, and nothing of it is left", () => {
+  const run = open(fresh());
+  run.result("model", (d) => writeFileSync(`${d}/old`, ""));
+  expect(() =>
+    run.result("model", () => {
+      throw new Error("the disk is full");
+    }),
+  ).toThrow("the disk is full");
+  expect(readdirSync(`${run.dir}/model`)).toEqual(["old"]);
+  run.result("model", (d) => writeFileSync(`${d}/new`, ""));
+  expect(readdirSync(`${run.dir}/model`)).toEqual(["new"]);
+  expect(readdirSync(run.dir).filter((n) => n.startsWith("."))).toEqual([]);
+  run.close();
+});
+
+test.runIf(existsSync("/proc/self"))("a folder where none can be made is refused", () => {
+  expect(() => open("/proc/none/such")).toThrow(/cannot be made/);
+});
 
 test("on resume, metrics after the checkpoint are dropped, a torn last line too", () => {
   const dir = fresh();
@@ -94,6 +207,15 @@ test("on resume, metrics after the checkpoint are dropped, a torn last line too"
     .map((r) => JSON.parse(r));
   expect(rows.map((r) => r.step)).toEqual([1, 2]);
   expect(rows[0].bad).toBeNull();
+  // Where there is nothing to drop nothing is written: on a full disk, all of it could be lost.
+  utimesSync(`${dir}/metrics.jsonl`, 1, 1);
+  open(dir, true).close();
+  expect(statSync(`${dir}/metrics.jsonl`).mtimeMs).toBe(1000);
+  truncateSync(`${dir}/metrics.jsonl`, statSync(`${dir}/metrics.jsonl`).size - 1);
+  const again = open(dir, true);
+  again.metrics.write(3, { loss: 1 });
+  again.close();
+  expect(readFileSync(`${dir}/metrics.jsonl`, "utf8").trim().split("\n")).toHaveLength(3);
 });
 
 test("TensorBoard's event files: records with right checksums, the scalars inside", () => {

@@ -1,7 +1,17 @@
 /** What a run may change when it goes on, and what may be begun again. */
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { afterAll, expect, test } from "vitest";
 import { RunFolder } from "../../src/run/folder.js";
 import { changedSettings } from "../../src/run/resume.js";
@@ -31,11 +41,22 @@ test("a run that ended before its first step is begun again without being asked,
   writeFileSync(`${run.dir}/data/train/manifest.json`, "{}");
   run.write("samples/000000.txt", "x");
   run.setAside([{ file: "a", line: 1, reason: "r" }]);
+  for (const name of ["reference.json", "reference.json.partial", "not-finite.json"]) run.write(name, "{}");
   run.close();
   const again = open("failed", { ...SETTINGS, seed: 2 });
   expect(readdirSync(again.dir).sort()).toEqual(["checkpoints", "config.yaml", "run.lock"]);
   step(again, 1);
   expect(() => open("failed", SETTINGS)).toThrow(/already holds a run/);
+});
+
+test("the rows of a step stay as many: with others some data would be left out, or read twice", () => {
+  const settings = { ...SETTINGS, batchSize: 4, gradientAccumulation: 2 };
+  step(open("rows", settings), 2);
+  const more = { ...settings, batchSize: 8 };
+  expect(() => open("rows", more, true)).toThrow(
+    /holds a run of 8 a step .batchSize x gradientAccumulation.; now it is 16/,
+  );
+  open("rows", { ...more, gradientAccumulation: 1 }, true).close();
 });
 
 test("a folder with anything else in it is left as it is", () => {
@@ -57,6 +78,7 @@ test("a setting that a run is cannot be changed on the way; the file keeps the o
     [{ data: { ...SETTINGS.data, contextLength: 32 } }, /data.contextLength was 16; now it is 32/],
     [{ data: { ...SETTINGS.data, train: ["b.jsonl"] } }, /data.train was \["a\/docs.jsonl"\]; now it is \["b.jsonl"\]/],
     [{ lora: { rank: 2 } }, /lora was not set; now it is/],
+    [{ optimizer: { learningRate: 1e-3, ema: 0.99 } }, /without an average .*optimizer.ema is now 0.99/],
   ] as const)
     expect(() => open("fixed", { ...SETTINGS, ...change }, true)).toThrow(message);
   expect(readFileSync(join(root, "fixed/config.yaml"), "utf8")).toBe(before);
@@ -71,7 +93,10 @@ test("other settings may change, and are told; the same file may be named from e
     "steps was 4, now it is 8",
     "optimizer.learningRate was 0.001, now it is 0.0001",
   ]);
+  // Written when the checkpoint is loaded: a run that cannot go on leaves the file as it is.
   const run = open("told", next, true);
+  expect(readFileSync(`${run.dir}/config.yaml`, "utf8")).toContain("steps: 4");
+  run.goesOn();
   run.close();
   expect(readFileSync(`${run.dir}/config.yaml`, "utf8")).toContain("steps: 8");
 });
@@ -84,4 +109,62 @@ test("before the first step anything may change; token shards of other settings 
   expect(existsSync(`${run.dir}/data`)).toBe(true);
   open("early", { ...SETTINGS, data: { ...SETTINGS.data, train: ["b.jsonl"] } }, true).close();
   expect(existsSync(`${run.dir}/data`)).toBe(false);
+});
+
+test("another file or model is another one, whatever its name; one that has moved is the same", () => {
+  const dir = join(root, "files");
+  for (const name of ["a", "b", "c"]) mkdirSync(`${dir}/${name}/model`, { recursive: true });
+  const from = (name: string) => ({ ...SETTINGS, from: `${dir}/${name}/model` });
+  step(open("files/run", from("a")), 2);
+  expect(() => open("files/run", from("b"), true)).toThrow(/from was ".*a\/model"; now it is ".*b\/model"/);
+  symlinkSync(`${dir}/a`, `${dir}/link`);
+  open("files/run", from("link"), true).close();
+  open("files/run", { ...SETTINGS, from: relative(process.cwd(), `${dir}/a/model`) }, true).close();
+  // All of it is moved: what was a's model is there no longer, and another one is still another one.
+  renameSync(`${dir}/a`, `${dir}/c/a`);
+  open("files/run", from("c/a"), true).close();
+  expect(() => open("files/run", from("b"), true)).toThrow(/from was/);
+});
+
+test("token shards of other documents of the same name are thrown away", () => {
+  for (const name of ["x", "y"]) {
+    mkdirSync(join(root, name));
+    writeFileSync(join(root, name, "docs.jsonl"), name);
+  }
+  const train = (name: string) => ({ ...SETTINGS, data: { train: [join(root, name, "docs.jsonl")] } });
+  const run = open("shards", train("x"));
+  run.close();
+  mkdirSync(`${run.dir}/data/train`, { recursive: true });
+  open("shards", train("y"), true).close();
+  expect(existsSync(`${run.dir}/data`)).toBe(false);
+});
+
+test("a folder that is no run is left as it is, with --resume too; so is what a run did not write", () => {
+  const dir = join(root, "project");
+  mkdirSync(`${dir}/data`, { recursive: true });
+  writeFileSync(`${dir}/data/mine.jsonl`, "{}");
+  writeFileSync(`${dir}/config.yaml`, "steps: 3\n");
+  for (const resume of [false, true])
+    expect(() => open("project", SETTINGS, resume)).toThrow(/project is not empty and is not a run/);
+  expect(readdirSync(dir).sort()).toEqual(["config.yaml", "data"]);
+  expect(readFileSync(`${dir}/config.yaml`, "utf8")).toBe("steps: 3\n");
+  // A run that failed here, before the files came.
+  const run = open("later", SETTINGS);
+  run.close();
+  mkdirSync(`${run.dir}/data/train`, { recursive: true });
+  writeFileSync(`${run.dir}/data/mine.jsonl`, "{}");
+  mkdirSync(`${run.dir}/samples`);
+  writeFileSync(`${run.dir}/samples/best.wav`, "");
+  const other = { ...SETTINGS, data: { train: ["other.jsonl"] } };
+  open("later", other, true).close();
+  expect(readdirSync(`${run.dir}/data`)).toEqual(["mine.jsonl"]);
+  open("later", SETTINGS).close();
+  expect(readdirSync(`${run.dir}/data`)).toEqual(["mine.jsonl"]);
+  expect(readdirSync(`${run.dir}/samples`)).toEqual(["best.wav"]);
+});
+
+test("a run that was killed before it had its settings is begun again", () => {
+  mkdirSync(join(root, "bare/checkpoints"), { recursive: true });
+  writeFileSync(join(root, "bare/config.yaml.partial"), "");
+  open("bare", SETTINGS).close();
 });
