@@ -6,7 +6,7 @@
  * Under mpirun each process does every so many of the units, in one folder that all of them see. Then they exchange the bands of
  * their MinHash signatures, and the first process does the rest, as if an earlier run had done the units.
  */
-import { existsSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, rmSync, statSync } from "node:fs";
 import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "../run/config.js";
 import { takeLock } from "../run/lock.js";
@@ -14,7 +14,7 @@ import { duration, type Progress, peakMemory } from "../run/progress.js";
 import { type SharedBands, shareBands } from "./bands.js";
 import { type Duplicates, findDuplicates, nearOptions, type UnitOfSource } from "./duplicates.js";
 import { type Finished, joinRejected, writeKept, writeTokens } from "./finish.js";
-import { BuildFolder, unitName } from "./folder.js";
+import { BuildFolder, type Marker, unitName } from "./folder.js";
 import {
   addCounts,
   checkConservation,
@@ -25,13 +25,14 @@ import {
   nextStage,
 } from "./funnel.js";
 import { sha256 } from "./hash.js";
+import { loadEvaluations } from "./judge.js";
 import { type Plan, planBuild, type SourcePlan } from "./plan.js";
 import { openPool, type Pool } from "./pool.js";
 import { AGAINST, type Recipe } from "./recipe.js";
 import type { Counts, JudgedMarker, ReadMarker } from "./unit.js";
 import { cutUnits, type UnitInput } from "./units.js";
 import { loadBlockLists } from "./url.js";
-import { codeVersion } from "./version.js";
+import { codeVersion, tokenizerVersion } from "./version.js";
 
 export interface BuildSummary {
   stages: FunnelStage[];
@@ -67,11 +68,21 @@ export async function build(
   const plan = planBuild(recipe);
   const release = takeLock(folder.path("build.lock"));
   try {
+    await noteEvaluations(recipe, progress);
     return await buildAll(recipe, folder, plan, workers, progress, began);
   } finally {
     progress.end();
     release();
   }
+}
+
+/** How much of the evaluation sets is not looked for. Fails where one cannot be used, before anything is read. */
+async function noteEvaluations(recipe: Recipe, progress: BuildProgress): Promise<void> {
+  const evaluations = await loadEvaluations(recipe);
+  for (const [set, n] of evaluations?.skipped ?? [])
+    progress.note(
+      `${set}: texts of fewer than ${evaluations!.options.minWords} words are not looked for (decontaminate.minWords): ${n.toLocaleString("en-US")}`,
+    );
 }
 
 /** The same on all processes of a job; only the first has a summary. */
@@ -90,6 +101,7 @@ export async function buildTogether(
   const own = folder ?? BuildFolder.open(dir);
   const plan = planBuild(recipe);
   try {
+    if (first) await noteEvaluations(recipe, progress);
     const pool = await openPool({ dir, recipe, blockLists: loadBlockLists(recipe.url) }, workers);
     let done: Unit[];
     try {
@@ -98,7 +110,7 @@ export async function buildTogether(
       await pool.close();
     }
     world.barrier(true);
-    const bands = bandsOfAll(own, recipe, world, done);
+    const bands = await bandsOfAll(own, recipe, world, done);
     const summary = first ? await buildAll(recipe, own, plan, workers, progress, began, bands) : undefined;
     // Nobody leaves before all is written. (One that fails ends the job: it must not wait for the others here.)
     world.barrier(true);
@@ -113,7 +125,12 @@ export async function buildTogether(
  * Who shares a band among the units of all processes, of which this one has done `done`; undefined when that is not asked for, or
  * when an earlier run has finished all. Signatures are read from the units' files, which a build that is killed finds again.
  */
-function bandsOfAll(folder: BuildFolder, recipe: Recipe, world: Comm, done: readonly Unit[]): SharedBands | undefined {
+async function bandsOfAll(
+  folder: BuildFolder,
+  recipe: Recipe,
+  world: Comm,
+  done: readonly Unit[],
+): Promise<SharedBands | undefined> {
   const options = nearOptions(recipe);
   if (!options) return undefined;
   const own = done.map(({ unit, kept, judged: { key } }) => ({ unit, kept, judged: { key } }));
@@ -121,7 +138,7 @@ function bandsOfAll(folder: BuildFolder, recipe: Recipe, world: Comm, done: read
   // Unit u is the work of process u mod N.
   const count = lists.reduce((n, list) => n + list.length, 0);
   const units = Array.from({ length: count }, (_, u) => lists[u % world.size][Math.floor(u / world.size)]);
-  const finished = world.rank === 0 && folder.finished("all.finished", finishKey(recipe, units)) !== undefined;
+  const finished = world.rank === 0 && folder.finished(ALL, await finishKey(recipe, units)) !== undefined;
   if (world.gatherNumbers([finished ? 1 : 0])[0][0] === 1) return undefined;
   return shareBands(folder, units, options, world);
 }
@@ -136,7 +153,6 @@ async function buildAll(
   bands?: SharedBands,
 ): Promise<BuildSummary> {
   const { dir } = folder;
-  folder.write("recipe.yaml", toYaml(recipe));
   const pool = await openPool({ dir, recipe, blockLists: loadBlockLists(recipe.url) }, workers);
   const work = { read: 0, judged: 0, reused: 0 };
   let units: Unit[];
@@ -177,16 +193,29 @@ async function readAndJudge(
   work: BuildSummary["units"],
   share: { rank: number; size: number } = { rank: 0, size: 1 },
 ): Promise<Unit[]> {
+  if (share.rank === 0) {
+    // From here on the files may be of two recipes; what asks the build goes by the funnel, which is written last.
+    rmSync(folder.path("funnel.json"), { force: true });
+    folder.write("recipe.yaml", toYaml(recipe));
+  }
   const units: Unit[] = [];
   let seen = 0;
   const running = new Set<Promise<void>>();
+  // The first one; a job may fail while nobody waits for it.
+  let failure: { error: unknown } | undefined;
+  const check = (): void => {
+    if (failure) throw failure.error;
+  };
   const show = tracker(plan, progress);
   const submit = async (job: Promise<void>): Promise<void> => {
-    const tracked = job.finally(() => running.delete(tracked));
-    // Its error is thrown by the race below or by the last wait; without a handler Node would end the process first.
-    tracked.catch(() => {});
+    const tracked = job
+      .catch((error) => {
+        failure ??= { error };
+      })
+      .finally(() => running.delete(tracked));
     running.add(tracked);
     if (running.size >= pool.size * 2) await Promise.race(running);
+    check();
   };
   for (const source of plan.sources)
     await eachUnit(folder, recipe, source, async (unit, input, read) => {
@@ -223,6 +252,7 @@ async function readAndJudge(
       }
     });
   await Promise.all(running);
+  check();
   return units;
 }
 
@@ -281,30 +311,36 @@ function tracker(plan: Plan, progress: BuildProgress): (source: string, read: Re
   };
 }
 
+/** Marker of deduplication and the last stage: one for both, as each looks at the whole corpus. */
+const ALL = "all.finished";
+
 /** Hash of all that deduplication and the last stage depend on. */
-function finishKey(recipe: Recipe, units: readonly { unit: string; judged: { key: string } }[]): string {
+async function finishKey(recipe: Recipe, units: readonly { unit: string; judged: { key: string } }[]): Promise<string> {
   const { deduplicate, minCharacters, split, tokenizer, seed } = recipe;
-  const tokenizerPrint =
-    typeof tokenizer === "string" && existsSync(`${tokenizer}/tokenizer.json`)
-      ? sha256(readFileSync(`${tokenizer}/tokenizer.json`))
-      : "";
   const weights = recipe.sources.map((s) => [s.name, s.priority, s.weight]);
   return sha256(
     JSON.stringify([
       codeVersion(),
+      tokenizer === undefined ? undefined : tokenizerVersion(),
       units.map((u) => [u.unit, u.judged.key]),
       deduplicate,
       minCharacters,
       split,
       tokenizer,
-      tokenizerPrint,
+      typeof tokenizer === "string" ? await printOf(tokenizer) : undefined,
       seed,
       weights,
     ]),
   );
 }
 
-/** Deduplication and the last stage; one marker for both, as each looks at the whole corpus. */
+/** Of both files of a tokenizer: what ends a document stands in its config. */
+async function printOf(tokenizer: string): Promise<string> {
+  const { Tokenizer } = await import("../tokenizer/tokenizer.js");
+  const { json, config } = Tokenizer.load(tokenizer);
+  return sha256(JSON.stringify([json, config]));
+}
+
 async function finish(
   folder: BuildFolder,
   recipe: Recipe,
@@ -312,25 +348,35 @@ async function finish(
   progress: Progress,
   bands?: SharedBands,
 ): Promise<{ duplicates: Duplicates; finished: Finished }> {
-  const key = finishKey(recipe, units);
-  const before = folder.finished<{
-    key: string;
-    files: Record<string, number>;
-    duplicates: Duplicates;
-    finished: Finished;
-  }>("all.finished", key);
+  const key = await finishKey(recipe, units);
+  const before = folder.finished<Marker & { duplicates: Duplicates; finished: Finished }>(ALL, key);
   if (before) return before;
+  // It must not stand beside files of another recipe, if this run does not come to its end.
+  rmSync(folder.path(`units/${ALL}.json`), { force: true });
   progress.status("looking for duplicates", false);
   const duplicates = findDuplicates(folder, units, recipe, bands);
   progress.status("writing what is kept", false);
   const finished = writeKept(folder, units, recipe);
   joinRejected(folder, units);
   progress.status("tokenizing", false);
-  for (const side of ["train", "validation"]) rmSync(folder.path(`shards/${side}`), { recursive: true, force: true });
+  for (const side of SHARDS) rmSync(folder.path(side), { recursive: true, force: true });
   await writeTokens(folder, units, recipe, finished, (text) => progress.status(text, false));
-  const marker = { key, files: {}, duplicates, finished };
-  folder.write("units/all.finished.json", JSON.stringify(marker));
+  const marker = { key, files: sizes(folder, units, recipe), duplicates, finished };
+  folder.write(`units/${ALL}.json`, JSON.stringify(marker));
   return marker;
+}
+
+const SHARDS = ["shards/train", "shards/validation"];
+
+/** Of the files that `finish` leaves. */
+function sizes(folder: BuildFolder, units: readonly Unit[], recipe: Recipe): Marker["files"] {
+  const files = ["rejected.jsonl"];
+  for (const { unit, source } of units)
+    for (const kind of source === AGAINST ? ["duplicates", "repeats"] : ["duplicates", "repeats", "kept", "outcome"])
+      files.push(`${kind}/${unit}.jsonl`);
+  for (const dir of recipe.tokenizer === undefined ? [] : [...SHARDS, "tokenizer"])
+    if (existsSync(folder.path(dir))) for (const name of readdirSync(folder.path(dir))) files.push(`${dir}/${name}`);
+  return Object.fromEntries(files.map((name) => [name, statSync(folder.path(name)).size]));
 }
 
 function stagesOf(recipe: Recipe, counts: Counts, duplicates: Duplicates, finished: Finished): FunnelStage[] {

@@ -2,12 +2,12 @@
  * The quality classifier: good texts against crawled ones, a linear model over words and hashed word pairs in fastText's form (Joulin et al. 2017),
  * and what is kept by its score: above a threshold, or by chance that grows with the score, as GPT-3 (Brown et al. 2020, appendix A).
  */
-import { createHash } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { UserError } from "../run/errors.js";
 import type { Finding } from "./document.js";
 import { exactKey } from "./exact.js";
 import { type FastTextModel, features, hiddenOf, LOSS, loadFastText, predict, saveFastText } from "./fasttext.js";
+import { uniform } from "./hash.js";
 import { splitWords, wordAt } from "./words.js";
 
 export interface TrainOptions {
@@ -63,12 +63,6 @@ export interface ClassifierReport {
 
 const GOOD = "__label__good";
 const CRAWLED = "__label__crawled";
-
-/** A number in [0, 1) that depends on the seed and the id alone: the same for any order, and any number of workers. */
-export function uniformOf(seed: number, id: string): number {
-  const digest = createHash("sha256").update(`${seed}\0${id}`).digest();
-  return Number(digest.readBigUInt64BE(0) >> 11n) / 2 ** 53;
-}
 
 /** What the model reads: words and symbols in lower case with spaces between, so that "end." and "end" meet, and Chinese has words. */
 export function prepare(text: string, maxWords: number): string {
@@ -135,7 +129,7 @@ export class QualityClassifier {
     const all = { ...TRAIN_DEFAULTS, ...options };
     const { kept, duplicates, contradictions } = withoutTwins(examples);
     const prepared = kept.map(({ key, good, text }) => ({ key, good, text: prepare(text, all.maxWords) }));
-    const isHeldOut = prepared.map((e) => uniformOf(all.seed, e.key) < all.heldOut);
+    const isHeldOut = prepared.map((e) => uniform(all.seed, "held-out", e.key) < all.heldOut);
     const training = prepared.filter((_, i) => !isHeldOut[i]);
     const heldOut = prepared.filter((_, i) => isHeldOut[i]);
     const count = (list: typeof prepared) => {
@@ -285,7 +279,7 @@ export const KEEP_DEFAULTS: KeepOptions = { mode: "pareto", threshold: 0.5, alph
 
 /** The draw of GPT-3's rule, numpy's pareto: (1 - u)^(-1/alpha) - 1 with u from (seed, id). */
 export const paretoDraw = (seed: number, id: string, alpha: number): number =>
-  (1 - uniformOf(seed, id)) ** (-1 / alpha) - 1;
+  (1 - uniform(seed, "classifier", id)) ** (-1 / alpha) - 1;
 
 /** Judges a score. The threshold that is recorded is the one in force for this document. */
 export function judgeScore(score: number, id: string, options: Partial<KeepOptions> = {}): Finding {

@@ -81,20 +81,20 @@ export class Decontaminator {
     this.options = { ...DECONTAMINATE_DEFAULTS, ...options };
     const { n, minWords, mode } = this.options;
     if (!Number.isInteger(n) || n < 2)
-      throw new UserError(`decontaminate.n is ${n}; it must be a whole number of words, at least 2.`, 2);
+      throw new UserError(`decontaminate.words is ${n}; it must be a whole number of words, at least 2.`, 2);
     if (!Number.isInteger(minWords) || minWords < 1 || minWords > n)
-      throw new UserError(`decontaminate.minWords is ${minWords}; it must be from 1 to n (${n}).`, 2);
+      throw new UserError(`decontaminate.minWords is ${minWords}; it must be from 1 to decontaminate.words (${n}).`, 2);
     if (mode !== "drop" && mode !== "cut")
       throw new UserError(`decontaminate.mode is "${mode}"; it is drop or cut.`, 2);
   }
 
-  /** One item of an evaluation set: question, context and answer as one text, or each by itself. */
-  addEvaluation(set: string, item: string, text: string): void {
+  /** One item of an evaluation set: question, context and answer as one text, or each by itself. False: it is too short to look for. */
+  addEvaluation(set: string, item: string, text: string): boolean {
     const { tokens } = wordsOf(text.normalize("NFC"));
     const words = Math.min(this.options.n, tokens.length);
     if (words < this.options.minWords) {
-      this.skipped.set(set, (this.skipped.get(set) ?? 0) + 1);
-      return;
+      if (words > 0) this.skipped.set(set, (this.skipped.get(set) ?? 0) + 1);
+      return false;
     }
     let table = this.tables.get(words);
     if (!table) {
@@ -103,6 +103,7 @@ export class Decontaminator {
     }
     this.items.push({ set, item });
     for (const hash of windows(tokens, words)) table.set(hash, this.items.length - 1);
+    return true;
   }
 
   /** How many different runs are looked for. */

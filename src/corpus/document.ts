@@ -23,6 +23,14 @@ export interface Document {
 export const chanceKey = ({ unnamed, id, text }: Pick<Document, "unnamed" | "id" | "text">): string =>
   unnamed ? exactKey(text) : id;
 
+/** Whether what was read as text is none: a program or an archive has NULs early on (Git asks the same). NO_TEXT says so. */
+export const isBinary = (text: string): boolean => text.slice(0, 8000).includes("\0");
+export const NO_TEXT = "not text: it holds NULs, as programs and archives do";
+
+/** Lone surrogates and NUL become the replacement character: no writer of UTF-8 can keep them. */
+export const wellFormed = (text: string): string =>
+  (text as string & { toWellFormed(): string }).toWellFormed().replaceAll("\0", "\ufffd");
+
 /** One rule's judgement of one document. Every rule is recorded, not only the first that fails. */
 export interface Finding {
   stage: string;

@@ -77,7 +77,7 @@ export function findDuplicates(
     const entries = loadIndex(folder, units);
     const fixed = entries.findIndex((e) => e.dataset !== AGAINST);
     const first = fixed < 0 ? entries.length : fixed;
-    const twins: Twin[] = settings.exact
+    let twins: Twin[] = settings.exact
       ? exactDuplicates(
           entries,
           entries.map((e) => e.index.key),
@@ -101,7 +101,7 @@ export function findDuplicates(
           rows[entries[twin.index].unit][entries[twin.index].index.row] = row("exact", entries[to.kept], to.similarity);
         if (to) twin.kept = to.kept;
       }
-      twins.push(...near.twins);
+      twins = [...twins, ...near.twins];
       for (const { index } of near.twins) result.nearBytes += entries[index].index.bytes;
       result.near = near.twins.length;
     }
@@ -251,7 +251,7 @@ class Texts {
     const bytes = Buffer.alloc(index.size);
     readSync(file, bytes, 0, index.size, index.offset);
     const { text } = JSON.parse(bytes.toString("utf8")) as Row;
-    if (text.length === index.length) return text;
+    if (!index.cut) return text;
     if (this.spans.unit !== unit)
       this.spans = { unit, rows: readRows<Span[]>(this.folder.rows("spans", this.units[unit].unit)) };
     return applySpans(text, this.spans.rows[index.row]);

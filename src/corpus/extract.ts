@@ -1,9 +1,10 @@
 /** A page to its title and main text, in one of two modes: our own block scoring (fast), or Mozilla's Readability. */
+import { wellFormed } from "./document.js";
 import { decodePieces } from "./html/charset.js";
 import { findContent, findMain } from "./html/content.js";
 import { readabilityText } from "./html/readability.js";
 import { renderText } from "./html/render.js";
-import { type Element, type Page, parsePage, rawText, walk } from "./html/tree.js";
+import { type Element, inTime, type Page, parsePage, rawText, walk } from "./html/tree.js";
 
 export { PageError } from "./html/tree.js";
 
@@ -31,6 +32,7 @@ export function extractHtml(html: string | readonly string[], options: Partial<E
   const deadline = options.timeout ? Date.now() + options.timeout * 1000 : Number.POSITIVE_INFINITY;
   const page = parsePage(html, deadline);
   const title = titleOf(page);
+  inTime(page);
   const text =
     options.mode === "readability"
       ? readabilityText(typeof html === "string" ? html : html.join("")).text
@@ -52,8 +54,10 @@ export function extractBytes(
   return extractHtml(decodePieces(bytes, contentType).pieces, options);
 }
 
+/** Every pass is linear in the page; the time is looked at between them. */
 function mainText(page: Page, title: string): string {
   const strict = findContent(page);
+  inTime(page);
   dropTitle(strict.parts, strict.without, title);
   const text = renderText(strict.parts, strict.without);
   const fromData = articleBody(page.jsonLd);
@@ -61,11 +65,13 @@ function mainText(page: Page, title: string): string {
   if (fromData.length > Math.max(SHORT, text.length * 2)) return fromData;
   if (strict.index) return "";
   if (text.length >= SHORT) return text;
+  inTime(page);
   const main = findMain(page);
   dropTitle(main.parts, main.without, title);
   const whole = renderText(main.parts, main.without);
   if (whole.length >= SHORT && whole.length > text.length * 1.5) return whole;
   // Little was found: names may have misled, or the page is not an article.
+  inTime(page);
   const lax = findContent(page, false);
   dropTitle(lax.parts, lax.without, title);
   const again = renderText(lax.parts, lax.without);
@@ -92,6 +98,7 @@ function titleOf(page: Page): string {
   const headings: string[] = [];
   walk(page.root, (e) => {
     if (e.tag === "h1" || e.tag === "h2") {
+      inTime(page);
       headings.push(tidy(rawText(e)));
       return false;
     }
@@ -99,7 +106,8 @@ function titleOf(page: Page): string {
   });
   // "Title | Site", "Title - Site", "Site » Title": the longest part is the title.
   const parts = full.split(/\s+(?:[|–—»:·-]|--)\s+/).filter((p) => p !== "");
-  const named = headings.filter((h) => h.length > 2 && parts.includes(h));
+  const among = new Set(parts);
+  const named = headings.filter((h) => h.length > 2 && among.has(h));
   // The site's name may be a heading as well; it is the shorter one, or the same on every page.
   if (named.length > 0 && parts.length > 1) return named.reduce((x, y) => (y.length > x.length ? y : x));
   const longest = parts.reduce((x, y) => (y.length > x.length ? y : x), "");
@@ -148,12 +156,8 @@ function articleBody(blocks: readonly string[]): string {
       if (value === null || typeof value !== "object") continue;
       const body = (value as Record<string, unknown>).articleBody;
       if (typeof body === "string" && body.length > best.length) best = body;
-      open.push(...Object.values(value));
+      for (const below of Object.values(value)) open.push(below);
     }
   }
-  return best.replace(/<[^>]+>/g, " ").trim();
+  return best.replace(/<[^<>]+>/g, " ").trim();
 }
-
-/** Lone surrogates and NUL become the replacement character: no writer of UTF-8 can keep them. */
-export const wellFormed = (text: string): string =>
-  (text as string & { toWellFormed(): string }).toWellFormed().replaceAll("\0", "\ufffd");

@@ -121,8 +121,8 @@ export async function writeTokens(
   finished: Finished,
   note: (text: string) => void,
 ): Promise<void> {
-  if (recipe.tokenizer === undefined) return;
-  const tokenizer = await tokenizerOf(folder, units, recipe, note);
+  if (recipe.tokenizer === undefined || finished.kept === 0) return;
+  const tokenizer = await tokenizerOf(folder, units, recipe, finished, note);
   const epochs = planMix(recipe, finished, folder, units, (text) => tokenizer.encode(text).length);
   for (const split of ["train", "validation"] as const) {
     const dir = folder.path(`shards/${split}`);
@@ -148,6 +148,7 @@ async function tokenizerOf(
   folder: BuildFolder,
   units: readonly UnitOfSource[],
   recipe: Recipe,
+  finished: Finished,
   note: (text: string) => void,
 ) {
   const { Tokenizer } = await import("../tokenizer/tokenizer.js");
@@ -155,14 +156,37 @@ async function tokenizerOf(
   const { trainBpe } = await import("../tokenizer/train.js");
   const { sample, ...options } = recipe.tokenizer!;
   note(`training a tokenizer of ${options.vocabSize} tokens`);
-  const texts: string[] = [];
-  let characters = 0;
-  for (const { text } of keptDocuments(folder, units)) {
-    if (characters > sample) break;
-    texts.push(text);
-    characters += text.length;
+  return trainBpe(sampleTexts(folder, units, recipe, finished, sample), options);
+}
+
+/**
+ * About `size` characters of what training will see, from beginning to end, each source by its part of the mix; bytes stand for
+ * tokens, which there are none of yet. The whole mix, where it is not larger.
+ */
+function* sampleTexts(
+  folder: BuildFolder,
+  units: readonly UnitOfSource[],
+  recipe: Recipe,
+  finished: Finished,
+  size: number,
+): Generator<string> {
+  const sources = new Map<string, { epochs: number; characters: number; seen: number; taken: number }>();
+  for (const { name, epochs } of planMix(recipe, finished, folder, units, Buffer.byteLength))
+    sources.set(name, { epochs, characters: 0, seen: 0, taken: 0 });
+  for (const { unit, source } of units)
+    if (source !== AGAINST)
+      for (const { split, characters = 0 } of readRows<Outcome>(folder.rows("outcome", unit)))
+        if (split === "train") sources.get(source)!.characters += characters;
+  let whole = 0;
+  for (const { epochs, characters } of sources.values()) whole += epochs * characters;
+  const part = Math.min(1, size / whole);
+  for (const document of keptDocuments(folder, units)) {
+    if (sideOf(document, recipe) !== "train") continue;
+    const { text } = document;
+    const source = sources.get(document.dataset)!;
+    source.seen += text.length;
+    for (; source.taken < part * source.epochs * source.seen; source.taken += text.length) yield text;
   }
-  return trainBpe(texts, options);
 }
 
 function* keptDocuments(folder: BuildFolder, units: readonly UnitOfSource[]): Generator<Document> {

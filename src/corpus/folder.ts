@@ -7,12 +7,26 @@
  *   rejected.jsonl  funnel.json  report.html  kept/*.jsonl  shards/train  shards/validation  manifest.json
  * Files of a unit appear under their names when they are whole. units/ holds a marker of each unit and step, written last.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import { UserError } from "../run/errors.js";
 
 export const ROWS = ["documents", "signals", "decisions", "spans", "duplicates", "outcome"] as const;
 export type Rows = (typeof ROWS)[number];
+
+/** A file's content, whole or piece by piece. */
+export type Content = string | Uint8Array | Iterable<string>;
 
 /** A step's files and their sizes; a file of another size was not written to its end. */
 export interface Marker {
@@ -43,23 +57,32 @@ export class BuildFolder {
     return join(this.dir, kind, `${unit}.jsonl`);
   }
 
-  /** Writes files of a step, then its marker. Names are relative to the folder. */
-  commit(marker: string, value: Marker & Record<string, unknown>, files: Record<string, string | Uint8Array>): void {
+  /** Writes files of a step, then its marker; one of an earlier recipe goes before the first of them. Names are relative to the folder. */
+  commit(marker: string, value: Marker & Record<string, unknown>, files: Record<string, Content>): void {
+    rmSync(this.path(`units/${marker}.json`), { force: true });
     value.files = {};
     for (const [name, data] of Object.entries(files)) {
       this.write(name, data);
-      value.files[name] = typeof data === "string" ? Buffer.byteLength(data) : data.byteLength;
+      value.files[name] = statSync(this.path(name)).size;
     }
     this.write(`units/${marker}.json`, JSON.stringify(value));
   }
 
   /** Whole or not at all. */
-  write(name: string, data: string | Uint8Array): void {
+  write(name: string, data: Content): void {
     const file = this.path(name);
     mkdirSync(dirname(file), { recursive: true });
     const partial = `${file}.partial`;
     try {
-      writeFileSync(partial, data);
+      if (typeof data === "string" || data instanceof Uint8Array) writeFileSync(partial, data);
+      else {
+        const handle = openSync(partial, "w");
+        try {
+          for (const piece of data) writeFileSync(handle, piece);
+        } finally {
+          closeSync(handle);
+        }
+      }
       renameSync(partial, file);
     } catch (error) {
       throw diskError(error, file);
@@ -84,8 +107,9 @@ export class BuildFolder {
     return value;
   }
 
-  /** Removes files of units that are no longer among `units`. */
+  /** Removes files of units that are no longer among `units`, and what a killed run left of its windows (windows.ts). */
   removeStale(units: ReadonlySet<string>): void {
+    rmSync(this.path("windows"), { recursive: true, force: true });
     for (const kind of [...ROWS, "repeats", "rejected", "index", "kept", "units"]) {
       const dir = this.path(kind);
       if (!existsSync(dir)) continue;
@@ -122,4 +146,18 @@ export function readRows<T>(file: string): T[] {
   }
   return rows;
 }
-export const toRows = (rows: readonly unknown[]): string => rows.map((row) => `${JSON.stringify(row)}\n`).join("");
+/** As lines of JSON, in pieces: all rows of a unit may be longer than a string can be. */
+export function* toRows(rows: readonly unknown[]): Iterable<string> {
+  let lines: string[] = [];
+  let length = 0;
+  for (const row of rows) {
+    const line = `${JSON.stringify(row)}\n`;
+    lines.push(line);
+    length += line.length;
+    if (length < 1 << 20) continue;
+    yield lines.join("");
+    lines = [];
+    length = 0;
+  }
+  yield lines.join("");
+}

@@ -58,9 +58,6 @@ function indexOf(language: string): Index | undefined {
   return index;
 }
 
-/** Whether there is a list for the language. */
-export const hasHarmfulWords = (language: string): boolean => indexOf(language) !== undefined;
-
 /** Every listed word in the text and how often; undefined when the language has no list. */
 export function harmfulWords(text: string, language: string): Map<string, number> | undefined {
   const index = indexOf(language);

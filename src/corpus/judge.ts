@@ -1,17 +1,18 @@
 /** All blocks that look at one document at a time: every rule is evaluated and recorded, also after one has said drop. */
-import { readFileSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { basename } from "node:path";
+import { UserError } from "../run/errors.js";
 import { evaluateAds } from "./ads.js";
 import { judgeScore, type QualityClassifier } from "./classifier.js";
 import { Decontaminator } from "./decontaminate.js";
-import type { Document, Finding, Span } from "./document.js";
-import { applySpans } from "./document.js";
+import { applySpans, chanceKey, type Document, type Finding, type Span } from "./document.js";
 import { evaluateGarbled } from "./garbled.js";
 import { evaluateHarmful } from "./harmful.js";
 import { evaluateHeuristics, type HeuristicRules, type PresetName } from "./heuristics/index.js";
+import { listFiles, readSource } from "./input/source.js";
 import type { LanguageIdentifier } from "./language.js";
 import { evaluatePii } from "./pii.js";
-import type { Recipe } from "./recipe.js";
+import { AGAINST, type Recipe } from "./recipe.js";
 
 export interface Judgement {
   findings: Finding[];
@@ -76,7 +77,8 @@ export function judge(
     const add = (found: { signals?: Record<string, number>; findings: Finding[]; spans?: Span[] }): void => {
       Object.assign(signals, found.signals);
       findings.push(...found.findings);
-      spans.push(...(found.spans ?? []));
+      // One by one: there may be more than a call takes.
+      for (const span of found.spans ?? []) spans.push(span);
     };
     const rules = rulesFor(recipe, language);
     if (rules) add(evaluateHeuristics(text, language, rules));
@@ -85,7 +87,7 @@ export function judge(
     if (recipe.harmful) add(evaluateHarmful(text, language, recipe.harmful));
     if (context.classifier && recipe.classifier) {
       const score = context.classifier.score(text);
-      const finding = judgeScore(score, document.id, { ...recipe.classifier, seed: recipe.seed });
+      const finding = judgeScore(score, chanceKey(document), { ...recipe.classifier, seed: recipe.seed });
       add({ signals: { "classifier.score": score }, findings: [finding] });
     }
     if (context.evaluations) add(context.evaluations.evaluate(text));
@@ -94,9 +96,13 @@ export function judge(
   if (trusted)
     for (const finding of findings) if (finding.verdict === "drop" && !ALWAYS.has(finding.stage)) trust(finding);
   const dropped = findings.find((f) => f.verdict === "drop");
-  const kept = trusted ? spans.filter((s) => /^(?:decontaminate|pii)\b/.test(s.reason)) : spans;
+  // Another data set is compared as the sources are: after the cuts.
+  const kept = trusted && document.dataset !== AGAINST ? spans.filter((s) => !ofHeuristics(s)) : spans;
   return { findings, signals, spans: kept, text: dropped ? "" : applySpans(text, kept), language, dropped };
 }
+
+/** Whether a line rule cuts it, and not PII or decontamination. */
+export const ofHeuristics = ({ reason }: Span): boolean => !/^(?:decontaminate|pii)\b/.test(reason);
 
 const staged = <T extends { findings: Finding[] }>(stage: string, found: T): T => ({
   ...found,
@@ -134,21 +140,44 @@ export function judgeLanguage(
   return findings;
 }
 
-/** The runs of the evaluation sets; undefined when the recipe names none. */
-export function loadEvaluations(recipe: Recipe): Decontaminator | undefined {
+const KEY = "decontaminate.files";
+/** Bytes of a record: a file of text is one. */
+const LARGEST_SET = 2 ** 28;
+
+/** The files of the evaluation sets. In a folder those of a known format; a file that is named may have another name, and is text. */
+export function evaluationFiles(recipe: Recipe): string[] {
+  return (recipe.decontaminate?.files ?? []).flatMap((path) => {
+    if (!existsSync(path)) throw new UserError(`${path} does not exist. It is named under ${KEY}.`, 2);
+    return statSync(path).isDirectory() ? listFiles([path], KEY) : [path];
+  });
+}
+
+/**
+ * The runs of the evaluation sets; undefined when the recipe names none. Throws a UserError where a file cannot be read as a whole, or
+ * nothing in it can be looked for: a corpus would be taken for clean.
+ */
+export async function loadEvaluations(recipe: Recipe): Promise<Decontaminator | undefined> {
   if (!recipe.decontaminate) return undefined;
-  const { files, words, minWords, mode } = recipe.decontaminate;
+  const { words, minWords, mode } = recipe.decontaminate;
   const evaluations = new Decontaminator({ n: words, minWords: Math.min(minWords, words), mode });
-  for (const file of files) {
+  for (const file of evaluationFiles(recipe)) {
     const set = basename(file);
-    for (const [i, line] of readFileSync(file, "utf8").split("\n").entries()) {
-      if (line.trim() === "") continue;
-      for (const text of stringsOf(line)) evaluations.addEvaluation(set, String(i + 1), text);
+    let found = 0;
+    for await (const { record } of readSource([file], { file: 0, records: 0 }, { maxRecordBytes: LARGEST_SET }, true)) {
+      if (record.skip) continue;
+      if (record.reason !== undefined)
+        throw new UserError(`${file}, record ${record.line}: ${record.reason}. It is an evaluation set (${KEY}).`);
+      const lines = Buffer.from(record.bytes).toString("utf8").split("\n");
+      for (const [i, line] of lines.entries())
+        for (const text of stringsOf(line)) if (evaluations.addEvaluation(set, String(record.line + i), text)) found++;
     }
+    if (found === 0)
+      throw new UserError(
+        `${file}: nothing in it can be looked for. Evaluation sets (${KEY}) are JSONL, Parquet or text, with items of at least ${evaluations.options.minWords} words (decontaminate.minWords).`,
+      );
   }
   return evaluations;
 }
-
 /** Every string in a JSON line, or the line itself when it is none. */
 function stringsOf(line: string): string[] {
   let value: unknown;
@@ -162,7 +191,7 @@ function stringsOf(line: string): string[] {
   while (open.length > 0) {
     const next = open.pop();
     if (typeof next === "string") found.push(next);
-    else if (next !== null && typeof next === "object") open.push(...Object.values(next));
+    else if (next !== null && typeof next === "object") for (const inner of Object.values(next)) open.push(inner);
   }
   return found;
 }

@@ -1,5 +1,5 @@
 /** A raw record to a document: JSON fields, HTTP and HTML, or plain text; or the reason why it is none. */
-import type { Document, Finding, Rejected } from "./document.js";
+import { type Document, type Finding, isBinary, NO_TEXT, type Rejected, wellFormed } from "./document.js";
 import type { RawRecord } from "./input/record.js";
 
 export interface ParseContext {
@@ -17,8 +17,6 @@ export interface Parsed {
   url: Finding[];
 }
 
-const wellFormed = (text: string): string =>
-  (text as string & { toWellFormed(): string }).toWellFormed().replaceAll("\0", "\ufffd");
 const utf8 = new TextDecoder("utf-8", { fatal: true });
 
 /** Never throws for what a record holds: the reason comes back. */
@@ -41,6 +39,7 @@ export async function parseRecord(record: RawRecord, context: ParseContext): Pro
       if (decoded.replaced > 0.01) return rejected("not text in any encoding that could be told");
       text = decoded.text;
     }
+    if (isBinary(text)) return rejected(NO_TEXT);
     return document(record, context, { text: wellFormed(text.replace(/^\uFEFF/, "")) });
   }
   return fromPage(record, context, rejected);
@@ -51,7 +50,13 @@ type Reject = (reason: string) => Rejected;
 function document(
   record: RawRecord,
   context: ParseContext,
-  fields: { text: string; id?: string; url?: string | undefined; metadata?: Record<string, unknown> },
+  fields: {
+    text: string;
+    id?: string;
+    url?: string | undefined;
+    language?: string;
+    metadata?: Record<string, unknown>;
+  },
 ): Parsed {
   const url = fields.url ?? record.url;
   const metadata = { ...fields.metadata };
@@ -62,6 +67,7 @@ function document(
       ...(id === undefined ? { id: placeOf(record, context), unnamed: true } : { id }),
       text: fields.text,
       ...(url === undefined ? {} : { url }),
+      ...(fields.language === undefined ? {} : { language: fields.language }),
       source: {
         file: record.file,
         line: record.line,
@@ -96,14 +102,54 @@ function fromJson(record: RawRecord, context: ParseContext, rejected: Reject): P
   }
   if (fields === null || typeof fields !== "object" || typeof fields.text !== "string")
     return rejected(withoutText(fields));
+  if (deeper(fields, MAX_NESTING)) return rejected(`the JSON is nested more than ${MAX_NESTING} levels deep`);
   const { text, id, url, metadata, ...more } = fields;
   const kept = { ...more, ...(metadata !== null && typeof metadata === "object" ? metadata : {}) };
+  const language = languageOf(fields.language);
+  const named = idOf(id, source);
   return document(record, context, {
     text: wellFormed(text as string),
-    ...(id === undefined || id === null ? {} : { id: wellFormed(String(id)) }),
+    ...(named === undefined ? {} : { id: named }),
     ...(typeof url === "string" ? { url } : {}),
+    ...(language === undefined ? {} : { language }),
     metadata: kept,
   });
+}
+
+/** JSON.parse takes any depth, but what writes the rows goes down by itself, and its stack ends at some thousands. */
+const MAX_NESTING = 500;
+
+function deeper(value: object, levels: number): boolean {
+  let level: object[] = [value];
+  for (let depth = 0; level.length > 0; depth++) {
+    if (depth > levels) return true;
+    const below: object[] = [];
+    for (const outer of level)
+      for (const inner of Object.values(outer)) if (inner !== null && typeof inner === "object") below.push(inner);
+    level = below;
+  }
+  return false;
+}
+
+/** The record's own id; undefined when it has none. */
+function idOf(id: unknown, source: string): string | undefined {
+  if (id === undefined || id === null || id === "") return undefined;
+  if (typeof id === "object") return wellFormed(JSON.stringify(id));
+  // Beyond 2^53 several integers are the same number: they are told apart by their digits.
+  if (typeof id === "number" && !Number.isSafeInteger(id))
+    for (const [, digits] of source.matchAll(/"id"\s*:\s*(-?\d+)/g)) if (Number(digits) === id) return digits;
+  return wellFormed(String(id));
+}
+
+/** A language code (BCP 47) as documents have it: "zh" of "zh-CN", "en" of "eng". Undefined for what is none, a name for one. */
+function languageOf(value: unknown): string | undefined {
+  if (typeof value !== "string" || !/^[a-z]{2,3}(?:[-_][a-z0-9]{1,8})*$/i.test(value)) return undefined;
+  try {
+    const { language } = new Intl.Locale(value.replaceAll("_", "-"));
+    return language === "und" ? undefined : language;
+  } catch {
+    return undefined;
+  }
 }
 
 const startsLikeHttp = (bytes: Uint8Array): boolean =>

@@ -24,8 +24,12 @@ interface Found {
   kind: PiiKind;
 }
 
-const LOCAL = /[A-Za-z0-9._%+-]/;
-const DOMAIN = /[A-Za-z0-9.-]/;
+/** Latin, Greek and Cyrillic letters. Of scripts without spaces none: an address may stand among them. */
+const LETTERS = "A-Za-z\\u00c0-\\u00d6\\u00d8-\\u00f6\\u00f8-\\u024f\\u0300-\\u036f\\u0370-\\u052f";
+const LOCAL = new RegExp(`[${LETTERS}0-9._%+-]`);
+const DOMAIN = new RegExp(`[${LETTERS}0-9.-]`);
+/** Labels, the last of letters only (RFC 1123; in letters as RFC 5890 allows them). */
+const HOST = new RegExp(`^(?:[${LETTERS}0-9](?:[${LETTERS}0-9-]{0,61}[${LETTERS}0-9])?\\.)+[${LETTERS}]{2,24}$`);
 
 /** Grows an address to both sides of every @: a search by pattern would try each letter of a long line. */
 function emails(text: string): Found[] {
@@ -38,7 +42,7 @@ function emails(text: string): Found[] {
     while (end < text.length && end - at < 254 && DOMAIN.test(text[end])) end++;
     while (end > at + 1 && /[.-]/.test(text[end - 1])) end--;
     const domain = text.slice(at + 1, end);
-    if (start === at || !/^(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}$/.test(domain)) continue;
+    if (start === at || !HOST.test(domain)) continue;
     if (/^(?:[\w-]+\.)*example\.(?:com|org|net)$/i.test(domain)) continue;
     found.push({ start, end, kind: "email" });
   }
@@ -51,7 +55,11 @@ function isPublicIpv4(address: string): boolean {
   if (a === 0 || a === 10 || a === 127 || a >= 224) return false;
   if ((a === 172 && b >= 16 && b < 32) || (a === 192 && b === 168) || (a === 169 && b === 254)) return false;
   if (a === 100 && b >= 64 && b < 128) return false;
-  return !((a === 192 && b === 0) || (a === 198 && b === 51 && c === 100) || (a === 203 && b === 0 && c === 113));
+  return !(
+    (a === 192 && b === 0 && (c === 0 || c === 2)) ||
+    (a === 198 && b === 51 && c === 100) ||
+    (a === 203 && b === 0 && c === 113)
+  );
 }
 
 const IPV4 = /(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)/g;
@@ -92,9 +100,20 @@ function isCard(digits: string): boolean {
   return sum % 10 === 0;
 }
 
+/** Length of an IBAN by its first two letters (SWIFT's registry of ISO 13616): what follows one may look like more of it. */
+const IBAN_LENGTHS = new Map(
+  (
+    "AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BI27 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DJ27 DK18 DO28 EE20 EG29 ES24 " +
+    "FI18 FK18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HN28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 " +
+    "LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MN20 MR27 MT31 MU30 NI28 NL18 NO15 OM23 PK24 PL28 PS29 PT25 QA29 RO24 " +
+    "RS22 RU33 SA24 SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30"
+  )
+    .split(" ")
+    .map((entry) => [entry.slice(0, 2), Number(entry.slice(2))]),
+);
+
 /** Mod 97 (ISO 13616). */
 function isIban(compact: string): boolean {
-  if (compact.length < 15 || compact.length > 34) return false;
   let rest = 0;
   for (const c of compact.slice(4) + compact.slice(0, 4)) {
     const value = Number.parseInt(c, 36);
@@ -105,7 +124,19 @@ function isIban(compact: string): boolean {
 
 /** A row of digits in groups, as numbers are written, also several with a space between; it may begin with + or a bracket. */
 const NUMBER = /(?<![\w.+@/-])(?:\+|\()?\d(?:[ .()+\-\u2010-\u2015]{0,2}\d){6,60}[Xx]?(?![\w@]|[.-]\d)/g;
-const IBAN = /(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?(?![A-Za-z0-9])/g;
+const IBAN = /(?<![A-Za-z0-9])([A-Z]{2})\d{2}(?= ?[A-Z0-9])/g;
+
+/** Where the IBAN that begins at `start` ends, written together or in groups of four; -1 if none does. */
+function endOfIban(text: string, start: number, length: number): number {
+  let compact = "";
+  let at = start;
+  for (; compact.length < length; at++) {
+    if (compact.length % 4 === 0 && text[at] === " " && text[at - 1] !== " ") continue;
+    if (at >= text.length || !/[A-Z0-9]/.test(text[at])) return -1;
+    compact += text[at];
+  }
+  return !/[A-Za-z0-9]/.test(text[at] ?? "") && isIban(compact) ? at : -1;
+}
 
 function kindOf(written: string): PiiKind | undefined {
   const digits = written.replace(/[^\dXx]/g, "");
@@ -137,8 +168,11 @@ function numbers(text: string): Found[] {
         break;
       }
   }
-  for (const m of text.matchAll(IBAN))
-    if (isIban(m[0].replaceAll(" ", ""))) found.push({ start: m.index, end: m.index + m[0].length, kind: "iban" });
+  for (const { 1: country, index } of text.matchAll(IBAN)) {
+    const length = IBAN_LENGTHS.get(country);
+    const end = length === undefined ? -1 : endOfIban(text, index, length);
+    if (end >= 0) found.push({ start: index, end, kind: "iban" });
+  }
   return found;
 }
 

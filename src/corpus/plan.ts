@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { UserError } from "../run/errors.js";
 import { sha256 } from "./hash.js";
 import { listFiles } from "./input/source.js";
+import { evaluationFiles } from "./judge.js";
 import { checkMinHash } from "./minhash.js";
 import { AGAINST, type Recipe } from "./recipe.js";
 import { codeVersion } from "./version.js";
@@ -31,7 +32,7 @@ export function planBuild(recipe: Recipe): Plan {
     ...recipe.sources,
   ];
   const sources = all.map(({ name, files: paths, priority, trusted }) => {
-    const files = listFiles(paths, name === AGAINST ? "deduplicate.against" : `sources.${name}.files`);
+    const files = listFiles(paths, name === AGAINST ? "deduplicate.against" : `sources.${name}.files`, true);
     const prints = files.map((file) => {
       bytes += statSync(file).size;
       return fingerprint(file);
@@ -50,7 +51,7 @@ export function planBuild(recipe: Recipe): Plan {
       decontaminate,
       classifier,
       classifier && existing(classifier.model, "classifier.model"),
-      (decontaminate?.files ?? []).map((f) => existing(f, "decontaminate.files")),
+      evaluationFiles(recipe).map(fingerprint),
     ];
     const judgeKey = sha256(
       JSON.stringify([
@@ -90,6 +91,7 @@ function existing(file: string, where: string): unknown[] {
 
 /** Of every file of a folder of block lists; the folder's own times do not tell when one of them is edited. */
 function fingerprints(dir: string): unknown[] {
+  if (!existsSync(dir)) throw new UserError(`${dir} does not exist. It is named under url.blocklists.`, 2);
   return readdirSync(dir, { recursive: true, encoding: "utf8" })
     .sort()
     .map((file) => {

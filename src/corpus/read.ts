@@ -1,10 +1,11 @@
 /**
  * Documents from files, for training: whatever a corpus build reads too (JSONL with a `text` field, plain, .gz or .zst;
- * Parquet; WARC; HTML), plain text (one document a file, of any size), and folders of these. Streaming.
+ * Parquet; WARC; HTML), plain text (one document a file, of up to 512 MiB), and folders of these. Streaming.
  */
-import { createReadStream, statSync } from "node:fs";
-import { createGunzip } from "node:zlib";
-import { chanceKey, type Document, type Rejected } from "./document.js";
+import { constants } from "node:buffer";
+import { statSync } from "node:fs";
+import { chanceKey, type Document, isBinary, NO_TEXT, type Rejected } from "./document.js";
+import { readPieces } from "./input/bytes.js";
 import { documentsOf } from "./input/documents.js";
 import { formatOf, listFiles } from "./input/source.js";
 
@@ -39,14 +40,17 @@ export async function* readDocuments(
 
 const isPlainText = (file: string): boolean => formatOf(file) === "text" && !/\.zst$/i.test(file);
 
+const TOO_LARGE = `oversized: a text file is one document, and of at most ${constants.MAX_STRING_LENGTH >> 20} MiB; cut it into several files, or make it JSONL with a document a line`;
+
 async function readText(file: string, reject: (record: Rejected) => void): Promise<Document | undefined> {
   if (statSync(file).size === 0) return void reject({ file, line: 0, reason: "the file is empty" });
-  const raw = createReadStream(file);
-  const pieces: Buffer[] = [];
-  try {
-    for await (const piece of /\.gz$/i.test(file) ? raw.pipe(createGunzip()) : raw) pieces.push(piece as Buffer);
-  } catch (error) {
-    return void reject({ file, line: 1, reason: `it cannot be read: ${(error as Error).message}` });
+  const pieces: Uint8Array[] = [];
+  let size = 0;
+  for await (const { data, damage } of readPieces(file)) {
+    if (damage !== undefined) return void reject({ file, line: 1, reason: `it cannot be read: ${damage}` });
+    pieces.push(data);
+    size += data.length;
+    if (size > constants.MAX_STRING_LENGTH) return void reject({ file, line: 1, reason: TOO_LARGE });
   }
   const bytes = Buffer.concat(pieces);
   let text: string;
@@ -59,5 +63,6 @@ async function readText(file: string, reject: (record: Rejected) => void): Promi
       return void reject({ file, line: 1, reason: "not text in any encoding that could be told" });
     text = decoded.text;
   }
+  if (isBinary(text)) return void reject({ file, line: 1, reason: NO_TEXT });
   return { id: file, unnamed: true, text, source: { file, line: 1 }, dataset: "", metadata: {} };
 }

@@ -1,8 +1,9 @@
 /** The recipe of a corpus: its sources, and the settings of each block. Every block but reading can be left out. */
 import { dirname, isAbsolute, join } from "node:path";
 import { z } from "zod";
-import { applyOverrides, check, readYaml } from "../run/config.js";
+import { check, overridden, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
+import { pathsSchema } from "../run/settings.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { ADS } from "./ads.js";
 import { GARBLED } from "./garbled.js";
@@ -10,6 +11,7 @@ import { HARMFUL } from "./harmful.js";
 import { checkRules, PRESET_NAMES } from "./heuristics/index.js";
 import { checkThresholds } from "./heuristics/rules.js";
 import { PII_KINDS } from "./pii.js";
+import { LANGUAGES } from "./script.js";
 
 /** The data sets of deduplicate.against: read like a source of this name, and nothing of them is written out. */
 export const AGAINST = "against";
@@ -21,7 +23,7 @@ const natural = z.int().min(1);
 const sourceSchema = z.strictObject({
   name: z.string().regex(/^[\w.-]+$/, "a name of letters, digits, dot, dash and underscore"),
   /** Files and folders; formats are told by their names. */
-  files: z.array(z.string().min(1)).min(1),
+  files: pathsSchema,
   /** Of twins, the one from the source with the smaller number is kept. */
   priority: z.int().min(0).default(0),
   /** Share of the tokens that training sees; without weights every document is taken once. */
@@ -72,7 +74,9 @@ export const recipeSchema = z.strictObject({
   language: z
     .strictObject({
       /** ISO 639-1 (else 639-3) codes; without them every language is kept. */
-      keep: words,
+      keep: z
+        .array(z.string().refine((code) => LANGUAGES.has(code), "a code that lid.176 knows, such as en, zh or ceb"))
+        .default([]),
       threshold: share.default(0.65),
       thresholds: z.record(z.string(), share).default({}),
     })
@@ -95,10 +99,10 @@ export const recipeSchema = z.strictObject({
       alpha: z.number().positive().default(9),
     })
     .optional(),
-  /** Evaluation sets (JSONL: every string in a record; text: every line), that must not be in the corpus. */
+  /** Evaluation sets (JSONL, Parquet: every string in a record; text: every line), that must not be in the corpus. */
   decontaminate: z
     .strictObject({
-      files: z.array(z.string().min(1)).min(1),
+      files: pathsSchema,
       words: natural.default(13),
       minWords: natural.default(8),
       mode: z.enum(["drop", "cut"]).default("drop"),
@@ -150,7 +154,7 @@ export type SourceSettings = Recipe["sources"][number];
 export const SIMPLE_RULES = { garbled: GARBLED, ads: ADS, harmful: HARMFUL };
 
 /** Keys whose values are files or folders, looked for beside the recipe. */
-const PATHS = new Set(["files", "blocklists", "against", "tokenizer", "model", "good"]);
+const PATHS = new Set(["files", "blocklists", "against", "tokenizer", "model"]);
 
 function beside(value: unknown, folder: string, key = ""): unknown {
   if (typeof value === "string") return PATHS.has(key) && !isAbsolute(value) ? join(folder, value) : value;
@@ -161,8 +165,17 @@ function beside(value: unknown, folder: string, key = ""): unknown {
 
 /** Throws UserError (exit code 2) that names file, line and key of every mistake. */
 export function loadRecipe(file: string, overrides: readonly string[] = []): Recipe {
-  const source = readYaml(file);
-  const value = beside(applyOverrides(source.value, overrides), dirname(file));
+  const raw = readYaml(file);
+  const { stages, data } = raw.value as { stages?: unknown; data?: unknown };
+  if (stages !== undefined)
+    throw new UserError(`${file} is a recipe of stages, and not of a corpus: lyceum run ${file}`, 2);
+  if (data !== undefined)
+    throw new UserError(
+      `${file} holds the settings of a stage, and not a corpus's: lyceum pretrain (or sft, ...) ${file}`,
+      2,
+    );
+  const source = overridden(raw, overrides);
+  const value = beside(source.value, dirname(file));
   const recipe = check(recipeSchema, { ...source, value });
   if (recipe.heuristics)
     for (const presets of [recipe.heuristics.presets, ...Object.values(recipe.heuristics.byLanguage)])

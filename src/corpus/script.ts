@@ -49,6 +49,16 @@ const ELSEWHERE = new Set([...SCRIPTS.values()].flatMap((s) => [...s.languages])
 /** Languages of another script that are written in Latin letters too. */
 for (const both of ["uz", "tt", "ku", "sh", "bs", "sr", "kk", "tg", "av", "ug"]) ELSEWHERE.delete(both);
 
+/** What the identifier can answer: the labels of lid.176, and none of them. */
+const LABELS = `
+  af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da de
+  diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id ie ilo
+  io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml mn mr mrj ms
+  mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn
+  sco sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf
+  yi yo yue zh und`;
+export const LANGUAGES: ReadonlySet<string> = new Set(LABELS.trim().split(/\s+/));
+
 /** Number of each UTF-16 unit's script: 0 no letter, 1 Latin and all others, 2 kana, 3 and on as in SCRIPTS. */
 let table: Uint8Array | undefined;
 const names = [...SCRIPTS.keys()];

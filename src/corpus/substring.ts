@@ -40,7 +40,7 @@ let units = new Uint16Array(1 << 16);
 let cutTokens = new Uint32Array(1 << 16);
 let cutStarts = new Int32Array(1 << 16);
 
-/** Words and symbols as 32-bit hashes: the tokens of this stage, when the recipe gives no tokenizer. Case and marks count. */
+/** Words and symbols as 32-bit hashes: the tokens of this stage, whatever tokenizer the recipe has. Case and marks count. */
 export const tokensOf = (text: string): Tokens => cut(text, null);
 /** Words only, in lower case. */
 export const wordsOf = (text: string): Tokens => cut(text, lowerCase());

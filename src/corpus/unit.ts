@@ -2,16 +2,17 @@
  * The two steps of a unit of work, as pure functions of its input: reading (records to documents) and judging (documents to
  * signals, decisions, spans, and what deduplication needs). They run in worker threads or in place, with the same bytes out.
  */
-import { basename } from "node:path";
+import { basename, resolve, sep } from "node:path";
 import { getDomain } from "tldts";
 import type { Document, Finding, Rejected, Span } from "./document.js";
 import { exactKey } from "./exact.js";
 import { BuildFolder, readRows, toRows } from "./folder.js";
 import type { Position, RawRecord } from "./input/record.js";
+import { listFiles } from "./input/source.js";
 import { type JudgeContext, judge, loadEvaluations } from "./judge.js";
 import { MinHasher } from "./minhash.js";
 import { type ParseContext, parseRecord } from "./parse.js";
-import type { Recipe } from "./recipe.js";
+import { AGAINST, type Recipe } from "./recipe.js";
 import { type BlockList, UrlFilter } from "./url.js";
 
 /** A document as it is stored, with what the URL filter said. */
@@ -53,6 +54,8 @@ export interface IndexEntry {
   /** UTF-16 units and UTF-8 bytes of the text that is left. */
   length: number;
   bytes: number;
+  /** That text is not the document's own: spans were cut or replaced. */
+  cut: boolean;
   /** Where the row stands in the documents file. */
   offset: number;
   size: number;
@@ -88,10 +91,40 @@ export interface WorkerSetup {
   blockLists: BlockList[];
 }
 
+/**
+ * Characters that the documents of a unit hold together. A unit is cut by its bytes as they lie in the file (4 MB), in which pages may be packed
+ * once more: none becomes so long that was not made to fill the memory. What is longer in the file itself is taken as it is.
+ */
+const MAX_UNPACKED = 1 << 26;
+
+/** The documents of a unit's records, and what could not be used. */
+export async function documentsIn(
+  { records, lengths, bytes }: Pick<ReadTask, "records" | "lengths" | "bytes">,
+  context: ParseContext,
+  most = Math.max(MAX_UNPACKED, bytes.length),
+): Promise<{ rows: Row[]; rejected: Rejected[] }> {
+  const tooMuch = `oversized: the records before it have unpacked to more than ${(most / 1e6).toFixed(0)} MB of text (a smaller unit.records would take more of them)`;
+  const rows: Row[] = [];
+  const rejected: Rejected[] = [];
+  let at = 0;
+  let characters = 0;
+  for (const [i, record] of records.entries()) {
+    const reason = record.reason ?? (characters > most ? tooMuch : undefined);
+    const parsed = await parseRecord({ ...record, bytes: bytes.subarray(at, at + lengths[i]), reason }, context);
+    at += lengths[i];
+    if ("document" in parsed) {
+      characters += parsed.document.text.length;
+      rows.push(parsed.url.length > 0 ? { ...parsed.document, urlFindings: parsed.url } : parsed.document);
+    } else rejected.push(parsed);
+  }
+  return { rows, rejected };
+}
+
 export class Worker {
   private readonly folder: BuildFolder;
   private readonly recipe: Recipe;
   private readonly urls: UrlFilter;
+  private readonly names = new Map<string, Map<string, string>>();
   private context: Promise<JudgeContext> | undefined;
   private hasher: MinHasher | undefined;
 
@@ -111,27 +144,15 @@ export class Worker {
 
   private async read(task: ReadTask): Promise<{ marker: ReadMarker; rows: Row[] }> {
     const { extract, limits } = this.recipe;
-    const roots =
-      this.recipe.sources.find((s) => s.name === task.source)?.files ?? this.recipe.deduplicate?.against ?? [];
     const context: ParseContext = {
       dataset: task.source,
-      label: (file) => labelOf(file, roots),
+      label: this.labels(task.source),
       mode: extract.mode,
       timeout: limits.timeout,
       maxRecordBytes: limits.maxRecordBytes,
       judgeUrl: (url) => this.urls.judge(url),
     };
-    const rows: Row[] = [];
-    const rejected: Rejected[] = [];
-    let at = 0;
-    for (const [i, record] of task.records.entries()) {
-      const bytes = task.bytes.subarray(at, at + task.lengths[i]);
-      at += task.lengths[i];
-      const parsed = await parseRecord({ ...record, bytes }, context);
-      if ("document" in parsed)
-        rows.push(parsed.url.length > 0 ? { ...parsed.document, urlFindings: parsed.url } : parsed.document);
-      else rejected.push(parsed);
-    }
+    const { rows, rejected } = await documentsIn(task, context);
     const marker: ReadMarker = {
       key: task.key,
       files: {},
@@ -143,16 +164,29 @@ export class Worker {
       rejected: rejected.length,
       bytes: task.bytes.length,
     };
-    const files: Record<string, string> = { [`documents/${task.unit}.jsonl`]: toRows(rows) };
-    files[`rejected/${task.unit}.jsonl`] = toRows(rejected);
-    this.folder.commit(`${task.unit}.read`, marker as never, files);
+    this.folder.commit(`${task.unit}.read`, marker as never, {
+      [`documents/${task.unit}.jsonl`]: toRows(rows),
+      [`rejected/${task.unit}.jsonl`]: toRows(rejected),
+    });
     return { marker, rows };
+  }
+
+  /** How a source's files are called in ids. */
+  private labels(source: string): (file: string) => string {
+    let names = this.names.get(source);
+    if (!names) {
+      const roots = this.recipe.sources.find((s) => s.name === source)?.files ?? this.recipe.deduplicate?.against ?? [];
+      names = labelsOf(listFiles(roots, `sources.${source}.files`, true), roots);
+      this.names.set(source, names);
+    }
+    return (file) => names.get(file) ?? basename(file);
   }
 
   private async judge(task: Omit<JudgeTask, "step">, rows: readonly Row[]): Promise<JudgedMarker> {
     this.context ??= this.prepare();
     const context = await this.context;
-    const trusted = this.recipe.sources.find((s) => s.name === task.source)?.trusted ?? false;
+    const trusted =
+      task.source === AGAINST || (this.recipe.sources.find((s) => s.name === task.source)?.trusted ?? false);
     const near = this.recipe.deduplicate?.near || undefined;
     if (near && !this.hasher) this.hasher = new MinHasher({ ...near, seed: this.recipe.seed });
     const hashes = this.hasher?.hashes ?? 0;
@@ -201,6 +235,7 @@ export class Worker {
         row: i,
         length: result.text.length,
         bytes: keptBytes,
+        cut: result.spans.length > 0,
         offset: offsets[i],
         size: offsets[i + 1] - offsets[i] - 1,
         key: exactKey(result.text),
@@ -240,16 +275,37 @@ export class Worker {
     return {
       recipe: this.recipe,
       identifier: this.recipe.language ? await loadIdentifier() : undefined,
-      evaluations: loadEvaluations(this.recipe),
+      evaluations: await loadEvaluations(this.recipe),
       classifier: await this.classifier(),
     };
   }
 }
 
-/** A file's name as it stands in ids: below the folder that the recipe names, so that a moved corpus keeps its ids. */
-function labelOf(file: string, roots: readonly string[]): string {
-  const root = roots.find((r) => file.startsWith(`${r}/`));
-  return root === undefined ? basename(file) : `${basename(root)}/${file.slice(root.length + 1)}`;
+/**
+ * Files' names as they stand in ids: below the folder that the recipe names, so that a moved corpus keeps its ids. Files that would have the
+ * same name get as much of their paths as tells them apart.
+ */
+export function labelsOf(files: readonly string[], roots: readonly string[]): Map<string, string> {
+  const labels = new Map<string, string>();
+  const owners = new Map<string, string[]>();
+  for (const file of new Set(files)) {
+    const root = roots.find((r) => file.startsWith(`${r}/`));
+    const label = root === undefined ? basename(file) : `${basename(root)}/${file.slice(root.length + 1)}`;
+    labels.set(file, label);
+    if (!owners.has(label)) owners.set(label, []);
+    owners.get(label)!.push(file);
+  }
+  for (const alike of owners.values()) {
+    if (alike.length === 1) continue;
+    const paths = alike.map((file) => resolve(file).split(sep));
+    let same = 0;
+    while (same < paths[0].length - 1 && paths.every((p) => p[same] === paths[0][same])) same++;
+    for (const [i, path] of paths.entries()) {
+      const label = path.slice(same).join("/");
+      labels.set(alike[i], owners.has(label) ? path.join("/") : label);
+    }
+  }
+  return labels;
 }
 
 function count(counts: Counts, finding: Finding, first: boolean, bytes: number): void {

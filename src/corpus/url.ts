@@ -3,6 +3,7 @@
  * and `urls`), and words in the address. A list may have millions of entries, so it is held as sorted 53-bit hashes in
  * memory that all workers share.
  */
+import { isUtf8 } from "node:buffer";
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { basename, join } from "node:path";
 import { parse } from "tldts";
@@ -52,7 +53,7 @@ export function loadBlockLists(settings: UrlSettings): BlockList[] {
       if (settings.categories.length > 0 && !settings.categories.includes(category)) continue;
       lists.push({
         category,
-        domains: table(join(dir, "domains"), (line) => line.replace(/^www\.|^\*?\./, "")),
+        domains: table(join(dir, "domains"), (line) => hostOf(line.replace(/^\*?\./, ""))),
         urls: table(join(dir, "urls"), normalUrl),
       });
     }
@@ -65,7 +66,9 @@ export function loadBlockLists(settings: UrlSettings): BlockList[] {
 
 function table(file: string, normal: (line: string) => string): Float64Array {
   if (!existsSync(file)) return new Float64Array(0);
-  const lines = readFileSync(file, "latin1")
+  const bytes = readFileSync(file);
+  const lines = bytes
+    .toString(isUtf8(bytes) ? "utf8" : "latin1")
     .split("\n")
     .map((line) => line.trim().toLowerCase())
     .filter((line) => line !== "" && !line.startsWith("#"));
@@ -86,12 +89,38 @@ function has(sorted: Float64Array, key: number): boolean {
   return false;
 }
 
-const normalUrl = (url: string): string =>
-  url
+/** As browsers read it (WHATWG URL): no user, no usual port, letters beyond ASCII in one spelling. Undefined when it is none. */
+function parsed(url: string): URL | undefined {
+  try {
+    return new URL(/^[a-z][a-z0-9+.-]*:\/\//i.test(url) ? url : `http://${url}`);
+  } catch {
+    return undefined;
+  }
+}
+
+/** A host without "www." and the dot that may stand at the end of one. */
+function hostOf(host: string): string {
+  // Most lines of a list are plain already, and a list may have millions. What is more than a host stays as it is, and fits none.
+  const same = /^[a-z0-9._-]+$|[/:?#@]/i.test(host);
+  const plain = same ? host : (parsed(host)?.hostname ?? host);
+  return plain
     .toLowerCase()
-    .replace(/^[a-z][a-z0-9+.-]*:\/\//, "")
     .replace(/^www\./, "")
-    .replace(/[/?#]+$/, "");
+    .replace(/\.$/, "");
+}
+
+/** Host and path, in lower case. */
+function normalUrl(url: string): string {
+  const address = parsed(url);
+  let text = url.replace(/^[a-z][a-z0-9+.-]*:\/\//i, "").replace(/^www\./i, "");
+  if (address) {
+    const { hostname, port, pathname, search, hash } = address;
+    text = `${hostOf(hostname)}${port && `:${port}`}${pathname}${search}${hash}`;
+  }
+  let end = text.length;
+  while (end > 0 && "/?#".includes(text[end - 1])) end--;
+  return text.slice(0, end).toLowerCase();
+}
 
 export class UrlFilter {
   private readonly words: Set<string>;
@@ -104,14 +133,14 @@ export class UrlFilter {
     const lower = (list: string[]): Set<string> => new Set(list.map((w) => w.toLowerCase()));
     this.words = lower(settings.words);
     this.softWords = lower(settings.softWords);
-    this.allowed = lower(settings.allow);
+    this.allowed = new Set(settings.allow.map(hostOf));
   }
 
   /** Every rule with its verdict; empty when nothing is asked or the document has no address. */
   judge(url: string | undefined): Finding[] {
     if (url === undefined || (this.lists.length === 0 && this.words.size === 0 && this.softWords.size === 0)) return [];
-    const { hostname, domain } = parse(url);
-    const host = (hostname ?? "").toLowerCase();
+    const { hostname, domain } = parse(parsed(url)?.href ?? url);
+    const host = hostOf(hostname ?? "");
     const registrable = domain ?? host;
     const findings: Finding[] = [];
     const add = (rule: string, value: string, threshold: string, drop: boolean, detail?: string): void =>
@@ -162,7 +191,7 @@ export class UrlFilter {
 
 /** a.b.example.co.uk: itself and its parents, down to the registrable domain. */
 function hostsOf(host: string, registrable: string): string[] {
-  const hosts = [host.replace(/^www\./, "")];
+  const hosts = [host];
   for (let at = hosts[0]; at.length > registrable.length; ) {
     const dot = at.indexOf(".");
     if (dot < 0) break;
@@ -172,10 +201,10 @@ function hostsOf(host: string, registrable: string): string[] {
   return hosts;
 }
 
-/** example.org/a/b?c: itself, example.org/a/b, example.org/a. */
+/** example.org/a/b?c: itself, example.org, example.org/a, example.org/a/b. Lists name no longer ones than these. */
 function prefixesOf(url: string): string[] {
   const prefixes = [url];
-  for (let i = url.length - 1; i > 0 && prefixes.length < 32; i--)
+  for (let i = 1; i < url.length && prefixes.length < 64; i++)
     if (url[i] === "/" || url[i] === "?" || url[i] === "#") prefixes.push(url.slice(0, i));
   return prefixes;
 }

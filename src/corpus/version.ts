@@ -1,29 +1,43 @@
 /** The version of the code that decides what a build writes: work of an earlier run is reused only if it is the same. */
 import { readdirSync, readFileSync } from "node:fs";
-import { dirname, extname, join } from "node:path";
+import { extname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { sha256 } from "./hash.js";
 
 /** Modules that only read what a build has left. */
 const READERS = /^(?:report|report-page|why|whatif|diff|funnel)\./;
+/** The engine's files that know of words and merges. */
+const BPE = /^bpe/;
 
-let version: string | undefined;
+let corpus: string | undefined;
+let tokenizer: string | undefined;
 
 /** A hash of this folder's modules and of the text kernels, as they run: nobody has to remember to raise a number. */
-export function codeVersion(): string {
-  if (version !== undefined) return version;
-  const here = fileURLToPath(import.meta.url);
-  const folder = dirname(here);
-  const sources = readdirSync(folder, { recursive: true, encoding: "utf8" })
-    .filter((file) => file.endsWith(extname(here)) && !file.endsWith(".d.ts") && !READERS.test(file))
-    .map((file) => join(folder, file));
-  const kernels = fileURLToPath(new URL("../../native/text/", import.meta.url));
-  sources.push(...readdirSync(kernels).map((file) => join(kernels, file)));
-  version = sha256(
-    sources
+export const codeVersion = (): string =>
+  (corpus ??= hashOf([...modules("./").filter(([name]) => !READERS.test(name)), ...files("../../native/text/")]));
+
+/** The same of what trains a tokenizer and turns text into ids. */
+export const tokenizerVersion = (): string =>
+  (tokenizer ??= hashOf([...modules("../tokenizer/"), ...files("../../native/").filter(([name]) => BPE.test(name))]));
+
+type File = [name: string, path: string];
+
+/** Everything in a folder, and in those in it; folders are named from this file. */
+function files(folder: string): File[] {
+  const path = fileURLToPath(new URL(folder, import.meta.url));
+  return readdirSync(path, { recursive: true, encoding: "utf8" }).map((name) => [name, join(path, name)]);
+}
+
+function modules(folder: string): File[] {
+  const extension = extname(fileURLToPath(import.meta.url));
+  return files(folder).filter(([name]) => name.endsWith(extension) && !name.endsWith(".d.ts"));
+}
+
+const hashOf = (list: readonly File[]): string =>
+  sha256(
+    list
+      .map(([, path]) => path)
       .sort()
-      .map((file) => sha256(readFileSync(file)))
+      .map((path) => sha256(readFileSync(path)))
       .join("\n"),
   );
-  return version;
-}

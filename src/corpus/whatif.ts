@@ -19,7 +19,7 @@ import {
   thresholdNames,
 } from "./heuristics/index.js";
 import { judge as judgeRules } from "./heuristics/rules.js";
-import { judgeLanguage, rulesFor } from "./judge.js";
+import { judgeLanguage, ofHeuristics, rulesFor } from "./judge.js";
 import { type Recipe, recipeSchema, SIMPLE_RULES } from "./recipe.js";
 import type { Row } from "./unit.js";
 import { openBuild, restoreFinding, type StoredDecision, unitsOf } from "./why.js";
@@ -169,7 +169,7 @@ function judgeUnit(
   const outcomes = readRows<Outcome>(folder.rows("outcome", unit));
   const duplicates = readRows<Duplicate | null>(folder.rows("duplicates", unit));
   const documents = texts ? readRows<Row>(folder.rows("documents", unit)) : [];
-  const spans = texts ? [] : readRows<Span[]>(folder.rows("spans", unit));
+  const spans = readRows<Span[]>(folder.rows("spans", unit));
   const repeats = readRows<Span[]>(folder.path(`repeats/${unit}.jsonl`));
   const trusted = recipe.sources.find(
     (s) => unit.startsWith(`${s.name}-`) && /^\d+$/.test(unit.slice(s.name.length + 1)),
@@ -189,8 +189,9 @@ function judgeUnit(
         result.dropped[finding.rule][key]++;
       }
     const { characters: kept } = outcomes[i];
-    // Repeated runs stay cut: they are not looked for again either.
-    const cut = [...(judged.spans ?? spans[i] ?? []), ...repeats[i]];
+    // What no line rule cuts stays cut, and repeated runs: none of it is looked for again.
+    const ruled = judged.spans ? [...judged.spans, ...spans[i].filter((s) => !ofHeuristics(s))] : spans[i];
+    const cut = [...ruled, ...repeats[i]];
     const characters = !texts && kept !== undefined ? kept : lengthAfter(signals[i], documents[i], cut);
     const passes = !judged.findings.some((f) => f.verdict === "drop") && characters >= recipe.minCharacters;
     const finish = (after: boolean): void =>

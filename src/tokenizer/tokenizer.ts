@@ -146,6 +146,7 @@ export class Tokenizer {
         isFolder
           ? `${path} has no tokenizer.json in it.`
           : `${path} does not exist. Name a folder with a tokenizer.json.`,
+        2,
       );
     const read = (f: string): Json => {
       try {
@@ -250,6 +251,10 @@ export class Tokenizer {
 
   get vocabSize(): number {
     return this.tokens.length;
+  }
+  /** Of these, those of the BPE model itself: the others were added to it. */
+  get modelSize(): number {
+    return this.model.ids.size;
   }
   tokenToId(token: string): number | undefined {
     return this.ids.get(token);

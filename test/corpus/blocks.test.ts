@@ -7,16 +7,18 @@ import { diffLines } from "../../src/corpus/diff.js";
 import { applySpans, type Span, spanMap } from "../../src/corpus/document.js";
 import { checkConservation, nextStage } from "../../src/corpus/funnel.js";
 import { hash53, uniform } from "../../src/corpus/hash.js";
+import { type JudgeContext, judge } from "../../src/corpus/judge.js";
 import { loadIdentifier } from "../../src/corpus/language.js";
 import { bandsFor } from "../../src/corpus/minhash.js";
+import { recipeSchema } from "../../src/corpus/recipe.js";
 import { loadBlockLists, UrlFilter, type UrlSettings } from "../../src/corpus/url.js";
 
 describe("UrlFilter", () => {
   const dir = mkdtempSync(join(tmpdir(), "lyceum-url-"));
   afterAll(() => rmSync(dir, { recursive: true }));
   for (const [category, file, lines] of [
-    ["adult", "domains", "bad.co.uk\nwww.worse.example\n# a comment\n"],
-    ["adult", "urls", "shared.example/~someone/pics\n"],
+    ["adult", "domains", "bad.co.uk\nwww.worse.example\n# a comment\nmünchen.example\nhalf.example/path\n"],
+    ["adult", "urls", "shared.example/~someone/pics\ngröße.example/maß\n"],
     ["ads", "domains", "Ads.Example\n"],
   ] as const) {
     mkdirSync(join(dir, category), { recursive: true });
@@ -52,6 +54,26 @@ describe("UrlFilter", () => {
       "url.softWords: win free",
     ]);
     expect(dropped({ words: ["x"] }, "http://%%%bad url")).toEqual([]);
+  });
+  it("is not passed by another spelling of an address, and reads lists in UTF-8", () => {
+    for (const url of [
+      "http://shared.example:80/~someone/pics/1",
+      "HTTP://someone:secret@shared.example/~someone/pics",
+      "shared.example/a/../~someone/pics",
+      `https://shared.example/~someone/pics/${"a/".repeat(100)}`,
+      "https://shared.example./~someone/pics",
+      "http://größe.example/maß/1",
+      "http://xn--gre-6ka8i.example/ma%C3%9F",
+    ])
+      expect(dropped({}, url), url).toHaveLength(1);
+    expect(dropped({}, "http://bad.co.uk./")).toHaveLength(1);
+    expect(dropped({}, "http://a.münchen.example/")).toHaveLength(1);
+    expect(dropped({}, "http://shared.example:8080/~someone/pics")).toEqual([]);
+    expect(dropped({}, "http://half.example/other")).toEqual([]);
+    expect(dropped({ allow: ["münchen.example"] }, "http://xn--mnchen-3ya.example/")).toEqual([]);
+    const began = performance.now();
+    dropped({}, `http://shared.example/${"/".repeat(200_000)}x`);
+    expect(performance.now() - began).toBeLessThan(2000);
   });
   it("says what is wrong with a list", () => {
     expect(() => loadBlockLists({ ...none, categories: ["malware"] })).toThrow(
@@ -171,5 +193,34 @@ describe("hash, bands, language", () => {
     };
     for (const [language, sample] of Object.entries(samples)) expect(identify(sample).language).toBe(language);
     expect(identify("123 --- 456")).toEqual({ language: "und", score: 0 });
+  });
+});
+
+describe("judging a document", () => {
+  const context = (recipe: object, more: Partial<JudgeContext> = {}): JudgeContext => ({
+    recipe: recipeSchema.parse({ sources: [{ name: "S", files: ["x"] }], ...recipe }),
+    identifier: undefined,
+    evaluations: undefined,
+    classifier: undefined,
+    ...more,
+  });
+  const document = (id: string, text: string, unnamed?: true) => ({
+    id,
+    text,
+    ...(unnamed && { unnamed }),
+    source: { file: "x", line: 1 },
+    dataset: "S",
+    metadata: {},
+  });
+  it("takes more spans than a call has arguments", () => {
+    const { spans } = judge(document("1", "ann@mail.org ".repeat(200_000)), [], false, context({ pii: {} }));
+    expect(spans.length).toBe(200_000);
+  });
+  it("draws by the text where a document has no id of its own, wherever it lies", () => {
+    const settings = context({ classifier: { model: "m" } }, { classifier: { score: () => 0.5 } as never });
+    const limit = (id: string, unnamed?: true) =>
+      judge(document(id, "The same text.", unnamed), [], false, settings).findings[0].threshold;
+    expect(limit("S/a.jsonl:1", true)).toBe(limit("S/d.jsonl:1", true));
+    expect(limit("a")).not.toBe(limit("d"));
   });
 });

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { BuildSummary } from "../../src/corpus/build.js";
+import { type BuildSummary, build } from "../../src/corpus/build.js";
+import { recipeSchema } from "../../src/corpus/recipe.js";
 import { whatIf } from "../../src/corpus/whatif.js";
 import { why } from "../../src/corpus/why.js";
 import { buildProgram } from "./cli-path.js";
@@ -258,6 +259,173 @@ describe("build", () => {
     expect(run("killed").code).toBe(0);
     expectSame("one", "killed");
   }, 120_000);
+});
+
+/** Builds of a few documents, in this process. */
+describe("small builds", () => {
+  const notes: string[] = [];
+  const quiet = { note: (text: string) => void notes.push(text), status: () => {}, end: () => {} };
+  const jsonl = (name: string, rows: readonly object[]): string => {
+    writeFileSync(join(dir, name), rows.map((row) => `${JSON.stringify(row)}\n`).join(""));
+    return join(dir, name);
+  };
+  const small = (out: string, recipe: object): Promise<BuildSummary> =>
+    build(recipeSchema.parse(recipe), join(dir, out), 1, quiet);
+  const kept = (out: string): string[] =>
+    readdirSync(join(dir, out, "kept")).flatMap((f) =>
+      readFileSync(join(dir, out, "kept", f), "utf8")
+        .split("\n")
+        .filter((line) => line !== "")
+        .map((line) => JSON.parse(line).id),
+    );
+  const RIVER =
+    "The river flows through the old town and it brings fresh water to the fields. The people of the town have lived with the river for " +
+    "more than a thousand years. In spring the snow melts and the water rises to the edge of the lower streets. Many houses stand on pillars of oak. " +
+    "The bridge of stone was built by monks who wanted to bring their wool to market.";
+
+  it("a build that failed leaves nothing that a later one takes for its own", async () => {
+    const files = [
+      jsonl("lengths.jsonl", [
+        { id: "long", text: prose(1, 50) },
+        { id: "short", text: "A few words." },
+      ]),
+    ];
+    const recipe = { sources: [{ name: "S", files }] };
+    await small("failed", recipe);
+    expect(kept("failed")).toEqual(["long", "short"]);
+    const other = { ...recipe, minCharacters: 100, tokenizer: { vocabSize: 3 } };
+    await expect(small("failed", other)).rejects.toThrow(/vocabulary of 3 is too small/);
+    expect(kept("failed")).toEqual(["long"]);
+    expect(readdirSync(join(dir, "failed/units")).filter((name) => name.startsWith("all."))).toEqual([]);
+    expect(() => why(join(dir, "failed"), "long")).toThrow(/holds a build that is not finished/);
+    expect((await small("failed", recipe)).finished.kept).toBe(2);
+    expect(kept("failed")).toEqual(["long", "short"]);
+    rmSync(join(dir, "failed/kept"), { recursive: true });
+    await small("failed", recipe);
+    expect(kept("failed")).toEqual(["long", "short"]);
+  });
+
+  it("a job's own error is told", async () => {
+    writeFileSync(join(dir, "bad.bin"), "no model");
+    const recipe = { sources: [{ name: "S", files: [jsonl("one.jsonl", [{ id: "1", text: RIVER }])] }] };
+    await expect(small("job", { ...recipe, classifier: { model: join(dir, "bad.bin") } })).rejects.toThrow(/bad\.bin/);
+  });
+
+  it("compares near twins as they are after replacements of the same length", async () => {
+    const words = "Please contact our service department about the delivery of your order and we will call back".split(
+      " ",
+    );
+    const page = (number: number, last: string): string =>
+      `${words.map((w, i) => (i % 5 === 2 ? `${w} ${number + i}` : w)).join(" ")} on any day that you name ${last}`;
+    const files = [
+      jsonl("phones.jsonl", [
+        { id: "one", text: page(13812345610, "today") },
+        { id: "two", text: page(15987654330, "now") },
+      ]),
+    ];
+    const near = { threshold: 0.8, bands: 64, rows: 2 };
+    const { duplicates } = await small("phones", { sources: [{ name: "S", files }], pii: {}, deduplicate: { near } });
+    expect(duplicates.near).toBe(1);
+  });
+
+  it("filters take nothing out of the data sets that it is compared with", async () => {
+    const files = [jsonl("own.jsonl", [{ id: "own", text: RIVER }])];
+    const against = [jsonl("theirs.jsonl", [{ id: "theirs", text: RIVER.replace(/\.$/, " { }.") }])];
+    const recipe = { sources: [{ name: "S", files }], heuristics: { presets: ["c4"] }, deduplicate: { against } };
+    expect((await small("theirs", recipe)).duplicates.overlaps).toMatchObject([{ from: "S", against: "against" }]);
+    // What line rules cut is cut on both sides.
+    const lines = Array.from({ length: 12 }, (_, i) => `a menu of section ${i}\n`).join("");
+    jsonl("own.jsonl", [{ id: "own", text: `${lines}${RIVER}` }]);
+    jsonl("theirs.jsonl", [{ id: "theirs", text: `${lines.toUpperCase()}${RIVER}` }]);
+    expect((await small("theirs", recipe)).duplicates.exact).toBe(1);
+  });
+
+  it("trains the tokenizer on all sources, and on what training sees", async () => {
+    const rows = (text: (i: number) => string) => Array.from({ length: 400 }, (_, i) => ({ text: text(i) }));
+    const sources = [
+      {
+        name: "EN",
+        files: [
+          jsonl(
+            "en.jsonl",
+            rows((i) => `the cat sat on the mat and looked at the dog number ${i}`),
+          ),
+        ],
+      },
+      {
+        name: "ZH",
+        files: [
+          jsonl(
+            "zh.jsonl",
+            rows((i) => `中国的首都是北京，这是第${i}个文本。`),
+          ),
+        ],
+      },
+    ];
+    const tokens = async (recipe: object): Promise<string[]> => {
+      const tokenizer = { vocabSize: 400, pretokenizer: "llama3", sample: 5000 };
+      await small("sample", { sources, tokenizer, ...recipe });
+      const file = JSON.parse(readFileSync(join(dir, "sample/tokenizer/tokenizer.json"), "utf8"));
+      return file.model.merges.map((m: [string, string]) => m.join(""));
+    };
+    const chinese = (list: string[]): number => list.filter((token) => /[ä-é]/.test(token)).length;
+    const even = await tokens({});
+    expect(chinese(even)).toBeGreaterThan(10);
+    expect(even).toContain("Ġcat");
+    const [en, zh] = sources;
+    const first = async (...weights: number[]): Promise<string> =>
+      (await tokens({ sources: [en, zh].map((source, i) => ({ ...source, weight: weights[i] })) }))[0];
+    expect(chinese([await first(1, 50), await first(50, 1)])).toBe(1);
+    await expect(tokens({ split: { validation: 1 } })).rejects.toThrow(/no text to train a tokenizer on/);
+  });
+
+  it("makes new shards when a file of the tokenizer changes", async () => {
+    const at = join(dir, "sample/tokenizer");
+    const folder = join(dir, "given");
+    cpSync(at, folder, { recursive: true });
+    const files = [
+      jsonl("one.jsonl", [
+        { id: "1", text: RIVER },
+        { id: "2", text: prose(2, 50) },
+      ]),
+    ];
+    const tokensOf = async (): Promise<string> => {
+      await small("shards", {
+        sources: [{ name: "S", files }],
+        tokenizer: join(folder, "tokenizer.json"),
+        split: { validation: 0 },
+      });
+      return readFileSync(join(dir, "shards/shards/train/tokens.bin"), "hex");
+    };
+    const before = await tokensOf();
+    const config = JSON.parse(readFileSync(join(folder, "tokenizer_config.json"), "utf8"));
+    writeFileSync(join(folder, "tokenizer_config.json"), JSON.stringify({ ...config, eos_token: "!" }));
+    const ended = await tokensOf();
+    expect(ended).not.toBe(before);
+    const json = JSON.parse(readFileSync(join(folder, "tokenizer.json"), "utf8"));
+    json.model.merges = [];
+    writeFileSync(join(folder, "tokenizer.json"), JSON.stringify(json));
+    expect((await tokensOf()).length).toBeGreaterThan(ended.length);
+  });
+
+  it("what-if leaves out what PII and decontamination cut", async () => {
+    const mail = "Write to the mayor at the.mayor.of.the.town@very-long-domain-name-of-a-town.org about the bridge.";
+    const files = [jsonl("mail.jsonl", [{ id: "page", text: `${RIVER}\na menu\n${mail}` }])];
+    await small("mail", { sources: [{ name: "S", files }], heuristics: { presets: ["c4"] }, pii: {} });
+    const { characters } = whatIf(join(dir, "mail"), ["c4.minWordsPerLine=3"]);
+    expect(characters.after).toBe(characters.before);
+  });
+
+  it("tells how much of an evaluation set is not looked for", async () => {
+    const files = [jsonl("one.jsonl", [{ id: "1", text: RIVER }])];
+    jsonl("questions.jsonl", [{ question: `${RIVER} Why?`, answer: "yes" }]);
+    notes.length = 0;
+    const decontaminate = { files: [join(dir, "questions.jsonl")] };
+    expect((await small("noted", { sources: [{ name: "S", files }], decontaminate })).finished.kept).toBe(0);
+    expect(notes).toEqual([
+      "questions.jsonl: texts of fewer than 8 words are not looked for (decontaminate.minWords): 1",
+    ]);
+  });
 });
 
 describe("mistakes", () => {

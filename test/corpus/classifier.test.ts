@@ -4,15 +4,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, describe, expect, it } from "vitest";
-import {
-  type Example,
-  judgeScore,
-  measure,
-  paretoDraw,
-  QualityClassifier,
-  uniformOf,
-} from "../../src/corpus/classifier.js";
+import { type Example, judgeScore, measure, paretoDraw, QualityClassifier } from "../../src/corpus/classifier.js";
 import { loadFastText, predict, saveFastText } from "../../src/corpus/fasttext.js";
+import { uniform } from "../../src/corpus/hash.js";
 
 const golden = fileURLToPath(new URL("../golden/fasttext/", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "lyceum-classifier-"));
@@ -64,9 +58,9 @@ function examples(count: number): Example[] {
   return Array.from({ length: count }, (_, i) => {
     const isGood = i % 3 === 0;
     const words = Array.from({ length: 60 }, (_, k) => {
-      const u = uniformOf(5, `${i} ${k}`);
-      const pick = Math.floor(uniformOf(6, `${i} ${k}`) * 1e6);
-      const own = uniformOf(7, `${i} ${k}`) < 0.8 === isGood ? good : crawled;
+      const u = uniform(5, "own", `${i} ${k}`);
+      const pick = Math.floor(uniform(6, "pick", `${i} ${k}`) * 1e6);
+      const own = uniform(7, "kind", `${i} ${k}`) < 0.8 === isGood ? good : crawled;
       return u < 0.1 ? own[pick % own.length] : common[pick % common.length];
     });
     return { id: `e${i}`, good: isGood, text: `${words.join(" ")}.` };
@@ -103,7 +97,7 @@ describe("training", () => {
     expect(loaded.report).toEqual(trained.report);
   });
   it("learns nothing from labels by chance", () => {
-    const report = QualityClassifier.train(set.map((e) => ({ ...e, good: uniformOf(9, e.id) < 0.5 }))).report!;
+    const report = QualityClassifier.train(set.map((e) => ({ ...e, good: uniform(9, "label", e.id) < 0.5 }))).report!;
     expect(Math.abs(report.auc - 0.5)).toBeLessThan(0.15);
   });
   it("counts twins, and leaves out what is called both good and crawled", () => {

@@ -1,7 +1,13 @@
 /** Decontamination: runs of 13 words against evaluation items, whole short items, cutting as GPT-3 did. */
-import { describe, expect, it } from "vitest";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { gzipSync } from "node:zlib";
+import { afterAll, describe, expect, it } from "vitest";
 import { Decontaminator } from "../../src/corpus/decontaminate.js";
 import { applySpans } from "../../src/corpus/document.js";
+import { loadEvaluations } from "../../src/corpus/judge.js";
+import { recipeSchema } from "../../src/corpus/recipe.js";
 
 const QUESTION =
   "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. How many clips did Natalia sell altogether?";
@@ -72,7 +78,7 @@ describe("cutting", () => {
 it("takes hostile text and refuses wrong options", () => {
   for (const text of ["", "\0", "\ud800\udc00", " \n", "x ".repeat(1_000_000)])
     expect(against().evaluate(text).findings[0].verdict).toBe("pass");
-  expect(() => new Decontaminator({ n: 1 })).toThrow(/decontaminate\.n/);
+  expect(() => new Decontaminator({ n: 1 })).toThrow(/decontaminate\.words/);
   expect(() => new Decontaminator({ minWords: 14 })).toThrow(/minWords/);
   expect(() => new Decontaminator({ mode: "x" as never })).toThrow(/drop or cut/);
 });
@@ -82,4 +88,44 @@ it("keeps many runs apart", () => {
   for (let i = 0; i < 2000; i++) d.addEvaluation("set", String(i), filler(30, `q${i}x`));
   expect(d.runs).toBe(2000 * 18);
   expect(d.find(`${filler(20, "q1234x")} ${filler(12, "q7x")}`)).toMatchObject([{ item: "1234" }]);
+});
+
+describe("files of evaluation sets", () => {
+  const dir = mkdtempSync(join(tmpdir(), "lyceum-evaluations-"));
+  afterAll(() => rmSync(dir, { recursive: true }));
+  const file = (name: string, data: string | Uint8Array): string => {
+    writeFileSync(join(dir, name), data);
+    return join(dir, name);
+  };
+  const load = (...files: string[]) =>
+    loadEvaluations(recipeSchema.parse({ sources: [{ name: "S", files: ["x"] }], decontaminate: { files } }));
+  const record = `${JSON.stringify({ id: 7, turns: [{ question: QUESTION, answer: "72" }] })}\n`;
+
+  it("are read packed or not, as lines of JSON or of text, and all of a folder", async () => {
+    mkdirSync(join(dir, "sets"));
+    file("sets/inner.txt", `first line\n${QUESTION}\n`);
+    for (const path of [
+      file("a.jsonl", record),
+      file("a.jsonl.gz", gzipSync(record)),
+      file("b.csv", QUESTION),
+      join(dir, "sets"),
+    ])
+      expect((await load(path))!.evaluate(`So: ${QUESTION}`).findings[0]).toMatchObject({ verdict: "drop" });
+    expect((await load(join(dir, "sets")))!.find(QUESTION)).toMatchObject([{ set: "inner.txt", item: "2" }]);
+    expect((await load(join(dir, "a.jsonl")))!.skipped).toEqual(new Map([["a.jsonl", 1]]));
+  });
+  it("are refused where they cannot be read, or hold nothing to look for", async () => {
+    await expect(load(file("short.jsonl", '{"q":"too short"}\n'))).rejects.toThrow(/short.jsonl: nothing in it can be/);
+    await expect(load(file("torn.jsonl.gz", gzipSync(record.repeat(9)).subarray(0, 60)))).rejects.toThrow(
+      /torn.jsonl.gz, record 1/,
+    );
+    await expect(load(file("empty.jsonl", ""))).rejects.toThrow(/the file is empty.*decontaminate\.files/);
+    await expect(load(join(dir, "none"))).rejects.toThrow(/none does not exist. It is named under decontaminate.files/);
+    mkdirSync(join(dir, "nothing"));
+    await expect(load(join(dir, "nothing"))).rejects.toThrow(/nothing: there is no file in this folder/);
+  });
+  it("may have a record of more strings than a call takes", async () => {
+    const many = JSON.stringify([...Array.from({ length: 200_000 }, () => ""), QUESTION]);
+    expect((await load(file("many.jsonl", many)))!.runs).toBeGreaterThan(10);
+  });
 });

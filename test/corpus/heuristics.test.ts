@@ -302,6 +302,9 @@ describe("all presets", () => {
       expect(findings.some((f) => f.verdict === "drop")).toBe(true);
     });
 
+  it("takes a text of more lines than a call has arguments", () => {
+    expect(run("ab\n".repeat(200_000), "c4").spans).toHaveLength(200_000);
+  });
   it("judges the same from the signals alone", () => {
     const text = "Some words that have been written.\n".repeat(4);
     const thresholds = { "gopher.minWords": 5, "fineweb.maxDuplicateLineChars": 0.9, "zh.minHanFraction": null };

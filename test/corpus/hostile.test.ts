@@ -6,6 +6,7 @@ import {
   mkdtempSync,
   readFileSync,
   rmSync,
+  statSync,
   symlinkSync,
   truncateSync,
   writeFileSync,
@@ -16,7 +17,7 @@ import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { build } from "../../src/corpus/build.js";
 import type { Rejected } from "../../src/corpus/document.js";
-import { readRows } from "../../src/corpus/folder.js";
+import { BuildFolder, readRows, toRows } from "../../src/corpus/folder.js";
 import { recipeSchema } from "../../src/corpus/recipe.js";
 import { buildProgram } from "./cli-path.js";
 
@@ -141,6 +142,30 @@ describe("the command", () => {
     expect(r.stderr).not.toMatch(/\n\s+at .*:\d+:\d+/);
     return { code: r.status, out: r.stdout, err: r.stderr };
   };
+
+  it("what a killed run left of its windows on disk goes with the next one", async () => {
+    mkdirSync(join(dir, "left/units"), { recursive: true });
+    mkdirSync(join(dir, "left/windows/windows-x"), { recursive: true });
+    writeFileSync(join(dir, "left/windows/windows-x/part-0"), "x");
+    await reasons([put("left.jsonl", `${JSON.stringify({ text })}\n`)], "left");
+    expect(existsSync(join(dir, "left/windows"))).toBe(false);
+  });
+
+  it("rows are written piece by piece, as a unit's may be longer than a string", () => {
+    const rows = Array.from({ length: 5 }, (_, i) => ({ i, text: `${text} \u0001 é`.repeat(6000) }));
+    const pieces = [...toRows(rows)];
+    expect(pieces.length).toBeGreaterThan(2);
+    const folder = new BuildFolder(join(dir, "rows"));
+    folder.commit(
+      "a",
+      { key: "k", files: {} },
+      { "documents/a.jsonl": toRows(rows), "index/a.bin": new Uint8Array(3) },
+    );
+    const file = folder.rows("documents", "a");
+    expect(readRows(file)).toEqual(rows);
+    expect(folder.finished("a", "k")?.files).toEqual({ "documents/a.jsonl": statSync(file).size, "index/a.bin": 3 });
+    expect([...toRows([])].join("")).toBe("");
+  });
 
   it("extract --json gives title, text and language", () => {
     put(

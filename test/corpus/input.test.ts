@@ -1,13 +1,15 @@
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { gzipSync } from "node:zlib";
+import zlib, { gzipSync } from "node:zlib";
 import { afterAll, describe, expect, it } from "vitest";
 import { WARCRecord, WARCSerializer } from "warcio";
+import { crc32OfTable } from "../../src/corpus/input/bytes.js";
 import { parseHttp } from "../../src/corpus/input/http.js";
 import type { Position, RawRecord } from "../../src/corpus/input/record.js";
 import { listFiles, readSource } from "../../src/corpus/input/source.js";
+import { documentsIn, labelsOf } from "../../src/corpus/unit.js";
 
 const dir = mkdtempSync(join(tmpdir(), "lyceum-input-"));
 afterAll(() => rmSync(dir, { recursive: true }));
@@ -116,6 +118,8 @@ describe("WARC", () => {
     const far = await read(put("far.warc", plain[0] + huge + plain[2]));
     expect(told(far)[1]).toMatch(/a record begins after \d+ of its 99999999 bytes/);
     expect(told(far)[2]).toContain("<p>three</p>");
+    const bare = plain[1].replace(/\r\n\r\n/, "\n\n").replace(/\r\n(?=[\w-]+: .*\n)/g, "\n");
+    expect(told(await read(put("bare.warc", plain[0] + bare + plain[2])))[1]).toContain("<p>two</p>");
     const cut = put("g.warc", (plain[0] + plain[1]).slice(0, -200));
     expect(told(await read(cut))[1]).toMatch(/^truncated: \d+ of \d+ bytes/);
   });
@@ -127,6 +131,87 @@ describe("WARC", () => {
     expect(told(all)[0]).toMatch(/^oversized: 40\.0 MB, and at most 1\.0 MB/);
     expect(told(all)[1]).toContain("<p>after</p>");
     expect(process.memoryUsage().rss - before).toBeLessThan(200e6);
+  });
+});
+
+describe("damaged gzip", () => {
+  const row = (i: number): string => JSON.stringify({ id: `d${i}`, text: `number ${i}, ${(i * 7919) % 10007}` });
+  const rows = (from: number, to: number): string =>
+    Array.from({ length: to - from }, (_, i) => `${row(from + i)}\n`).join("");
+  /** A byte of the stored text is another one: only the checksum tells. */
+  const flipped = (text: string): Buffer => {
+    const stored = gzipSync(text, { level: 0 });
+    stored[stored.indexOf("number")] ^= 1;
+    return stored;
+  };
+  it("of a file that ends inside its only member all lines before count", async () => {
+    const packed = gzipSync(rows(0, 1000));
+    const file = put("cut.jsonl.gz", packed.subarray(0, packed.length - 20));
+    const all = await read(file);
+    const whole = all.filter(({ record }) => record.reason === undefined);
+    expect(whole.length).toBeGreaterThan(990);
+    expect(whole.map(({ record }) => text(record))).toEqual(whole.map((_, i) => row(i)));
+    expect(told(all).slice(whole.length)).toEqual(["cut off: the gzip file is truncated: it ends inside a member"]);
+    const short = put("checksum.jsonl.gz", packed.subarray(0, packed.length - 3));
+    expect(told(await read(short)).slice(999)).toEqual([
+      row(999),
+      "the gzip file is truncated: it ends inside a member's checksum",
+    ]);
+  });
+  it("goes on at the next whole member, and gives nothing out that the checksum speaks against", async () => {
+    const second = gzipSync(rows(2, 4));
+    for (const [name, bad, reason] of [
+      ["flip", flipped(rows(2, 4)), /^a gzip member is damaged: its checksum is wrong; reading goes on at byte \d+$/],
+      ["short", second.subarray(0, second.length - 30), /^a gzip member is damaged: .*; reading goes on at byte \d+$/],
+      ["junk", Buffer.from("\x1f\x8b\x08 no member, and again \x1f\x8b"), /reading goes on at byte \d+$/],
+    ] as const) {
+      const [first, third] = [gzipSync(rows(0, 2)), gzipSync(rows(4, 6))];
+      const file = put(`${name}.jsonl.gz`, Buffer.concat([first, bad, third]));
+      const all = await read(file);
+      expect(told(all)).toEqual([row(0), row(1), expect.stringMatching(reason), row(4), row(5)]);
+      expect(all[2].record.reason).toContain(`byte ${first.length + bad.length}`);
+      expect(all.map(({ record }) => record.line)).toEqual([1, 2, 3, 4, 5]);
+      await checkResume(file);
+    }
+    // Nothing follows that is whole.
+    expect(told(await read(put("last.jsonl.gz", Buffer.concat([gzipSync(rows(0, 1)), flipped(rows(1, 2))]))))).toEqual([
+      row(0),
+      "a gzip member is damaged: its checksum is wrong",
+    ]);
+  });
+  it("of a WARC costs the records of that member", async () => {
+    const members = await warc(["<p>1</p>", "<p>2</p>", "<p>3</p>", "<p>4</p>"], true);
+    members[1] = members[1].subarray(0, members[1].length - 30);
+    const file = put("member.warc.gz", Buffer.concat(members));
+    const all = await read(file);
+    expect(told(all)).toEqual([
+      expect.stringContaining("<p>1</p>"),
+      expect.stringMatching(/^a gzip member is damaged/),
+      expect.stringContaining("<p>3</p>"),
+      expect.stringContaining("<p>4</p>"),
+    ]);
+    expect(all[1].record.offset).toBe(members[0].length);
+    expect(all[2].record).toMatchObject({ line: 3, offset: members[0].length + members[1].length });
+    await checkResume(file);
+  });
+  it("behind a member that is unpacked as a stream is told as well, and so is its own", async () => {
+    const big = `{"text":"${"long ".repeat(100_000)}"}\n`.repeat(36); // 18 MB
+    for (const [name, bad] of [
+      ["large", gzipSync(rows(0, 100)).subarray(0, 200)],
+      ["largeflip", flipped(rows(0, 100))],
+    ] as const) {
+      const all = await read(put(`${name}.jsonl.gz`, Buffer.concat([gzipSync(big), bad, gzipSync(rows(7, 8))])));
+      expect(all.length).toBe(38);
+      expect(told(all).slice(36)).toEqual([expect.stringMatching(/^a gzip member is damaged/), row(7)]);
+    }
+    const packed = gzipSync(big);
+    packed[packed.length - 8] ^= 1;
+    const own = told(await read(put("largeown.jsonl.gz", Buffer.concat([packed, gzipSync(rows(7, 8))]))));
+    expect(own.slice(36)).toEqual([expect.stringMatching(/checksum is wrong; reading goes on/), row(7)]);
+  });
+  it("the checksum is the same without Node's help", () => {
+    for (const s of ["", "a", "123456789", rows(0, 20)]) expect(crc32OfTable(Buffer.from(s))).toBe(zlib.crc32(s));
+    expect(crc32OfTable(Buffer.from("6789"), zlib.crc32("12345"))).toBe(0xcbf43926);
   });
 });
 
@@ -175,12 +260,82 @@ describe("Parquet, pages, texts, folders", () => {
     await expect(read(bad)).rejects.toThrow(/no column "text". Its columns are: id \(INTEGER\), content \(VARCHAR\)/);
     expect(told(await read(put("c.parquet", "junk, and not Parquet")))[0]).toMatch(/not a readable Parquet file/);
   });
+  it("takes a Parquet file's name as it is, NaN for null, and lists where it cannot be read on", async () => {
+    const { DuckDBInstance } = await import("@duckdb/node-api");
+    const db = await (await DuckDBInstance.create(":memory:")).connect();
+    const copy = (what: string, name: string, more = ""): Promise<unknown> =>
+      db.run(`COPY (SELECT ${what}) TO '${join(dir, name)}' (FORMAT parquet${more})`);
+    await copy("'right' AS text", "tmp.parquet");
+    await copy("'wrong' AS text", "p-0.parquet");
+    const named = put("p-[0]*?.parquet", readFileSync(join(dir, "tmp.parquet")));
+    expect(told(await read(named))).toEqual(['{"text":"right"}']);
+    await copy(
+      `'a "nan" b\\' AS text, 'nan'::DOUBLE AS a, [1.5, '-inf'::FLOAT] AS b, {'c': 'inf'::DOUBLE, 'NaN': 1} AS d`,
+      "nan.parquet",
+    );
+    expect(JSON.parse(told(await read(join(dir, "nan.parquet")))[0])).toEqual({
+      text: 'a "nan" b\\',
+      a: null,
+      b: [1.5, null],
+      d: { c: null, NaN: 1 },
+    });
+    await copy("md5(i::VARCHAR) AS text FROM range(20000) t(i)", "damaged.parquet", ", COMPRESSION zstd");
+    const bytes = readFileSync(join(dir, "damaged.parquet"));
+    bytes.fill(0x5a, bytes.length >> 1, (bytes.length >> 1) + 400);
+    const all = told(await read(put("damaged.parquet", bytes)));
+    expect(all[all.length - 1]).toMatch(/^the Parquet file cannot be read on: .*ZSTD/);
+  });
   it("names what is missing or unknown", () => {
     expect(() => listFiles([join(dir, "none.jsonl")], "sources.web")).toThrow(
       /does not exist. It is named under sources.web/,
     );
     expect(() => listFiles([put("a.xyz", "x")], "sources.web")).toThrow(/cannot tell its format/);
     expect(listFiles([dir], "x")).toEqual([...listFiles([dir], "x")].sort());
+  });
+  it("lists what it cannot tell the format of, and says where a dangling link lies", async () => {
+    mkdirSync(join(dir, "mixed/.git"), { recursive: true });
+    const [page, notes] = [put("mixed/a.txt", "x"), put("mixed/notes.doc", "y")];
+    put("mixed/.git/HEAD", "z");
+    symlinkSync("nowhere", join(dir, "mixed/gone.doc"));
+    expect(listFiles([join(dir, "mixed")], "x")).toEqual([page]);
+    expect(listFiles([join(dir, "mixed")], "x", true)).toEqual([page, notes]);
+    expect(told(await read(notes))[0]).toMatch(/^its format cannot be told by its name. Known are .warc/);
+    await checkResume(notes);
+    symlinkSync("nowhere", join(dir, "mixed/gone.txt"));
+    expect(() => listFiles([join(dir, "mixed")], "sources.web.files")).toThrow(
+      /gone.txt cannot be read: it is a link to a file that is not there.*under sources.web.files/,
+    );
+  });
+  it("takes of a unit's packed pages what can be held, and lists the others", async () => {
+    const page = Buffer.concat([
+      Buffer.from("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Encoding: gzip\r\n\r\n"),
+      gzipSync("A long text. ".repeat(1000)),
+    ]);
+    const record = { kind: "html", file: "a.warc", contentType: "application/http" } as const;
+    const records = [1, 2, 3, 4].map((line) => ({ ...record, line }));
+    const lengths = records.map(() => page.length);
+    const { rows, rejected } = await documentsIn(
+      { records, lengths, bytes: Buffer.concat(records.map(() => page)) },
+      { dataset: "a", label: (f) => f, mode: "fast", timeout: 20, maxRecordBytes: 1e6, judgeUrl: () => [] },
+      20_000,
+    );
+    expect(rows.map((r) => r.id)).toEqual(["a/a.warc", "a/a.warc:2"]);
+    expect(rejected.map((r) => r.line)).toEqual([3, 4]);
+    expect(rejected[0].reason).toMatch(/^oversized: the records before it have unpacked to more than 0 MB of text/);
+  });
+  it("gives every file of a source a name of its own, below the folder that the recipe names", () => {
+    const names = (roots: string[], ...files: string[]): string[] => [...labelsOf(files, roots).values()];
+    expect(names(["/c/data"], "/c/data/a/p.jsonl", "/c/data/b/p.jsonl")).toEqual(["data/a/p.jsonl", "data/b/p.jsonl"]);
+    expect(names(["/c/data/", "/d/x.txt"], "/c/data/a/p.jsonl", "/d/x.txt")).toEqual(["p.jsonl", "x.txt"]);
+    // The same names in several folders.
+    const [x, y] = ["/c/x/part.jsonl", "/c/y/part.jsonl"];
+    expect(names([x, y, "/c/z.txt"], x, y, "/c/z.txt")).toEqual(["x/part.jsonl", "y/part.jsonl", "z.txt"]);
+    expect(names(["/c/data/"], "/c/data/p/part.jsonl", "/c/data/q/part.jsonl")).toEqual([
+      "p/part.jsonl",
+      "q/part.jsonl",
+    ]);
+    expect(new Set(names(["/e/x", x, y], "/e/x/part.jsonl", x, y)).size).toBe(3);
+    expect(names([x, x], x, x)).toEqual(["part.jsonl"]);
   });
 });
 
@@ -201,5 +356,21 @@ describe("parseHttp", () => {
     expect(body(answer("Content-Encoding: gzip\r\nTransfer-Encoding: chunked", page))).toBe(page);
     expect(parseHttp(answer("Content-Encoding: gzip", gzipSync("x".repeat(5000))), 1000).reason).toMatch(/^oversized/);
     expect(parseHttp(Buffer.from("junk"), 1000).reason).toMatch(/no end of its header/);
+  });
+  it("finds the end of a header of bare line feeds, and passes over codings that pack nothing", () => {
+    const bodyOf = (b: Buffer | string): string => Buffer.from(parseHttp(Buffer.from(b), 1000).body).toString();
+    expect(bodyOf("HTTP/1.1 200 OK\nContent-Type: text/html\n\n<p>one</p>\r\n\r\n<p>two</p>")).toBe(
+      "<p>one</p>\r\n\r\n<p>two</p>",
+    );
+    expect(bodyOf(answer("Content-Type: text/html", "<p>one</p>\n\n<p>two</p>"))).toBe("<p>one</p>\n\n<p>two</p>");
+    for (const coding of ["utf-8", "none"]) {
+      expect(parseHttp(answer(`Content-Encoding: ${coding}`, "<p>x</p>"), 1000).reason).toBeUndefined();
+      expect(bodyOf(answer(`Content-Encoding: ${coding}`, "<p>x</p>"))).toBe("<p>x</p>");
+    }
+    expect(parseHttp(answer("Content-Encoding: zstd", "x"), 1000).reason).toMatch(/"zstd", which is not known/);
+    // It was stored without its chunks, and begins with hexadecimal digits.
+    const plain = "Added in 2024\nThe text goes on here.\n";
+    expect(bodyOf(answer("Transfer-Encoding: chunked", plain))).toBe(plain);
+    expect(bodyOf(answer("Transfer-Encoding: chunked", "3;name=x\r\nabc\r\n2 \r\nde\r\n0\r\n\r\n"))).toBe("abcde");
   });
 });

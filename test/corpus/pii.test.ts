@@ -19,6 +19,14 @@ describe("is found", () => {
     ["SSN 078-05-1120", ["id 078-05-1120"]],
     ["card 4111 1111 1111 1111, 378282246310005", ["card 4111 1111 1111 1111", "card 378282246310005"]],
     ["IBAN DE89 3704 0044 0532 0130 00.", ["iban DE89 3704 0044 0532 0130 00"]],
+    ["ES91 2100 0418 4502 0005 1332 BIC CAIXESBB", ["iban ES91 2100 0418 4502 0005 1332"]],
+    ["BE68 5390 0754 7034 BIC X, AT611904300234573201 AND", ["iban BE68 5390 0754 7034", "iban AT611904300234573201"]],
+    ["from 192.0.78.24, not 192.0.2.1 or 192.0.0.8", ["ip 192.0.78.24"]],
+    [
+      "anna@müller.de, jürgen.groß@web.de, анна@почта.рф",
+      ["email anna@müller.de", "email jürgen.groß@web.de", "email анна@почта.рф"],
+    ],
+    ["邮箱anna@mail.com或者", ["email anna@mail.com"]],
   ];
   for (const [text, expected] of cases) it(text, () => expect(found(text)).toEqual(expected));
 });

@@ -1,9 +1,10 @@
 /** Documents and token shards as training takes them. */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, expect, test } from "vitest";
+import { documentsOf } from "../../src/corpus/input/documents.js";
 import { type Rejected, readDocuments } from "../../src/corpus/read.js";
 import { Shards, writeShards } from "../../src/corpus/shards.js";
 import { openCpu } from "../../src/device/cpu.js";
@@ -93,6 +94,45 @@ test("a document of a row sees its own tokens only, begins with the token that c
   expect([...all.targets]).toEqual([b, eos, c, eos, eos, d, e, f, g, eos, -1]);
   expect([...all.cuSeqlens]).toEqual([0, 2, 4, 5, 11]);
   shards.close();
+});
+
+test("a text file that is longer than a string can be, and one whose end is damaged, are set aside", async () => {
+  const large = put("large.txt", "x");
+  truncateSync(large, 2 ** 29);
+  const { texts, rejected } = await read(
+    large,
+    put("tail.txt.gz", Buffer.concat([gzipSync("begin"), gzipSync("end").fill(0, 5)])),
+  );
+  expect(texts).toEqual([]);
+  expect(rejected.map((r) => r.reason)).toEqual([
+    expect.stringMatching(/^oversized: a text file is one document, and of at most 511 MiB; cut it/),
+    expect.stringMatching(/^it cannot be read: .*damaged/),
+  ]);
+});
+
+test("ids, languages and depth of JSON records", async () => {
+  const records = [
+    '{"text":"a","id":9007199254740993,"language":"zh-CN"}',
+    '{"text":"b","id":9007199254740992,"language":"eng"}',
+    '{"text":"c","id":"","language":"English"}',
+    '{"text":"d","id":{"$oid":"5f"},"language":"und"}',
+    `{"text":"e","id":5,"more":${"[".repeat(400)}${"]".repeat(400)}}`,
+    `{"text":"f","more":${"[".repeat(20_000)}${"]".repeat(20_000)}}`,
+  ];
+  const rejected: Rejected[] = [];
+  const found: unknown[] = [];
+  for await (const { id, unnamed, language, metadata } of documentsOf([put("ids.jsonl", records.join("\n"))], "", (r) =>
+    rejected.push(r),
+  ))
+    found.push([unnamed ? "unnamed" : id, language, metadata.language]);
+  expect(found).toEqual([
+    ["9007199254740993", "zh", "zh-CN"],
+    ["9007199254740992", "en", "eng"],
+    ["unnamed", undefined, "English"],
+    ['{"$oid":"5f"}', undefined, "und"],
+    ["5", undefined, undefined],
+  ]);
+  expect(rejected.map((r) => [r.line, r.reason])).toEqual([[6, "the JSON is nested more than 500 levels deep"]]);
 });
 
 test("an id in tokens.bin that the vocabulary does not have is found before a kernel meets it", async () => {

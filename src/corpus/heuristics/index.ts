@@ -82,7 +82,7 @@ export function evaluateHeuristics(text: string, language: string | undefined, r
       const result = c4(doc, overrides);
       Object.assign(signals, result.signals);
       findings.push(...result.findings, ...judge(C4_PAGE, signals, overrides));
-      spans.push(...result.spans);
+      for (const span of result.spans) spans.push(span); // spread, they would overflow the stack: a text may have as many lines
     } else if (preset === "fineweb") {
       Object.assign(signals, fineweb(doc, overrides["fineweb.shortLineLength"] ?? FINEWEB_SHORT_LINE));
       findings.push(...judge(FINEWEB, signals, overrides));

@@ -10,7 +10,7 @@ import { HEADINGS, isAround, liesAround, linkDensity, misleadingNames } from "./
 import { type Facts, measureInside, measurePage } from "./measure.js";
 import { kindOfPage, type PageKind } from "./page-kind.js";
 import { isDataTable } from "./render.js";
-import { type Element, type Page, rawText, walk } from "./tree.js";
+import { type Element, inTime, type Page, rawText, walk } from "./tree.js";
 
 /** Text that lies directly in one of these votes for the parent: the element is the paragraph itself. */
 const LEAVES = new Set("p li dd dt td th blockquote pre h1 h2 h3 h4 h5 h6 address summary caption".split(" "));
@@ -174,6 +174,7 @@ function aroundTitle(page: Page, of: (e: Element) => Facts): Element | undefined
   const full = page.title.replace(/\s+/g, " ").trim();
   for (const element of page.elements) {
     if ((element.tag !== "h1" && element.tag !== "h2") || of(element).out) continue;
+    inTime(page);
     const text = rawText(element).replace(/\s+/g, " ").trim();
     // The name of the site is in the title as well, but it is the smaller part.
     if (text.length < 12 || text.length < full.length * 0.4 || !full.includes(text)) continue;

@@ -4,6 +4,9 @@ import type { Element } from "./tree.js";
 
 const PARAGRAPH = new Set("p h1 h2 h3 h4 h5 h6 ul ol dl table pre blockquote hr figure address details".split(" "));
 
+/** Levels of a list that are indented; without an end, a page of 200 kB could become 20 MB of text. */
+const MAX_INDENT = 10;
+
 type Step =
   | { kind: "node"; node: Element | string; pre: boolean; list: number }
   | { kind: "close"; node: Element; pre: boolean; list: number };
@@ -52,7 +55,7 @@ function begin(element: Element, out: Lines, list: number): void {
   if (tag === "li") {
     const ordered = element.parent?.tag === "ol";
     const number = out.nextNumber(element.parent);
-    out.prefix(`${"  ".repeat(Math.max(0, list - 1))}${ordered ? `${number}.` : "-"} `);
+    out.prefix(`${"  ".repeat(Math.min(Math.max(0, list - 1), MAX_INDENT))}${ordered ? `${number}.` : "-"} `);
   }
 }
 
@@ -133,6 +136,8 @@ function renderTable(table: Element, without: ReadonlySet<Element>, out: Lines):
 class Lines {
   private readonly lines: string[] = [];
   private line = "";
+  /** It ends with a space. To look would cost its length, as V8 joins the pieces for it, and a line may have many. */
+  private spaced = false;
   private gap = false;
   private pending = "";
   private depth = 0;
@@ -182,12 +187,15 @@ class Lines {
           this.line = "";
         }
         this.line += piece;
+        this.spaced = piece.endsWith(" ") || (piece === "" && this.spaced && i === 0);
       }
       return;
     }
     const collapsed = text.replace(/[\s\u00a0\u200b\ufeff]+/g, " ");
-    if (this.line === "") this.line = collapsed.replace(/^ /, "");
-    else this.line += this.line.endsWith(" ") ? collapsed.replace(/^ /, "") : collapsed;
+    const more = this.line === "" || this.spaced ? collapsed.replace(/^ /, "") : collapsed;
+    if (more === "") return;
+    this.line += more;
+    this.spaced = more.endsWith(" ");
   }
   private flush(): void {
     const line = this.lastWasPre ? this.line.trimEnd() : this.line.trim();

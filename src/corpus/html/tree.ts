@@ -24,7 +24,7 @@ export interface Page {
   root: Element;
   /** All elements, parents before children; the first is the root. */
   elements: Element[];
-  /** <title> */
+  /** <title>, its first thousand characters. */
   title: string;
   /** `name` or `property` (lower case) to content; the first one counts. */
   meta: Map<string, string>;
@@ -35,15 +35,24 @@ export interface Page {
   jsonLd: string[];
   /** Values of itemtype (schema.org), lower case, without the address. */
   types: Set<string>;
+  /** A Date.now() after which nobody waits for the page any more. */
+  deadline: number;
 }
 
 /** The page cannot be taken in: it goes to rejected.jsonl with this message. */
 export class PageError extends Error {}
 
+/** Throws PageError when the page has taken its time. */
+export function inTime({ deadline }: Pick<Page, "deadline">): void {
+  if (Date.now() > deadline) throw new PageError("timed out");
+}
+
 export const MAX_DEPTH = 256;
 /** The parser itself slows down with the square of the depth. */
 export const MAX_NESTING = 10_000;
 export const MAX_ELEMENTS = 300_000;
+/** Headings are looked for in the title, one after the other: a longer one is no title. */
+const MAX_TITLE = 1000;
 
 /** Elements whose content is never text of the page. */
 const SKIPPED = new Set(
@@ -55,7 +64,7 @@ const SKIPPED = new Set(
 const HEADS = /^(?:h[1-6]|dt|summary)$/;
 const VOID = new Set("area base br col embed hr img input link meta param source track wbr".split(" "));
 
-/** Parses a page, whole or cut anywhere. `deadline` is a Date.now() after which it gives up; throws PageError. */
+/** Parses a page, whole or cut anywhere. `deadline`: see Page. Throws PageError. */
 export function parsePage(html: string | readonly string[], deadline = Number.POSITIVE_INFINITY): Page {
   const root = newElement("#root", undefined, 0);
   const page: Page = {
@@ -67,6 +76,7 @@ export function parsePage(html: string | readonly string[], deadline = Number.PO
     language: undefined,
     jsonLd: [],
     types: new Set(),
+    deadline,
   };
   let at = root;
   /** Open elements below the cut (depth) and inside a skipped one (skip): counted, not built. */
@@ -74,7 +84,7 @@ export function parsePage(html: string | readonly string[], deadline = Number.PO
   let skip = 0;
   let capture: "title" | "script" | undefined;
   let captured = "";
-  let scriptType = "";
+  let linkedData = false;
   let depth = 0;
   let elements = 0;
   /** Whose attributes come now: an element, or one of those in the head that only their attributes matter of. */
@@ -90,7 +100,7 @@ export function parsePage(html: string | readonly string[], deadline = Number.PO
   const parser = new Parser(
     {
       onopentagname(tag) {
-        if ((++elements & 1023) === 0 && Date.now() > deadline) throw new PageError("timed out while being parsed");
+        if ((++elements & 1023) === 0) inTime(page);
         if (elements > MAX_ELEMENTS) throw new PageError(`has more than ${MAX_ELEMENTS} elements`);
         target = undefined;
         head = undefined;
@@ -102,7 +112,7 @@ export function parsePage(html: string | readonly string[], deadline = Number.PO
           if (tag === "script") {
             capture = "script";
             captured = "";
-            scriptType = "";
+            linkedData = false;
           }
           if (!VOID.has(tag)) skip = 1;
           return;
@@ -131,11 +141,11 @@ export function parsePage(html: string | readonly string[], deadline = Number.PO
           head.attributes[name] ??= value;
           if (head.tag === "html" && (name === "lang" || name === "xml:lang")) page.language ??= value;
         }
-        if (capture === "script" && name === "type") scriptType = value;
+        if (capture === "script" && name === "type") linkedData = /ld\+json/i.test(value);
       },
       ontext(text) {
         if (capture) {
-          if (capture === "title" || LINKED_DATA.test(scriptType)) captured += text;
+          if (capture === "title" || linkedData) captured += text;
           return;
         }
         if (skip > 0) return;
@@ -151,7 +161,7 @@ export function parsePage(html: string | readonly string[], deadline = Number.PO
           return;
         }
         if (capture === tag) {
-          if (capture === "title") page.title = captured;
+          if (capture === "title") page.title = captured.slice(0, MAX_TITLE);
           else if (captured !== "" && captured.length < 1_000_000) page.jsonLd.push(captured);
           capture = undefined;
         }
@@ -168,14 +178,12 @@ export function parsePage(html: string | readonly string[], deadline = Number.PO
   // In pieces, so that a deadline is kept inside one enormous text as well.
   for (const text of typeof html === "string" ? [html] : html)
     for (let i = 0; i < text.length; i += 1 << 16) {
-      if (Date.now() > deadline) throw new PageError("timed out while being parsed");
+      inTime(page);
       parser.write(text.slice(i, i + (1 << 16)));
     }
   parser.end();
   return page;
 }
-
-const LINKED_DATA = /ld\+json/i;
 
 const newElement = (tag: string, parent: Element | undefined, index: number): Element => ({
   tag,

@@ -1,26 +1,32 @@
 /**
  * Files as a stream of bytes, whatever they are packed in (gzip of one or many members, zstd, or plain).
  * A gzip file of many members (WARC: one a record) tells where each one begins, so that reading can go on there.
- * Damage is reported, not thrown: what came before it counts.
+ *
+ * Damage is reported, not thrown: what came before it counts, and a gzip file goes on at its next whole member. A member that unpacks to
+ * no more than 16 MiB is compared with its checksum before anything of it is given out; of one that a wrong byte is in, nothing counts. Of a
+ * larger member all that came before the damage is out already. The checksums of zstd frames are not compared (fzstd does not).
  */
 import { createReadStream } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
-import { createGunzip, inflateRawSync } from "node:zlib";
+import zlib, { constants, createInflateRaw, inflateRawSync } from "node:zlib";
 import { Decompress } from "fzstd";
 
 export interface Piece {
   data: Uint8Array;
   /** Offset in the file, when reading can begin at this piece (a gzip member; any place in a plain file). */
   offset: number | undefined;
-  /** What ended the stream before its time. Nothing comes after it. */
+  /** Something is missing here: the pieces after it do not go on with those before it. */
   damage?: string;
 }
 
+const NOTHING = new Uint8Array(0);
 const CHUNK = 1 << 18;
-/** A member whose packed size is beyond this is unpacked as a stream, without knowing where the next one begins. */
+/** A member whose packed size is beyond this is unpacked as a stream. */
 const MAX_MEMBER = 1 << 26;
 /** Unpacked size up to which a member is unpacked at once. */
 const MAX_UNPACKED = 1 << 24;
+/** What looks like a member's header also stands in packed data, by chance once in 128 MB. With so many in a file that begin none, it was made so. */
+const MAX_TRIES = 300;
 
 export async function* readPieces(file: string, start = 0): AsyncGenerator<Piece> {
   if (/\.gz$/i.test(file)) yield* gzipMembers(file, start);
@@ -38,27 +44,42 @@ async function* gzipMembers(file: string, start: number): AsyncGenerator<Piece> 
   const handle = await open(file);
   try {
     const window = new Window(handle, start);
-    for (;;) {
-      if (!(await window.fill(1))) return;
-      const offset = window.offset;
+    /** The damage behind which a whole member is looked for. */
+    let lost: { offset: number; damage: string; data?: Uint8Array | undefined } | undefined;
+    /** What was taken for one in vain. */
+    let tries = 0;
+    while (await window.fill(1)) {
+      const { offset } = window;
       const header = await gzipHeader(window);
-      if (typeof header === "string") {
-        // Zero bytes after the last member are padding (tar, block devices).
-        if (offset > 0 && (await onlyZeros(window))) return;
-        yield { data: new Uint8Array(0), offset, damage: header };
-        return;
+      // Zero bytes after the last member are padding (tar, block devices).
+      if (typeof header === "string" && !lost && offset > 0 && (await onlyZeros(window))) return;
+      const member = typeof header === "string" ? { damage: header } : await inflateMember(window, header);
+      if (member === "large" || !member.damage) {
+        // A file that goes on has not ended inside the member, whatever packed data looked like with a part of them missing.
+        if (lost) {
+          const damage = lost.data ? "a gzip member is damaged: its end is missing" : lost.damage;
+          yield { data: NOTHING, offset: lost.offset, damage: `${damage}; reading goes on at byte ${offset}` };
+        }
+        lost = undefined;
       }
-      const unpacked = await inflateMember(window, header);
-      if (unpacked === "large") {
-        yield* gunzipFrom(file, offset);
-        return;
+      if (member === "large") {
+        const damage = yield* inflateLarge(file, window, header as number);
+        if (damage !== undefined) lost = { offset, damage };
+      } else {
+        if (member.damage === undefined) yield { data: member.data!, offset };
+        else if (!lost) lost = { offset, damage: member.damage, data: member.data };
+        else if (++tries > MAX_TRIES) break;
       }
-      if (typeof unpacked === "string") {
-        yield { data: new Uint8Array(0), offset, damage: unpacked };
-        return;
-      }
-      yield { data: unpacked, offset };
+      if (!lost) continue;
+      // A damaged member may have been read into the next one.
+      if (window.offset > offset) window.seek(Math.max(offset + 1, window.offset - CHUNK));
+      else window.drop(1);
+      if (!(await findMember(window))) break;
     }
+    if (!lost) return;
+    // The file ends inside the member, and nothing speaks against what there is of it.
+    if (lost.data) yield { data: lost.data, offset: lost.offset };
+    yield { data: NOTHING, offset: lost.offset, damage: lost.damage };
   } finally {
     await handle.close();
   }
@@ -86,6 +107,12 @@ class Window {
   drop(n: number): void {
     this.bytes = this.bytes.subarray(n);
     this.offset += n;
+  }
+  /** Goes to any place in the file. */
+  seek(offset: number): void {
+    this.bytes = Buffer.alloc(0);
+    this.offset = offset;
+    this.ended = false;
   }
 }
 
@@ -115,36 +142,86 @@ async function gzipHeader(window: Window): Promise<number | string> {
   return (await window.fill(at)) ? at : "the gzip file is truncated in a member's header";
 }
 
-async function inflateMember(window: Window, header: number): Promise<Uint8Array | string> {
+/** `data` beside a damage: the file ends inside the member, and this came before. */
+interface Member {
+  data?: Uint8Array;
+  damage?: string;
+}
+
+/** Drops the member from the window, unless it is damaged. */
+async function inflateMember(window: Window, header: number): Promise<Member | "large"> {
   let want = CHUNK;
   for (;;) {
     const all = !(await window.fill(want));
     const packed = window.bytes.subarray(header);
+    let data: Buffer;
+    let taken: number;
     try {
       // `info` also returns the engine, which knows how many bytes it has taken.
       const { buffer, engine } = inflateRawSync(packed, {
         info: true,
+        finishFlush: constants.Z_SYNC_FLUSH, // what there is, also of a member that goes on beyond the window
         maxOutputLength: MAX_UNPACKED,
         chunkSize: 1 << 16, // most pages in one or two pieces: with Node's 16 kB it takes twice as long
       } as never) as unknown as {
         buffer: Buffer;
         engine: { bytesWritten: number };
       };
-      const end = header + engine.bytesWritten;
-      if (!(await window.fill(end + 8))) return "the gzip file is truncated in a member's checksum";
-      const size = window.bytes.readUInt32LE(end + 4);
-      if (size !== buffer.length >>> 0) return "a gzip member is damaged: its length is wrong";
-      window.drop(end + 8);
-      return buffer;
+      [data, taken] = [buffer, engine.bytesWritten];
     } catch (error) {
       const { code, message } = error as { code?: string; message: string };
-      if (code === "ERR_BUFFER_TOO_LARGE") return "large";
-      if (code !== "Z_BUF_ERROR") return `a gzip member is damaged: ${message}`;
-      if (all) return "the gzip file is truncated: it ends inside a member";
-      if (want > MAX_MEMBER) return "large";
-      want = Math.max(want * 4, window.bytes.length * 2);
+      return code === "ERR_BUFFER_TOO_LARGE" ? "large" : { damage: `a gzip member is damaged: ${message}` };
     }
+    const end = header + taken;
+    if (taken < packed.length || all) {
+      if (!(await window.fill(end + 8)))
+        return {
+          data,
+          damage: `the gzip file is truncated: it ends inside a member${taken < packed.length ? "'s checksum" : ""}`,
+        };
+      const damage = checkMember(window.bytes.subarray(end, end + 8), crc32(data), data.length);
+      if (damage === undefined) window.drop(end + 8);
+      return damage === undefined ? { data } : { damage };
+    }
+    if (want > MAX_MEMBER) return "large";
+    want = Math.max(want * 4, window.bytes.length * 2);
   }
+}
+
+/** RFC 1952, section 2.3.1: CRC-32, and the length modulo 2^32. */
+function checkMember(trailer: Buffer, crc: number, length: number): string | undefined {
+  if (trailer.readUInt32LE(4) !== length % 2 ** 32) return "a gzip member is damaged: its length is wrong";
+  if (trailer.readUInt32LE(0) !== crc) return "a gzip member is damaged: its checksum is wrong";
+  return undefined;
+}
+
+/** Node has it since 20.15. */
+const crc32 = zlib.crc32 ?? crc32OfTable;
+
+let crcTable: Uint32Array | undefined;
+/** ISO 3309, reflected polynomial 0xEDB88320 (RFC 1952, section 8). `before`: of the bytes before these. */
+export function crc32OfTable(data: Uint8Array, before = 0): number {
+  crcTable ??= Uint32Array.from({ length: 256 }, (_, n) => {
+    for (let k = 0; k < 8; k++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
+    return n;
+  });
+  let crc = ~before;
+  for (let i = 0; i < data.length; i++) crc = crcTable[(crc ^ data[i]) & 255] ^ (crc >>> 8);
+  return ~crc >>> 0;
+}
+
+/** Goes on to the next thing that looks like a member. */
+async function findMember(window: Window): Promise<boolean> {
+  while (await window.fill(4)) {
+    const at = window.bytes.indexOf("\x1f\x8b\x08", 0, "latin1");
+    // The upper flags are reserved, and zero.
+    if (at >= 0 && at + 3 < window.bytes.length && (window.bytes[at + 3] & 0xe0) === 0) {
+      window.drop(at);
+      return true;
+    }
+    window.drop(at >= 0 && at + 3 < window.bytes.length ? at + 1 : at >= 0 ? at : window.bytes.length - 2);
+  }
+  return false;
 }
 
 async function onlyZeros(window: Window): Promise<boolean> {
@@ -155,26 +232,32 @@ async function onlyZeros(window: Window): Promise<boolean> {
   }
 }
 
-async function* gunzipFrom(file: string, start: number): AsyncGenerator<Piece> {
-  const gunzip = createGunzip({ chunkSize: CHUNK });
-  const raw = createReadStream(file, { start });
-  raw.on("error", (e) => gunzip.destroy(e));
-  let first: number | undefined = start;
+/** A member as a stream; the window stands behind it afterwards. Returns what is wrong with it. */
+async function* inflateLarge(file: string, window: Window, header: number): AsyncGenerator<Piece, string | undefined> {
+  const { offset } = window;
+  const inflate = createInflateRaw({ chunkSize: CHUNK, finishFlush: constants.Z_SYNC_FLUSH });
+  const raw = createReadStream(file, { start: offset + header });
+  raw.on("error", (e) => inflate.destroy(e));
+  let crc = 0;
+  let length = 0;
   try {
-    for await (const data of raw.pipe(gunzip)) {
-      yield { data, offset: first };
-      first = undefined;
+    for await (const data of raw.pipe(inflate)) {
+      yield { data, offset: length === 0 ? offset : undefined };
+      crc = crc32(data, crc);
+      length += data.length;
     }
   } catch (error) {
     const { code, message } = error as { code?: string; message: string };
-    const damage =
-      code === "Z_BUF_ERROR"
-        ? "the gzip file is truncated: it ends inside a member"
-        : `the gzip data is damaged: ${message}`;
-    yield { data: new Uint8Array(0), offset: undefined, damage };
+    if (!code?.startsWith("Z_")) throw error;
+    return `a gzip member is damaged: ${message}`;
   } finally {
     raw.destroy();
+    window.seek(offset + header + inflate.bytesWritten);
   }
+  if (!(await window.fill(8))) return "the gzip file is truncated: it ends inside a member";
+  const damage = checkMember(window.bytes.subarray(0, 8), crc, length);
+  if (damage === undefined) window.drop(8);
+  return damage;
 }
 
 /** zstd frames (RFC 8878) by fzstd, which unpacks block by block: memory is bounded by the frame's window. */

@@ -11,15 +11,10 @@ export interface HttpBody {
 
 export function parseHttp(bytes: Uint8Array, maxBytes: number): HttpBody {
   const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
-  let end = buffer.indexOf("\r\n\r\n");
-  let gap = 4;
-  if (end < 0) {
-    end = buffer.indexOf("\n\n");
-    gap = 2;
-  }
+  const end = endOfHeader(buffer, 0);
   const bad = (reason: string): HttpBody => ({ status: 0, contentType: "", body: bytes, reason });
-  if (end < 0 || end > 1 << 18) return bad("the HTTP answer has no end of its header");
-  const [first, ...lines] = buffer.subarray(0, end).toString("latin1").split(/\r?\n/);
+  if (!end || end.at > 1 << 18) return bad("the HTTP answer has no end of its header");
+  const [first, ...lines] = buffer.subarray(0, end.at).toString("latin1").split(/\r?\n/);
   const status = Number(/^HTTP\/[\d.]+\s+(\d{3})/.exec(first)?.[1]);
   if (!status) return bad("the HTTP answer has no status line");
   const fields = new Map<string, string>();
@@ -27,7 +22,7 @@ export function parseHttp(bytes: Uint8Array, maxBytes: number): HttpBody {
     const colon = line.indexOf(":");
     if (colon > 0) fields.set(line.slice(0, colon).trim().toLowerCase(), line.slice(colon + 1).trim());
   }
-  let body: Uint8Array = buffer.subarray(end + gap);
+  let body: Uint8Array = buffer.subarray(end.at + end.size);
   const contentType = fields.get("content-type") ?? "";
   // Crawlers often store the body unpacked and leave the header as it was: what does not look packed is taken as it stands.
   if (/chunked/i.test(fields.get("transfer-encoding") ?? "")) body = dechunk(body) ?? body;
@@ -39,6 +34,17 @@ export function parseHttp(bytes: Uint8Array, maxBytes: number): HttpBody {
   }
   return { status, contentType, body };
 }
+
+/** The empty line behind a header, with either kind of line ends: the first one, as the body may have the other. */
+export function endOfHeader(buffer: Buffer, from: number): { at: number; size: number } | undefined {
+  const crlf = buffer.indexOf("\r\n\r\n", from);
+  const bare = (crlf < 0 ? buffer : buffer.subarray(0, crlf)).indexOf("\n\n", from);
+  if (bare >= 0) return { at: bare, size: 2 };
+  return crlf < 0 ? undefined : { at: crlf, size: 4 };
+}
+
+/** Codings of the content (RFC 9110, section 8.4.1, and the registry) that pack it and are not unpacked here. */
+const UNKNOWN = /^(?:x-)?(?:compress|zstd|dcb|dcz|exi|pack200-gzip|lzma|xz|bzip2?)$/;
 
 function unpack(body: Uint8Array, encoding: string, maxOutputLength: number): Uint8Array | string {
   try {
@@ -57,7 +63,8 @@ function unpack(body: Uint8Array, encoding: string, maxOutputLength: number): Ui
       return `oversized: the page unpacks to more than ${(maxOutputLength / 1e6).toFixed(0)} MB (limits.maxRecordBytes)`;
     return `the page's ${encoding} packing is damaged: ${message}`;
   }
-  return `the page is packed as "${encoding}", which is not known`;
+  if (UNKNOWN.test(encoding)) return `the page is packed as "${encoding}", which is not known`;
+  return body; // "none", a character set: words of servers that mean nothing by it
 }
 
 function dechunk(body: Uint8Array): Uint8Array | undefined {
@@ -66,8 +73,9 @@ function dechunk(body: Uint8Array): Uint8Array | undefined {
   for (;;) {
     const end = body.indexOf(10, at);
     if (end < 0 || end - at > 64) return pieces.length > 0 ? Buffer.concat(pieces) : undefined;
-    const size = Number.parseInt(Buffer.from(body.subarray(at, end)).toString("latin1"), 16);
-    if (!Number.isFinite(size)) return undefined;
+    const line = Buffer.from(body.subarray(at, end)).toString("latin1");
+    if (!/^[0-9a-f]+\s*(?:;|$)/i.test(line)) return undefined;
+    const size = Number.parseInt(line, 16);
     if (size === 0) return Buffer.concat(pieces);
     pieces.push(body.subarray(end + 1, end + 1 + size));
     at = end + 1 + size + 2;

@@ -29,10 +29,17 @@ export async function* readLines(
   };
   for await (const piece of readPieces(file, seek)) {
     if (piece.damage !== undefined) {
-      if (restSize > 0 && line + 1 > from.records)
-        yield { record: unusable(file, line + 1, `cut off: ${piece.damage}`, offset), next: undefined };
-      else if (line >= from.records) yield { record: unusable(file, line + 1, piece.damage, offset), next: undefined };
-      return;
+      // The damage takes the number of a line, so that every record has its own.
+      const cut = restSize + tooLong;
+      if (++line > from.records)
+        yield {
+          record: unusable(file, line, cut > 0 ? `cut off: ${piece.damage}` : piece.damage, offset),
+          next: undefined,
+        };
+      offset += cut;
+      rest = [];
+      restSize = tooLong = 0;
+      continue;
     }
     const { data } = piece;
     let at = 0;

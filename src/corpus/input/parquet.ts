@@ -17,7 +17,8 @@ export async function* readParquet(
   });
   const connection = await instance.connect();
   try {
-    const quoted = `'${file.replaceAll("'", "''")}'`;
+    // As a name and not as a pattern: a bracket stands for itself in brackets.
+    const quoted = `'${file.replace(/[[*?]/g, "[$&]").replaceAll("'", "''")}'`;
     let columns: [string, string][];
     try {
       const described = await connection.runAndReadAll(`DESCRIBE SELECT * FROM read_parquet(${quoted})`);
@@ -37,16 +38,25 @@ export async function* readParquet(
     // One JSON object a row, so that every record is treated as a JSONL line is from here on.
     const fields = columns.map(([name]) => `"${name.replaceAll('"', '""')}"`).join(", ");
     const keys = columns.map(([name]) => `'${name.replaceAll("'", "''")}', "${name.replaceAll('"', '""')}"`).join(", ");
-    const result = await connection.stream(
-      `SELECT json_object(${keys})::VARCHAR FROM (SELECT ${fields} FROM read_parquet(${quoted}) OFFSET ${from.records})`,
-    );
+    const query = `SELECT json_object(${keys})::VARCHAR FROM (SELECT ${fields} FROM read_parquet(${quoted}) OFFSET ${from.records})`;
+    let result: Awaited<ReturnType<typeof connection.stream>> | undefined;
+    const fractions = columns.some(([, type]) => /FLOAT|DOUBLE/.test(type));
     let line = from.records;
     for (;;) {
-      const chunk = await result.fetchChunk();
-      if (!chunk || chunk.rowCount === 0) break;
-      for (const value of chunk.getColumnValues(0)) {
+      let values: unknown[];
+      try {
+        result ??= await connection.stream(query);
+        const chunk = await result.fetchChunk();
+        values = chunk && chunk.rowCount > 0 ? chunk.getColumnValues(0) : [];
+      } catch (error) {
+        const reason = (error as Error).message.split("\n")[0];
+        yield { record: unusable(file, line + 1, `the Parquet file cannot be read on: ${reason}`), next: undefined };
+        return;
+      }
+      if (values.length === 0) break;
+      for (const value of values) {
         line++;
-        const bytes = Buffer.from(String(value));
+        const bytes = Buffer.from(fractions ? withoutNaN(String(value)) : String(value));
         const record: RawRecord =
           bytes.length > limits.maxRecordBytes
             ? unusable(file, line, oversized(bytes.length, limits))
@@ -58,4 +68,20 @@ export async function* readParquet(
     connection.closeSync();
     instance.closeSync();
   }
+}
+
+/** DuckDB writes what is no number as it is called; JSON has null for it. What stands in strings stays. */
+function withoutNaN(json: string): string {
+  if (!/nan|inf/i.test(json)) return json;
+  let out = "";
+  for (let at = 0; at < json.length; ) {
+    const quote = json.indexOf('"', at);
+    const string = quote < 0 ? json.length : quote;
+    out += json.slice(at, string).replace(/-?\b(?:nan|inf(?:inity)?)\b/gi, "null");
+    let end = string + 1;
+    while (end < json.length && json[end] !== '"') end += json[end] === "\\" ? 2 : 1;
+    at = end + 1;
+    out += json.slice(string, at);
+  }
+  return out;
 }

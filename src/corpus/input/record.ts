@@ -34,12 +34,6 @@ export interface Limits {
   maxRecordBytes: number;
 }
 
-export type Reader = (
-  file: string,
-  from: Position,
-  limits: Limits,
-) => AsyncIterable<{ record: RawRecord; next: number | undefined }>;
-
 const EMPTY = new Uint8Array(0);
 /** A record that can only be listed. */
 export const unusable = (file: string, line: number, reason: string, offset?: number): RawRecord => ({

@@ -22,19 +22,23 @@ export const formatOf = (file: string): Format | undefined =>
 
 const KNOWN = ".warc, .warc.gz, .wet.gz, .html, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .md";
 
-/** Files as they will be read: folders are walked, in the order of their names. Throws UserError for what is not there. */
-export function listFiles(paths: readonly string[], where: string): string[] {
+/**
+ * Files as they will be read: folders are walked, in the order of their names. Throws UserError for what is not there. `all`: also those
+ * files of a folder whose format is not known (hidden ones aside); `readSource` lists them.
+ */
+export function listFiles(paths: readonly string[], where: string, all = false): string[] {
   const files: string[] = [];
   for (const path of paths) {
     if (!existsSync(path)) throw new UserError(`${path} does not exist. It is named under ${where}.`, 2);
     if (statSync(path).isDirectory()) {
       const found = (readdirSync(path, { recursive: true }) as string[])
+        .filter((name) => formatOf(name) !== undefined || (all && !/(?:^|[/\\])\./.test(name)))
         .map((name) => join(path, name))
-        .filter((f) => statSync(f).isFile() && formatOf(f) !== undefined)
+        .filter((file) => isFile(file, where))
         .sort((a, b) => (a < b ? -1 : 1));
-      if (found.length === 0)
+      if (!found.some(formatOf))
         throw new UserError(`${path}: there is no file in this folder that can be read. Known are ${KNOWN}.`, 2);
-      files.push(...found);
+      for (const file of found) files.push(file);
     } else if (formatOf(path) === undefined)
       throw new UserError(`${path}: cannot tell its format by its name. Known are ${KNOWN}.`, 2);
     else files.push(path);
@@ -42,16 +46,28 @@ export function listFiles(paths: readonly string[], where: string): string[] {
   return files;
 }
 
-/** All records from a position on, each with the position after it. */
+function isFile(file: string, where: string): boolean {
+  try {
+    return statSync(file).isFile();
+  } catch (error) {
+    if (formatOf(file) === undefined) return false;
+    const { code, message } = error as NodeJS.ErrnoException;
+    const why = code === "ENOENT" ? "it is a link to a file that is not there" : message;
+    throw new UserError(`${file} cannot be read: ${why}. It lies in a folder that is named under ${where}.`, 2);
+  }
+}
+
+/** All records from a position on, each with the position after it. A file whose format is not known is listed, or `asText` read as text. */
 export async function* readSource(
   files: readonly string[],
   from: Position,
   limits: Limits,
+  asText = false,
 ): AsyncGenerator<{ record: RawRecord; next: Position }> {
   for (let i = from.file; i < files.length; i++) {
     const file = files[i];
     const start = i === from.file ? from : { file: i, records: 0 };
-    for await (const { record, next } of readFile(file, start, limits))
+    for await (const { record, next } of readFile(file, start, limits, asText))
       yield { record, next: { file: i, records: record.line, seek: next } };
   }
 }
@@ -62,12 +78,21 @@ interface Read {
 }
 type Stream = AsyncIterable<Read>;
 
-function readFile(file: string, from: Position, limits: Limits): Stream {
+function readFile(file: string, from: Position, limits: Limits, asText: boolean): Stream {
   if (statSync(file).size === 0)
     return once<Read>(
       from.records > 0 ? undefined : { record: unusable(file, 1, "the file is empty", 0), next: undefined },
     );
-  const format = formatOf(file);
+  const format = formatOf(file) ?? (asText ? "text" : undefined);
+  if (format === undefined)
+    return once<Read>(
+      from.records > 0
+        ? undefined
+        : {
+            record: unusable(file, 1, `its format cannot be told by its name. Known are ${KNOWN}`, 0),
+            next: undefined,
+          },
+    );
   if (format === "jsonl") return readLines(file, from, limits);
   if (format === "warc") return readWarc(file, from, limits);
   if (format === "parquet") return readParquet(file, from, limits);

@@ -4,6 +4,7 @@
  * a wrong Content-Length or a truncated file is listed with its offset, and reading goes on at the next record.
  */
 import { type Piece, readPieces } from "./bytes.js";
+import { endOfHeader } from "./http.js";
 import { oversized } from "./lines.js";
 import { type Limits, type Position, type RawRecord, unusable } from "./record.js";
 
@@ -21,20 +22,25 @@ export async function* readWarc(
   const source = new Bytes(readPieces(file, start), start, !/\.gz$/i.test(file));
   let number = from.seek === undefined ? 0 : from.records;
   try {
-    // Before a record: line ends of the record before, which some writers leave out or double.
-    while (await source.skipLineEnds()) {
-      number++;
-      const record = await readRecord(source, file, number, source.offset, limits);
-      // A record that is cut off by the damage says so itself.
-      if (source.damage !== undefined && record.reason !== undefined) {
-        record.reason += ` (${source.damage})`;
-        source.damage = undefined;
+    for (;;) {
+      // Before a record: line ends of the record before, which some writers leave out or double.
+      while (await source.skipLineEnds()) {
+        number++;
+        const record = await readRecord(source, file, number, source.offset, limits);
+        // A record that is cut off by the damage says so itself.
+        if (source.atDamage && record.reason !== undefined) {
+          record.reason += ` (${source.damage})`;
+          source.goOn();
+        }
+        const next = await source.boundary();
+        if (number > from.records) yield { record, next };
       }
+      if (source.damage === undefined) return;
+      const record = unusable(file, ++number, source.damage, source.damageAt ?? source.offset);
+      source.goOn();
       const next = await source.boundary();
       if (number > from.records) yield { record, next };
     }
-    if (source.damage !== undefined && number + 1 > from.records)
-      yield { record: unusable(file, number + 1, source.damage, source.damageAt ?? source.offset), next: undefined };
   } finally {
     await source.close();
   }
@@ -111,9 +117,11 @@ class Bytes {
   private held: Buffer = Buffer.alloc(0);
   /** In a packed file: places in `held`, not negative and ascending, where a member begins. */
   private marks: { at: number; offset: number }[] = [];
+  /** Nothing more is to be had: the file ends here, or something is missing (`damage`). */
   private ended = false;
   /** Whether `discard` met the beginning of another record. */
   atRecord = false;
+  /** What is wrong with the bytes that would come next; `goOn` leaves them out. */
   damage: string | undefined;
   /** Offset of the damaged member, where it is known. */
   damageAt: number | undefined;
@@ -134,6 +142,16 @@ class Bytes {
     await this.pieces.return(undefined);
   }
 
+  /** All that came before the damage has been taken. */
+  get atDamage(): boolean {
+    return this.damage !== undefined && this.held.length === 0;
+  }
+  /** Passes over the damage. */
+  goOn(): void {
+    this.damage = undefined;
+    this.ended = false;
+  }
+
   private async more(): Promise<boolean> {
     if (this.ended) return false;
     const { done, value } = await this.pieces.next();
@@ -142,7 +160,7 @@ class Bytes {
         this.damage = value.damage;
         this.damageAt = value.offset;
       }
-      await this.close();
+      this.ended = true;
       return false;
     }
     if (value.offset !== undefined && !this.plain) this.marks.push({ at: this.held.length, offset: value.offset });
@@ -184,12 +202,11 @@ class Bytes {
   }
   async header(): Promise<string | undefined> {
     for (let from = 0; ; ) {
-      const end = this.held.indexOf("\r\n\r\n", from);
-      const bare = end < 0 ? this.held.indexOf("\n\n", from) : -1;
-      if (end >= 0 || bare >= 0) {
-        const text = decoder.decode(this.held.subarray(0, end >= 0 ? end : bare));
+      const end = endOfHeader(this.held, from);
+      if (end) {
+        const text = decoder.decode(this.held.subarray(0, end.at));
         // Left in place when it is no WARC header: the search for the next record begins behind its first byte.
-        if (/^WARC\/\d/.test(text)) this.drop(end >= 0 ? end + 4 : bare + 2);
+        if (/^WARC\/\d/.test(text)) this.drop(end.at + end.size);
         return text;
       }
       from = Math.max(0, this.held.length - 3);

