@@ -1,6 +1,7 @@
 /* The engine itself: which processor this is, memory, and the thread pool. */
 #define _GNU_SOURCE
 #include "internal.h"
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
@@ -100,11 +101,24 @@ void *ly_map_file(const char *path, size_t *bytes) {
 }
 void ly_unmap_file(void *p, size_t bytes) { munmap(p, bytes); }
 
+/* Disk space for the whole file: on a full disk the first write to a page without it would end the process (SIGBUS). Where a system cannot
+ * say (macOS has no posix_fallocate, some file systems no room in advance), it is as before. */
+static int has_room(int fd, size_t bytes) {
+#ifdef __linux__
+  int error;
+  do error = posix_fallocate(fd, 0, (off_t)bytes); while (error == EINTR);
+  return error != ENOSPC && error != EDQUOT && error != EFBIG;
+#else
+  (void)fd, (void)bytes;
+  return 1;
+#endif
+}
 /* State on disk. ly_advise_state works on the whole pages inside the range: a page that two ranges share stays. */
 void *ly_map_state(const char *path, size_t bytes) {
   int fd = open(path, O_RDWR);
   if (fd < 0) return NULL;
-  void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  unlink(path); /* before anything that takes time: whatever ends the process now ends the file */
+  void *p = has_room(fd, bytes) ? mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
   close(fd);
   return p == MAP_FAILED ? NULL : p;
 }

@@ -36,7 +36,7 @@ void *ly_alloc(size_t bytes);    /* anonymous pages, zero, 64-byte aligned, touc
 void ly_free(void *p, size_t bytes);
 void *ly_map_file(const char *path, size_t *bytes); /* read-only mapping; NULL when it cannot be opened or is empty */
 void ly_unmap_file(void *p, size_t bytes);
-void *ly_map_state(const char *path, size_t bytes);         /* the file's bytes, to be written too; NULL when that fails */
+void *ly_map_state(const char *path, size_t bytes);         /* the file's bytes, to be written too; it loses its name. NULL: no room on the disk, or it fails */
 void ly_advise_state(void *p, size_t bytes, int needed);    /* 1: read these bytes ahead; 0: they may leave the memory */
 
 /* ---- matmul.c ------------------------------------------------------------------------------------------------ */
@@ -173,8 +173,8 @@ void ly_random_uniform(float *out, int64_t n, uint64_t seed, uint64_t stream); /
 
 /* A tokenizer as the engine sees it; the memory it points to is the caller's. */
 typedef struct {
-  int64_t pattern;           /* 0 GPT-2, 1 Llama 3, 2 Qwen */
-  const uint8_t *classes;    /* [0x110000]: 1 letter, 2 number, 3 white space, 0 other */
+  int64_t pattern;           /* 0 GPT-2, 1 Llama 3, 2 Qwen, 3 Llama 3 where each ideograph is a word */
+  const uint8_t *classes;    /* [0x110000]: 1 letter, 2 number, 3 white space, 5 (pattern 3) ideograph, 0 other */
   const int32_t *byte_ids;   /* [256] */
   const int32_t *merges;     /* [n,3]: left, right and merged id, in order of rank */
   const uint64_t *merge_table; /* made of them by ly_bpe_merges */

@@ -23,7 +23,7 @@ export function openWorld(device: Device): Comm {
   return opened;
 }
 
-/** Threads for each process when the configuration names no number: the host's cores shared among its ranks. */
+/** Threads for each process when the configuration names no number: `cores`, those it may use, shared with the ranks that use the same. */
 export const threadsPerRank = (device: Device, cores: number): number =>
   Math.max(1, Math.floor(cores / ranksOnThisHost(device)));
 
@@ -40,13 +40,13 @@ export class Grid {
     /** Whether tensor-parallel processes share out the hidden states by tokens (see sequence.ts). */
     readonly sequence: boolean,
     private readonly zero: ZeroStage,
-    /** Where this process's offloaded state goes; undefined: it stays in memory. */
-    private readonly stateDir: string | undefined,
+    /** What the paths of this process's offloaded state begin with; undefined: it stays in memory. */
+    private readonly statePath: string | undefined,
   ) {}
 
   /** Whether this process has all values of a model all the time, and in memory. */
   get resident(): boolean {
-    return this.zero < 3 && this.stateDir === undefined;
+    return this.zero < 3 && this.statePath === undefined;
   }
 
   /** One process alone, with everything in memory. */
@@ -74,13 +74,13 @@ export class Grid {
     const [t, d, p] = [rank % T, Math.floor(rank / T) % D, Math.floor(rank / (T * D))];
     const group = (size: number, color: number, key: number): Comm =>
       size === world.size ? world.split(0, key) : size === 1 ? single(device) : world.split(color, key);
-    const stateDir = settings.offload === "disk" ? `${dir}/offload/${hostname()}-${rank}` : undefined;
+    const statePath = settings.offload === "disk" ? `${dir}/.offload-${hostname()}-${rank}` : undefined;
     const data = group(D, t + T * p, d);
     const tensor = group(T, d + D * p, t);
     const pipeline = group(P, t + T * d, p);
     const isEnd = p === 0 || p === P - 1;
     const ends = P === 1 ? single(device) : world.split(isEnd ? t + T * d : T * D, p);
-    return new Grid(device, world, data, tensor, pipeline, ends, settings.schedule, settings.sequence, zero, stateDir);
+    return new Grid(device, world, data, tensor, pipeline, ends, settings.schedule, settings.sequence, zero, statePath);
   }
 
   /** Which of the processes that write a checkpoint together this one is. */
@@ -116,15 +116,15 @@ export class Grid {
 
   /** Who keeps the parameters of one more model (or adapter). A frozen one is used in phases: offloaded, it rests on disk. */
   keeper(name = "model", trainable = true): Keeper {
-    if (this.zero < 3 && !trainable) return new WholeKeeper(this.stateDir ? this.stateMemory(name) : undefined);
+    if (this.zero < 3 && !trainable) return new WholeKeeper(this.statePath ? this.stateMemory(name) : undefined);
     if (this.data.size === 1 && this.zero === 0) return new WholeKeeper();
-    const memory = this.zero === 3 && this.stateDir ? this.stateMemory(`${name}/values`) : undefined;
+    const memory = this.zero === 3 && this.statePath ? this.stateMemory(`${name}-values`) : undefined;
     return new ZeroKeeper(this.data, this.zero, memory);
   }
 
   /** Where an optimizer's state lies. */
   stateMemory(name = "optimizer"): StateMemory {
-    return this.stateDir ? onDisk(this.device, `${this.stateDir}/${name}`) : inMemory(this.device);
+    return this.statePath ? onDisk(this.device, `${this.statePath}-${name}`) : inMemory(this.device);
   }
 
   /** This process's share of `count` equal things, as a range. Throws a UserError when they do not divide. */
@@ -141,7 +141,8 @@ export class Grid {
   /** What every data-parallel process has found (numbers, lists), in their order, as one list. */
   everyone<T>(own: readonly T[]): T[] {
     if (this.data.size === 1) return [...own];
-    return this.data.gatherText(JSON.stringify(own)).flatMap((text) => JSON.parse(text) as T[]);
+    const texts = this.data.gatherText(JSON.stringify(own, (_, v) => (isNonFinite(v) ? { nonFinite: String(v) } : v)));
+    return texts.flatMap((text) => JSON.parse(text, (_, v) => (v?.nonFinite ? Number(v.nonFinite) : v)) as T[]);
   }
 
   /**
@@ -154,7 +155,8 @@ export class Grid {
     const all = world.gatherText(`${hash} ${hostname()}`).map((line) => line.split(" "));
     const odd = all.findIndex(([h]) => h !== all[0][0]);
     if (odd < 0) return;
-    const texts = world.gatherText(text.length < 100_000 ? text : `${hash} (hash)`);
+    const short = typeof value === "string" && text.length > 100_000 ? `${hash} (hash)` : text;
+    const texts = world.gatherText(short);
     const [first, other] = typeof value === "string" ? [texts[0], texts[odd]] : differences(texts[0], texts[odd]);
     throw new UserError(
       `The processes do not have the same ${what}: rank 0 on ${all[0][1]} has ${brief(first)}, rank ${odd} on ${all[odd][1]} has ${brief(other)}. Start them with the same files and the same version.`,
@@ -162,6 +164,9 @@ export class Grid {
     );
   }
 }
+
+/** JSON makes null of these, which counts as 0 wherever it is added. */
+const isNonFinite = (value: unknown): boolean => typeof value === "number" && !Number.isFinite(value);
 
 const brief = (text: string): string => (text.length > 200 ? `${text.slice(0, 200)}...` : text);
 

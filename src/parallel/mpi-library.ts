@@ -35,6 +35,7 @@ export interface Mpi {
     | "isend"
     | "irecv"
     | "iprobe"
+    | "freeRequest"
     | "barrier"
     | "test"
     | "finalize"
@@ -62,7 +63,8 @@ export function openMpi(device: Device): Mpi {
   };
   const scratch = device.alloc(64);
   const word = device.i32(scratch, 16);
-  const code = func("MPI_Init_thread", "P, P, int, P")(0, 0, 0, scratch);
+  // MPI_THREAD_FUNNELED: there are other threads, which never call MPI.
+  const code = func("MPI_Init_thread", "P, P, int, P")(0, 0, 1, scratch);
   if (code !== 0) throw new UserError(`MPI could not start (MPI_Init_thread: ${code}).`);
   func("MPI_Comm_set_errhandler", "H, H")(world, handle("ompi_mpi_errors_return", 0x54000001));
   const blockAt = device.alloc(64);
@@ -92,6 +94,7 @@ export function openMpi(device: Device): Mpi {
       isend: func("MPI_Isend", "P, int, H, int, int, H, P"),
       irecv: func("MPI_Irecv", "P, int, H, int, int, H, P"),
       iprobe: func("MPI_Iprobe", "int, int, H, P, P"),
+      freeRequest: func("MPI_Request_free", "P"),
       barrier: func("MPI_Ibarrier", "H, P"),
       test: func("MPI_Test", "P, P, P"),
       finalize: func("MPI_Finalize", ""),
@@ -103,6 +106,8 @@ export function openMpi(device: Device): Mpi {
     },
   };
   const mpi = opened;
+  // MPI_Abort ends this process too, before Node says which error nobody caught.
+  process.on("uncaughtExceptionMonitor", (error) => process.stderr.write(`${error?.stack ?? error}\n`));
   process.on("exit", (code) => {
     if (code === 0) {
       freeType(blockAt);

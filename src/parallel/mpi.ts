@@ -4,11 +4,15 @@
  * Every wait is a non-blocking call that is polled, so that a rank can say whom it waits for: a collective that takes
  * longer than the limit names the ranks that never came to it, and ends the job.
  */
+import { createHash } from "node:crypto";
+import { existsSync, readFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { type Device, type DType, dtypeBytes, type Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 import { type Comm, done, type Pending } from "./comm.js";
 import { BLOCK, handleAt, type Mpi, openMpi } from "./mpi-library.js";
+import { Scratch } from "./scratch.js";
+import { Waiting } from "./waiting.js";
 
 /** Seconds that a collective may wait for a rank; the environment variable LYCEUM_MPI_TIMEOUT changes it. */
 const DEFAULT_TIMEOUT = 300;
@@ -16,8 +20,6 @@ const DEFAULT_TIMEOUT = 300;
 const SPIN = 1;
 /** Nobody ever wakes who waits for this: a pause. */
 const never = new Int32Array(new SharedArrayBuffer(4));
-/** Tag of the messages in which a waiting rank says where it waits. */
-const WAITING = 32000;
 
 function timeLimit(): number {
   const text = process.env.LYCEUM_MPI_TIMEOUT;
@@ -28,14 +30,18 @@ function timeLimit(): number {
   return seconds;
 }
 
-/** Rank and size as the launcher announces them in the environment; undefined when no launcher started this process. */
+/**
+ * Rank and size as the launcher announces them in the environment; undefined when no launcher started this process, or
+ * this one alone (so does Slurm an interactive shell): that needs no MPI.
+ */
 export function launched(env: NodeJS.ProcessEnv = process.env): { rank: number; size: number } | undefined {
   for (const [rank, size] of [
     ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"],
     ["PMI_RANK", "PMI_SIZE"],
     ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS"],
   ]) {
-    if (env[rank] !== undefined && env[size] !== undefined) return { rank: Number(env[rank]), size: Number(env[size]) };
+    if (env[rank] === undefined || env[size] === undefined) continue;
+    return Number(env[size]) > 1 ? { rank: Number(env[rank]), size: Number(env[size]) } : undefined;
   }
   return undefined;
 }
@@ -44,7 +50,16 @@ export function launched(env: NodeJS.ProcessEnv = process.env): { rank: number; 
 export function mpiWorld(device: Device): Comm {
   timeLimit(); // a mistake in it is told before anything starts
   const mpi = openMpi(device);
-  return new MpiComm(device, mpi, mpi.world, "all ranks");
+  const world = new MpiComm(device, mpi, mpi.world);
+  // An MPI that cannot talk to the launcher takes each process for a job of its own.
+  const announced = launched()?.size ?? 1;
+  if (world.size < announced)
+    throw new UserError(
+      `${announced} processes were started, but MPI (${mpi.flavour === "openmpi" ? "Open MPI" : "MPICH"}) finds ${world.size}: each would do the whole job alone. ` +
+        "Start them with the mpirun of this MPI; under Slurm with srun --mpi=pmix (Open MPI) or --mpi=pmi2 (MPICH). LYCEUM_MPI_LIBRARY=FILE names the library of another MPI.",
+      2,
+    );
+  return world;
 }
 
 /** MPICH names a process that died by its number on its host, and not by its rank: here one finds which it was. */
@@ -54,13 +69,21 @@ export function whoIsWho(world: Comm): void {
   console.error(all.map((who, rank) => `rank ${rank} is ${who}`).join(", "));
 }
 
-/** Ranks of the job that share this machine's memory and cores. */
+/** Ranks of the job that share this process's cores: all on this machine, but for those that are bound to other cores. */
 export function ranksOnThisHost(device: Device): number {
   const mpi = openMpi(device);
   const out = device.alloc(64);
   mpi.call.splitShared(mpi.world, mpi.sharedType, 0, mpi.infoNull, out);
+  const color = createHash("sha256").update(ownCores()).digest().readUInt32LE() >>> 1;
+  mpi.call.split(handleAt(device, mpi, out), color, 0, out);
   mpi.call.size(handleAt(device, mpi, out), out + 32);
   return device.i32(out + 32, 1)[0];
+}
+
+/** The cores that the launcher lets this process use, such as "0-7"; empty where the system does not say. */
+function ownCores(): string {
+  if (!existsSync("/proc/self/status")) return "";
+  return /^Cpus_allowed_list:\s*(\S+)/m.exec(readFileSync("/proc/self/status", "latin1"))?.[1] ?? "";
 }
 
 /** Communicators with an all-reduce whose second half has not begun. Whoever waits, for whatever it is, moves them on. */
@@ -79,8 +102,10 @@ class MpiComm implements Comm {
   /** Collectives begun, for the message of a rank that waits in vain. */
   private begun = 0;
   private readonly slots: Ptr[] = [];
-  private readonly scratchBlocks = new Map<number, Ptr[]>();
-  private readonly hosts: string[] = [];
+  private readonly scratch: Scratch;
+  private readonly waiting: Waiting;
+  /** What these ranks are in the whole job: by that number a user knows them. */
+  private readonly members: readonly number[] = [];
   /**
    * The same ranks once more, for what follows when a sum is there: that is at another time on every rank, and
    * collectives of one communicator must begin in one order.
@@ -93,8 +118,10 @@ class MpiComm implements Comm {
     private readonly device: Device,
     private readonly mpi: Mpi,
     private readonly comm: number,
-    private readonly name: string,
+    /** The whole job's, of a part of it. */
+    waiting?: Waiting,
   ) {
+    this.scratch = Scratch.of(device);
     const out = device.alloc(64);
     const read = (f: (comm: number, out: Ptr) => number): number => {
       this.check(f(comm, out));
@@ -107,7 +134,9 @@ class MpiComm implements Comm {
       this.second = handleAt(device, mpi, out);
     }
     device.free(out, 64);
-    this.hosts = this.gatherText(hostname());
+    this.waiting = waiting ?? new Waiting(device, mpi, this.rank);
+    this.members = this.gatherNumbers([this.waiting.rank]).map(([rank]) => rank);
+    if (!waiting) this.waiting.hosts = this.gatherText(hostname());
   }
 
   get bytesSent(): number {
@@ -115,19 +144,23 @@ class MpiComm implements Comm {
   }
 
   private check(code: number): void {
-    if (code !== 0) throw new UserError(`MPI failed on rank ${this.rank} (${hostname()}): ${this.mpi.explain(code)}.`);
+    if (code === 0) return;
+    const { rank } = this.waiting ?? this;
+    throw new UserError(`MPI failed on rank ${rank} (${hostname()}): ${this.mpi.explain(code)}.`);
   }
 
   split(color: number, key: number): Comm {
+    this.barrier(); // MPI's own split cannot be polled: a rank that does not come is named here
     const out = this.device.alloc(64);
     this.check(this.mpi.call.split(this.comm, color, key, out));
-    const part = new MpiComm(this.device, this.mpi, handleAt(this.device, this.mpi, out), `group ${color}`);
+    const part = new MpiComm(this.device, this.mpi, handleAt(this.device, this.mpi, out), this.waiting);
+    this.device.free(out, 64);
     this.parts.push(part);
     return part;
   }
 
-  /** Begins `call(request)` and watches it; `then` runs once, when it is done. */
-  private start(what: string, call: (request: Ptr) => number, then?: () => void): Wait {
+  /** Begins `call(request)` and watches it; `then` runs once, when it is done. `peer`: the one rank that it takes. */
+  private start(what: string, call: (request: Ptr) => number, then?: () => void, peer?: number): Wait {
     const { device, mpi } = this;
     const slot = this.slots.pop() ?? device.alloc(64); // the request, and at byte 32 the flag of MPI_Test
     const flag = device.i32(slot + 32, 1);
@@ -159,29 +192,23 @@ class MpiComm implements Comm {
         if (waits) Atomics.wait(never, 0, 0, waited > 50 * SPIN ? (patient ? 2 : 0.5) : 0.05);
         if (waited > limit / 2 && !told) {
           told = true;
-          this.tellThatIWait();
+          this.waiting.tell(true);
         }
-        if (waited > limit && !patient) this.giveUp(what, at, limit / 1000);
         if (waited > limit && !asked) {
           asked = true;
-          this.say(`${this.whoIsMissing(what, at, limit / 1000)}, which may do work for all. It goes on waiting.`);
+          const text = this.whoIsMissing(what, at, limit / 1000, peer);
+          if (test()) break; // it came while this rank asked
+          if (!patient) this.giveUp(text);
+          this.say(`${text}, which may do work for all. It goes on waiting.`);
         }
       }
+      if (told) this.waiting.tell(false);
     };
     return { test, wait };
   }
 
-  /** Half the limit has passed: the others hear of it, so that nobody takes this rank for the one that is missing. */
-  private tellThatIWait(): void {
-    const request = this.device.alloc(64);
-    for (let r = 0; r < this.size; r++)
-      if (r !== this.rank) this.mpi.call.isend(request, 0, this.mpi.byte, r, WAITING, this.comm, request);
-  }
-
-  private giveUp(what: string, at: number, seconds: number): never {
-    this.say(
-      `error: ${this.whoIsMissing(what, at, seconds)}. The job ends. A limit for slow machines: LYCEUM_MPI_TIMEOUT=SECONDS.`,
-    );
+  private giveUp(text: string): never {
+    this.say(`error: ${text}. The job ends. A limit for slow machines: LYCEUM_MPI_TIMEOUT=SECONDS.`);
     return this.abort(1);
   }
 
@@ -190,22 +217,16 @@ class MpiComm implements Comm {
     process.stderr.write(`${text}\n`);
   }
 
-  /** Hears which others wait as well, and names those that do not. */
-  private whoIsMissing(what: string, at: number, seconds: number): string {
-    const { device, mpi } = this;
-    const memory = device.alloc(64);
-    const flag = device.i32(memory + 32, 1);
-    const others = this.hosts.map((_, r) => r).filter((r) => r !== this.rank);
-    const waiting = new Set<number>();
-    for (const until = performance.now() + 3000; performance.now() < until; ) {
-      for (const r of others) {
-        mpi.call.iprobe(r, WAITING, this.comm, memory + 32, mpi.statusIgnore);
-        if (flag[0] !== 0) waiting.add(r);
-      }
-    }
-    const missing = others.filter((r) => !waiting.has(r)).map((r) => `rank ${r} on ${this.hosts[r]}`);
-    const whom = missing.length > 0 ? missing.join(", ") : "nobody: all ranks wait, each in another call";
-    return `rank ${this.rank} on ${this.hosts[this.rank]} has waited ${seconds} s in ${what} (call ${at} among ${this.name}) for: ${whom}`;
+  private whoIsMissing(what: string, at: number, seconds: number, peer?: number): string {
+    const { waiting, members, size } = this;
+    const missing = waiting.missing(peer === undefined ? members : [members[peer]]);
+    const whom =
+      missing.length > 0
+        ? missing.map((r) => waiting.name(r)).join(", ")
+        : "nobody: all ranks wait, each in another call";
+    const named = `ranks ${members.slice(0, 8).join(", ")}${size > 8 ? ", ..." : ""}`;
+    const among = size === waiting.hosts.length ? "all ranks" : named;
+    return `${waiting.name(waiting.rank)} has waited ${seconds} s in ${what} (call ${at} among ${among}) for: ${whom}`;
   }
 
   /** What a count and a type have to be for `bytes`. */
@@ -215,19 +236,9 @@ class MpiComm implements Comm {
     return [bytes / BLOCK, this.mpi.block];
   }
 
-  /** A scratch buffer, given back with `giveBack`. */
-  private take(bytes: number): Ptr {
-    return this.scratchBlocks.get(bytes)?.pop() ?? this.device.alloc(bytes);
-  }
-  private giveBack(ptr: Ptr, bytes: number): void {
-    const list = this.scratchBlocks.get(bytes);
-    if (list) list.push(ptr);
-    else this.scratchBlocks.set(bytes, [ptr]);
-  }
-
   startReduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add = false): Pending {
     const bytes = n * dtypeBytes(dtype);
-    const all = this.take(bytes * this.size);
+    const all = this.scratch.take(bytes * this.size);
     const [count, type] = this.counted(bytes);
     this.sent += bytes * (this.size - 1);
     return this.start(
@@ -235,7 +246,7 @@ class MpiComm implements Comm {
       (request) => this.mpi.call.alltoall(x, count, type, all, count, type, this.comm, request),
       () => {
         this.device.sumPieces(all, n, this.size, out, add ? 1 : 0, dtype);
-        this.giveBack(all, bytes * this.size);
+        this.scratch.giveBack(all, bytes * this.size);
       },
     );
   }
@@ -254,12 +265,12 @@ class MpiComm implements Comm {
     const inside = x >= out && x < out + bytes * this.size;
     if (inside && x === out + bytes * this.rank && this.mpi.flavour === "openmpi")
       return this.start("an all-gather", (request) => call(1, request));
-    const own = inside ? this.take(bytes) : 0;
+    const own = inside ? this.scratch.take(bytes) : 0;
     if (own) this.device.bytes(own, bytes).set(this.device.bytes(x, bytes));
     return this.start(
       "an all-gather",
       (request) => call(own || x, request),
-      () => own && this.giveBack(own, bytes),
+      () => own && this.scratch.giveBack(own, bytes),
     );
   }
 
@@ -271,7 +282,7 @@ class MpiComm implements Comm {
     const least = BLOCK / width;
     const piece = Math.ceil(n / size / least) * least;
     const fits = piece * size === n;
-    const padded = fits ? 0 : this.take(piece * size * width);
+    const padded = fits ? 0 : this.scratch.take(piece * size * width);
     const all = padded || x;
     if (padded) device.bytes(padded, n * width).set(device.bytes(x, n * width));
     const own = all + rank * piece * width;
@@ -280,7 +291,7 @@ class MpiComm implements Comm {
     const finish = (): true => {
       if (padded && !over) {
         device.bytes(x, n * width).set(device.bytes(padded, n * width));
-        this.giveBack(padded, piece * size * width);
+        this.scratch.giveBack(padded, piece * size * width);
       }
       over = true;
       return true;
@@ -332,15 +343,13 @@ class MpiComm implements Comm {
   startSend(x: Ptr, bytes: number, to: number, tag: number): Pending {
     const [count, type] = this.counted(bytes);
     this.sent += bytes;
-    return this.start(`sending to rank ${to}`, (request) =>
-      this.mpi.call.isend(x, count, type, to, tag, this.comm, request),
-    );
+    const call = (request: Ptr): number => this.mpi.call.isend(x, count, type, to, tag, this.comm, request);
+    return this.start(`sending to rank ${this.members[to]}`, call, undefined, to);
   }
   startRecv(x: Ptr, bytes: number, from: number, tag: number): Pending {
     const [count, type] = this.counted(bytes);
-    return this.start(`receiving from rank ${from}`, (request) =>
-      this.mpi.call.irecv(x, count, type, from, tag, this.comm, request),
-    );
+    const call = (request: Ptr): number => this.mpi.call.irecv(x, count, type, from, tag, this.comm, request);
+    return this.start(`receiving from rank ${this.members[from]}`, call, undefined, from);
   }
 
   allReduce(x: Ptr, n: number, dtype: DType): void {
@@ -421,12 +430,12 @@ class MpiComm implements Comm {
   private gatherBytes(own: Uint8Array): Uint8Array[] {
     const n = own.length;
     const bytes = n * (this.size + 1);
-    const memory = this.take(bytes);
+    const memory = this.scratch.take(bytes);
     this.device.bytes(memory, n).set(own);
     this.allGather(memory, n, memory + n);
     const all = this.device.bytes(memory + n, n * this.size);
     const pieces = Array.from({ length: this.size }, (_, r) => all.slice(r * n, (r + 1) * n));
-    this.giveBack(memory, bytes);
+    this.scratch.giveBack(memory, bytes);
     return pieces;
   }
 

@@ -3,7 +3,7 @@
  * through it (as ZeRO-Infinity does with NVMe; Rajbhandari et al. 2021). On a CPU engine main memory is the device's
  * memory, so what is offloaded goes to disk.
  */
-import { closeSync, ftruncateSync, mkdirSync, openSync, rmdirSync, rmSync } from "node:fs";
+import { rmSync, statfsSync, truncateSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import type { Device, Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
@@ -27,46 +27,32 @@ export function inMemory(device: Device): StateMemory {
   };
 }
 
-/** Files that are mapped now, in this process: two models of one name must not lie in one file. */
-const inUse = new Set<string>();
-
-/** Files in `dir`, which are this process's own; they go when they are freed, and the folders that they leave empty. */
-export function onDisk(device: Device, dir: string): StateMemory {
-  const files = new Map<Ptr, string>();
+/**
+ * Files whose paths begin with `prefix`, which is this process's own. A file has a name only until it is open: so it goes
+ * when its memory is given back, or when the process ends, however that comes about.
+ */
+export function onDisk(device: Device, prefix: string): StateMemory {
   return {
     alloc(name, bytes) {
-      let path = `${dir}/${name}`;
-      for (let i = 2; inUse.has(path); i++) path = `${dir}/${name}-${i}`;
-      mkdirSync(dir, { recursive: true });
-      const fd = openSync(path, "w");
-      ftruncateSync(fd, bytes);
-      closeSync(fd);
-      const ptr = device.mapState(path, bytes);
-      if (ptr === 0)
-        throw new UserError(`${path} (${Math.ceil(bytes / 2 ** 20)} MiB) cannot be mapped: is the disk full?`);
-      files.set(ptr, path);
-      inUse.add(path);
-      return ptr;
+      const path = `${prefix}-${name}`;
+      let ptr = 0;
+      try {
+        writeFileSync(path, "");
+        truncateSync(path, bytes);
+        ptr = device.mapState(path, bytes);
+      } finally {
+        rmSync(path, { force: true });
+      }
+      if (ptr !== 0) return ptr;
+      const dir = dirname(path);
+      const { bavail, bsize } = statfsSync(dir);
+      const [wanted, free] = [bytes, bavail * bsize].map((n) => (n / 2 ** 20).toFixed(1));
+      throw new UserError(
+        `${dir}: ${wanted} MiB of state (${name}) cannot be put on this disk, of which ${free} MiB are free. Free some space, or write the run to another disk (--out); without parallel.offload the state lies in memory.`,
+      );
     },
-    free(ptr, bytes) {
-      device.unmapFile(ptr, bytes);
-      const path = files.get(ptr)!;
-      files.delete(ptr);
-      inUse.delete(path);
-      rmSync(path, { force: true });
-      removeEmpty(dirname(path));
-    },
+    free: (ptr, bytes) => device.unmapFile(ptr, bytes),
     ahead: (ptr, bytes) => device.adviseState(ptr, bytes, 1),
     behind: (ptr, bytes) => device.adviseState(ptr, bytes, 0),
   };
-}
-
-/** Removes a folder when nothing is left in it, and those above it up to the run's. */
-function removeEmpty(dir: string): void {
-  try {
-    rmdirSync(dir);
-  } catch {
-    return; // something else lies there
-  }
-  if (dirname(dir).includes("/offload")) removeEmpty(dirname(dir));
 }

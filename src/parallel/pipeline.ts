@@ -8,6 +8,7 @@ import type { Device, DType, Ptr } from "../device/device.js";
 import { F32 } from "../device/device.js";
 import type { Tape, Tensor } from "../tensor/tensor.js";
 import type { Comm, Pending } from "./comm.js";
+import { Scratch } from "./scratch.js";
 
 export type ScheduleKind = "1f1b" | "gpipe";
 export interface Action {
@@ -37,7 +38,7 @@ const DOWN = 2;
 /** One process's place in the pipeline. With one stage nothing is sent. */
 export class Pipe {
   private readonly sending: { pending: Pending; ptr: Ptr; bytes: number }[] = [];
-  private readonly spare: { ptr: Ptr; bytes: number }[] = [];
+  private readonly scratch: Scratch;
   readonly first: boolean;
   readonly last: boolean;
 
@@ -45,6 +46,7 @@ export class Pipe {
     private readonly device: Device,
     readonly comm: Comm,
   ) {
+    this.scratch = Scratch.of(device);
     this.first = comm.rank === 0;
     this.last = comm.rank === comm.size - 1;
   }
@@ -58,10 +60,9 @@ export class Pipe {
   /** Sends a copy and goes on: a stage that waited for its neighbour to listen could wait for one that waits for it. */
   private send(x: Tensor, to: number, tag: number): void {
     for (let i = this.sending.length - 1; i >= 0; i--)
-      if (this.sending[i].pending.test()) this.spare.push(...this.sending.splice(i, 1));
+      if (this.sending[i].pending.test()) this.arrived(this.sending.splice(i, 1));
     const bytes = x.size * (x.dtype === F32 ? 4 : 2);
-    const found = this.spare.findIndex((s) => s.bytes === bytes);
-    const { ptr } = found >= 0 ? this.spare.splice(found, 1)[0] : { ptr: this.device.alloc(bytes) };
+    const ptr = this.scratch.take(bytes);
     this.device.bytes(ptr, bytes).set(this.device.bytes(x.ptr, bytes));
     this.sending.push({ pending: this.comm.startSend(ptr, bytes, to, tag), ptr, bytes });
   }
@@ -101,9 +102,10 @@ export class Pipe {
 
   /** Waits until everything that was sent has arrived. */
   flush(): void {
-    for (const s of this.sending.splice(0)) {
-      s.pending.wait();
-      this.spare.push(s);
-    }
+    for (const { pending } of this.sending) pending.wait();
+    this.arrived(this.sending.splice(0));
+  }
+  private arrived(sent: readonly { ptr: Ptr; bytes: number }[]): void {
+    for (const { ptr, bytes } of sent) this.scratch.giveBack(ptr, bytes);
   }
 }

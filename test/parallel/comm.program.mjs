@@ -1,9 +1,9 @@
 // What every rank does in comm.test.ts.
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 
 import { openCpu } from "../../dist/device/cpu.js";
 import { BF16, F32 } from "../../dist/device/device.js";
-import { mpiWorld } from "../../dist/parallel/mpi.js";
+import { mpiWorld, ranksOnThisHost } from "../../dist/parallel/mpi.js";
 
 const device = openCpu({ threads: 1 });
 const comm = mpiWorld(device);
@@ -89,7 +89,19 @@ if (scenario === "collectives") {
   const x = noise(1024 * size, rank, F32);
   const before = comm.bytesSent;
   comm.allReduce(x, 1024 * size, F32);
-  report({ rank, sent: comm.bytesSent - before });
+  const sent = comm.bytesSent - before;
+  let blocks = 0;
+  const { alloc } = device;
+  device.alloc = (bytes) => {
+    blocks++;
+    return alloc(bytes);
+  };
+  for (let n = 600; n < 900; n += 3) comm.allReduce(x, n, F32);
+  for (let n = 600; n < 900; n += 3) comm.gatherText("x".repeat(n));
+  report({ rank, sent, blocks });
+} else if (scenario === "cores") {
+  const cores = /^Cpus_allowed_list:.*/m.exec(readFileSync("/proc/self/status", "latin1"))[0];
+  report({ cores, share: ranksOnThisHost(device) });
 } else if (scenario === "crossed") {
   // Rank 0 wants the sum before it sends; rank 1 asks for the message before it looks after the sum.
   const x = noise(100, rank, F32);
@@ -106,7 +118,23 @@ if (scenario === "collectives") {
 } else if (scenario === "missing") {
   if (rank === 1) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20_000);
   comm.barrier();
+} else if (scenario === "late") {
+  // Rank 0 comes late once, and all others say that they wait. Then rank 3 does not come: rank 1 waits for it, 0 for 1.
+  const pause = (ms) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+  const rows = comm.split(rank >> 1, rank);
+  const columns = comm.split(rank % 2, rank);
+  if (rank === 0) pause(2500);
+  comm.barrier();
+  if (rank === 3) pause(20_000);
+  if (rank % 2) columns.barrier();
+  rows.gatherNumbers([rank]);
+} else if (scenario === "split") {
+  if (rank === 1) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20_000);
+  comm.split(0, rank);
 } else if (scenario === "fails") {
   if (rank === 1) process.exit(1);
   comm.barrier();
+} else if (scenario === "throws") {
+  if (rank === 1) setImmediate(() => nothing.there);
+  else comm.barrier();
 }

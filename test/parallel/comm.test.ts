@@ -1,4 +1,5 @@
 /** The collectives, on 2 and 4 ranks under mpirun, against sums made here; and what happens when a rank does not come. */
+import { existsSync } from "node:fs";
 import { expect, test } from "vitest";
 import { currentCpu } from "../../src/device/cpu.js";
 import { BF16, type DType, F32 } from "../../src/device/device.js";
@@ -76,6 +77,22 @@ test.runIf(hasMpi)("an all-reduce sends 2 (N-1)/N of its bytes from every rank",
   expect(results.map((r) => r.sent)).toEqual(Array(4).fill(((2 * 3) / 4) * 4 * 1024 * 4));
 });
 
+test.runIf(hasMpi)("messages of many lengths pass through a few blocks of memory", () => {
+  const { results } = runRanks(2, program("comm.program.mjs"), ["bytes"]);
+  for (const { blocks } of results) expect(blocks).toBeLessThan(10);
+});
+
+const told = hasMpi && existsSync("/proc/self/status");
+test.runIf(told).each(["none", "core:overload-allowed"])(
+  "ranks share the cores that they may use, not those of others: bound to %s",
+  (policy) => {
+    const env = { OMPI_MCA_hwloc_base_binding_policy: policy };
+    const { results } = runRanks(2, program("comm.program.mjs"), ["cores"], env);
+    expect(results).toHaveLength(2);
+    for (const { cores, share } of results) expect(share).toBe(results.filter((r) => r.cores === cores).length);
+  },
+);
+
 test.runIf(hasMpi)("a sum goes on while its rank waits for something else", () => {
   const run = runRanks(2, program("comm.program.mjs"), ["crossed"], { LYCEUM_MPI_TIMEOUT: "20" });
   expect(run.stderr).toBe("");
@@ -90,9 +107,36 @@ test.runIf(hasMpi)("a rank that never comes is named, and the job ends", () => {
   expect(run.stderr).toMatch(/rank [02] on \S+ has waited 3 s in a barrier .* for: rank 1 on \S+\. The job ends\./);
 });
 
+test.runIf(hasMpi)("not one that was late before, nor one that waits itself, in whichever group", () => {
+  const run = runRanks(4, program("comm.program.mjs"), ["late"], { LYCEUM_MPI_TIMEOUT: "4" });
+  expect(run.status).not.toBe(0);
+  const said = run.stderr.match(/has waited .*/g)!;
+  expect(said).not.toHaveLength(0);
+  for (const text of said) expect(text).toMatch(/among ranks \d, \d\) for: rank 3 on \S+\. The job ends\./);
+});
+
+test.runIf(hasMpi)("a rank that does not come to a split is named", () => {
+  const run = runRanks(2, program("comm.program.mjs"), ["split"], { LYCEUM_MPI_TIMEOUT: "2" });
+  expect(run.status).not.toBe(0);
+  expect(run.stderr).toMatch(/rank 0 on \S+ has waited 2 s in a barrier .* for: rank 1 on/);
+});
+
+test.runIf(hasMpi)("processes that MPI does not know of each other do not each do the whole job", () => {
+  const env = { OMPI_COMM_WORLD_RANK: "0", OMPI_COMM_WORLD_SIZE: "2" };
+  const { status, stderr } = runRanks(0, program("comm.program.mjs"), ["fails"], env);
+  expect(status).not.toBe(0);
+  expect(stderr).toMatch(/2 processes were started, but MPI \(.*\) finds 1: .* srun --mpi=pmix/);
+});
+
 test.runIf(hasMpi)("a rank that ends with an error ends the job", () => {
   const run = runRanks(2, program("comm.program.mjs"), ["fails"]);
   expect(run.status).not.toBe(0);
+});
+
+test.runIf(hasMpi)("an error that nobody caught is told before the job ends", () => {
+  const run = runRanks(2, program("comm.program.mjs"), ["throws"]);
+  expect(run.status).not.toBe(0);
+  expect(run.stderr).toContain("ReferenceError: nothing is not defined");
 });
 
 test("one process alone: collectives are what they were", () => {
@@ -118,4 +162,7 @@ test("a launcher is known by its environment", () => {
   expect(launched({})).toBeUndefined();
   expect(launched({ OMPI_COMM_WORLD_RANK: "1", OMPI_COMM_WORLD_SIZE: "4" })).toEqual({ rank: 1, size: 4 });
   expect(launched({ PMI_RANK: "0", PMI_SIZE: "2" })).toEqual({ rank: 0, size: 2 });
+  const shell = { SLURM_PROCID: "0", SLURM_STEP_NUM_TASKS: "1" };
+  expect(launched(shell)).toBeUndefined();
+  expect(launched({ ...shell, PMI_RANK: "1", PMI_SIZE: "2" })).toEqual({ rank: 1, size: 2 });
 });

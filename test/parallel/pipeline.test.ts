@@ -1,7 +1,11 @@
 /** The order in which a stage takes its micro-batches. */
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { type Action, inFlight, schedule } from "../../src/parallel/pipeline.js";
+import { currentCpu } from "../../src/device/cpu.js";
+import { F32 } from "../../src/device/device.js";
+import { done, single } from "../../src/parallel/comm.js";
+import { type Action, inFlight, Pipe, schedule } from "../../src/parallel/pipeline.js";
+import { Tape } from "../../src/tensor/tensor.js";
 
 const brief = (actions: readonly Action[]): string => actions.map((a) => `${a.pass[0]}${a.microBatch}`).join(" ");
 
@@ -57,4 +61,18 @@ test("no stage waits for ever, every pass is done, and the bubble is (p - 1) / (
       expect(simulate(kind, stages, m)).toBe(2 * (m + stages - 1));
     }),
   );
+});
+
+test("batches of many lengths pass through a few blocks of memory", () => {
+  const device = currentCpu();
+  let blocks = 0;
+  const alloc = (bytes: number): number => {
+    blocks++;
+    return device.alloc(bytes);
+  };
+  const pipe = new Pipe({ ...device, alloc }, { ...single(device), size: 2, startSend: () => done });
+  const tape = new Tape(device, false);
+  for (let n = 100; n < 200; n++) pipe.handOn(tape, tape.tensor(F32, [n, 32]));
+  expect(blocks).toBeLessThan(5);
+  tape.close();
 });

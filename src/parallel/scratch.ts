@@ -1,0 +1,42 @@
+/**
+ * Memory for messages. Their lengths follow the tokens of a batch, and are hardly ever the same twice: so a block has a
+ * power of two of bytes, and is kept for the next message that fits. What a message does not touch costs no memory.
+ */
+import type { Device, Ptr } from "../device/device.js";
+
+/** A page. */
+const LEAST = 4096;
+
+export class Scratch {
+  private static readonly pools = new WeakMap<Device, Scratch>();
+  private readonly free = new Map<number, Ptr[]>();
+
+  private constructor(private readonly device: Device) {}
+
+  /** The one of a device, for all that sends and receives there. */
+  static of(device: Device): Scratch {
+    const pool = Scratch.pools.get(device) ?? new Scratch(device);
+    Scratch.pools.set(device, pool);
+    return pool;
+  }
+
+  /** At least `bytes`, given back with `giveBack`. */
+  take(bytes: number): Ptr {
+    const size = sizeOf(bytes);
+    return this.free.get(size)?.pop() ?? this.device.alloc(size);
+  }
+
+  /** `bytes`: as many as were taken. */
+  giveBack(ptr: Ptr, bytes: number): void {
+    const size = sizeOf(bytes);
+    const list = this.free.get(size);
+    if (list) list.push(ptr);
+    else this.free.set(size, [ptr]);
+  }
+}
+
+function sizeOf(bytes: number): number {
+  let size = LEAST;
+  while (size < bytes) size *= 2;
+  return size;
+}
