@@ -103,9 +103,9 @@ void ly_logprob_backward(const void *hidden, const void *W, const int32_t *targe
                          void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {
   run(hidden, W, target, NULL, NULL, NULL, lse, NULL, g, dhidden, dW, N, D, V, inv_temperature, dt);
 }
-void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_t *target, const float *g, float *logp,
+void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_t *target, const float *g, float *logp, float *lse,
                                  void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {
-  run(hidden, W, target, logp, NULL, NULL, NULL, NULL, g, dhidden, dW, N, D, V, inv_temperature, dt);
+  run(hidden, W, target, logp, lse, NULL, NULL, NULL, g, dhidden, dW, N, D, V, inv_temperature, dt);
 }
 void ly_entropy_backward(const void *hidden, const void *W, const int32_t *target, const float *lse, const float *entropy, const float *g,
                          void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt) {

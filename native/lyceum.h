@@ -136,8 +136,8 @@ void ly_logprob_backward(const void *hidden, const void *W, const int32_t *targe
 /* The same for g[N] = d(loss)/d(entropy), with lse and entropy from the forward pass. */
 void ly_entropy_backward(const void *hidden, const void *W, const int32_t *target, const float *lse, const float *entropy, const float *g,
                          void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt);
-/* Both in one pass, for losses of the form sum_i g[i] * logp[i] with g known beforehand (cross entropy: g = -w). */
-void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_t *target, const float *g, float *logp,
+/* Both in one pass, for losses of the form sum_i g[i] * logp[i] with g known beforehand (cross entropy: g = -w). lse may be NULL. */
+void ly_logprob_forward_backward(const void *hidden, const void *W, const int32_t *target, const float *g, float *logp, float *lse,
                                  void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float inv_temperature, int dt);
 
 /* ---- adamw.c: optimizer and its norms -------------------------------------------------------------------------- */

@@ -74,7 +74,7 @@ export interface Device {
   // biome-ignore format: one line a kernel
   entropyBackward(hidden: Ptr, W: Ptr, target: Ptr, lse: Ptr, entropy: Ptr, g: Ptr, dhidden: Ptr, dW: Ptr, N: number, D: number, V: number, invTemperature: number, dt: DType): void;
   // biome-ignore format: one line a kernel
-  logprobForwardBackward(hidden: Ptr, W: Ptr, target: Ptr, g: Ptr, logp: Ptr, dhidden: Ptr, dW: Ptr, N: number, D: number, V: number, invTemperature: number, dt: DType): void;
+  logprobForwardBackward(hidden: Ptr, W: Ptr, target: Ptr, g: Ptr, logp: Ptr, lse: Ptr, dhidden: Ptr, dW: Ptr, N: number, D: number, V: number, invTemperature: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   adamw(n: number, param: Ptr, low: Ptr, m: Ptr, v: Ptr, ema: Ptr, grad: Ptr, dt: DType, lr: number, b1: number, b2: number, eps: number, weightDecay: number, c1: number, c2: number, gscale: number, emaDecay: number): void;
   joinMaster(param: Ptr, low: Ptr, master: Ptr, n: number): void;

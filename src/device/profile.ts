@@ -86,7 +86,7 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   logprobForward: ([, , , , , , N, D, V, , dt]) => ({ flops: 2 * N * D * V, bytes: (N + V) * D * w(dt) }),
   logprobBackward: ([, , , , , , , N, D, V, , dt]) => ({ flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) }),
   entropyBackward: ([, , , , , , , , N, D, V, , dt]) => ({ flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) }),
-  logprobForwardBackward([, , , , , , , N, D, V, , dt]) {
+  logprobForwardBackward([, , , , , , , , N, D, V, , dt]) {
     return { flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) };
   },
   // m and v are read and written, and so are the parameter and, in bf16, the lower half of its master; the gradient is read.

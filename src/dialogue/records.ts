@@ -126,9 +126,9 @@ function listed(list: unknown[], where: string): Message[] | string {
       return Array.isArray(m.tool_calls)
         ? `${where}[${i}] calls a tool; only texts are learned`
         : `${where}[${i}].${textKey} is not text`;
-    const input = m.input ?? "";
-    if (typeof input !== "string") return `${where}[${i}].input is not text`;
-    messages.push({ role, content, ...(input !== "" && { input }) });
+    const { input } = m;
+    const asked = role === "user" && typeof input === "string" && input !== "";
+    messages.push({ role, content, ...(asked && { input }) });
   }
   return messages;
 }

@@ -10,7 +10,7 @@
  * masks padding by its token would also hide the one that teaches the model to stop.
  */
 import { UserError } from "../run/errors.js";
-import { Tokenizer } from "../tokenizer/tokenizer.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import { compileJinja } from "./jinja.js";
 
 export interface Message {
@@ -72,11 +72,6 @@ export function installTemplate(tokenizer: Tokenizer, name: string): void {
   if (!template) throw new UserError(`template is "${name}"; it must be ${TEMPLATE_NAMES.join(", ")}.`, 2);
   tokenizer.addSpecialTokens(template.specialTokens);
   Object.assign(tokenizer.config, { chat_template: template.jinja, eos_token: template.endOfTurn, pad_token: PAD });
-}
-
-/** Ids that `tokenizer` has beyond those of the model it comes from: a template's tokens, in which the model is not trained. */
-export function newTokens(from: string, tokenizer: Tokenizer): { from: number; to: number } {
-  return { from: Tokenizer.load(from).vocabSize, to: tokenizer.vocabSize };
 }
 
 /** A conversation format that a tokenizer knows: renders messages, and names the token that ends a reply. */
@@ -168,7 +163,7 @@ function sourceOf(tokenizer: Tokenizer): string {
       `This tokenizer has chat templates (${found.map((t) => t.name).join(", ")}), but none that is named "default".`,
     );
   throw new UserError(
-    `This tokenizer has no chat template: the model is a base model. Fine-tune it first (lyceum sft), or name a template (${TEMPLATE_NAMES.join(", ")}).`,
+    "This tokenizer has no chat template: the model is a base model. Fine-tune it first (lyceum sft), which puts one in.",
   );
 }
 

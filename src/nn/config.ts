@@ -3,7 +3,7 @@
  * Both spellings of the rotary settings are read: `rope_theta` + `rope_scaling` (Transformers 4) and
  * `rope_parameters` (Transformers 5); both are written, so that either version loads the folder.
  */
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { UserError } from "../run/errors.js";
 
 export type RopeScaling =
@@ -54,9 +54,11 @@ export function readLlamaConfig(dir: string): LlamaConfig {
   try {
     json = JSON.parse(readFileSync(path, "utf8")) as Json;
   } catch (error) {
-    const why = WHY_NOT[(error as NodeJS.ErrnoException).code ?? ""] ?? `its config.json: ${(error as Error).message}`;
+    const missing = WHY_NOT[(error as NodeJS.ErrnoException).code ?? ""];
+    const near = existsSync(`${dir}/model/config.json`) ? ` Did you mean ${dir}/model?` : "";
     throw new UserError(
-      `${dir} is not a model folder: ${why}. A model folder holds config.json, model.safetensors and tokenizer.json.`,
+      `${dir} is not a model folder: ${missing ?? `its config.json: ${(error as Error).message}`}. A model folder holds config.json, model.safetensors and tokenizer.json.${near}`,
+      missing ? 2 : 1,
     );
   }
   return parseLlamaConfig(json, path);

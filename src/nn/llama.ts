@@ -375,9 +375,10 @@ export class Llama {
     const hidden = this.forward(tape, batch, rows);
     if (!this.pipe.last) return { logp: hidden, loss: 0 };
     const w = rows ? Float32Array.from(rows, (row) => weights[row]) : weights;
+    const W = this.outputMatrix!;
     const logp =
-      this.grid.tensor.size === 1 && !this.lora?.rows.size
-        ? crossEntropy(tape, hidden, this.outputMatrix!, tape.upload(kept), w)
+      this.grid.tensor.size === 1
+        ? crossEntropy(tape, hidden, W, tape.upload(kept), w, this.lora?.rows.get(W))
         : weighted(tape, this.logProbOf(tape, hidden, kept, 1), w);
     const values = this.device.f32(logp.ptr, logp.size);
     let loss = 0;

@@ -2,8 +2,8 @@
  * LoRA (Hu et al. 2021): y = x W^T + (alpha / rank) (x A^T) B^T with W frozen, A[rank, in] normal, B[out, rank] zero.
  * An adapter sits on a whole stored matrix: on "qkv" it adapts queries, keys and values together.
  *
- * Tokens that a chat template brings are not the base model's: their rows are the mean of all others, whose logit is the mean logit, so
- * that no reply could learn to end beside frozen matrices. These rows of the table and of the output matrix are trained along.
+ * Tokens that a chat template brings are not the base model's: their rows are the mean of all others (or what lies in unused ones),
+ * whose logit is the mean logit, so that no reply could learn to end beside frozen matrices. These rows of the table and of the output matrix are trained along.
  */
 import type { Device } from "../device/device.js";
 import { UserError } from "../run/errors.js";
@@ -181,7 +181,12 @@ export function saveAdapter(model: Llama, dir: string): void {
 export function loadAdapter(model: Llama, dir: string): void {
   const file = openSafetensors(`${dir}/adapter.safetensors`);
   try {
+    const names = new Set(file.names());
     for (const t of model.lora!.parameters.named(true)) {
+      if (!names.has(t.name))
+        throw new UserError(
+          `${dir}/adapter.safetensors has no ${t.name}: this run was begun by an earlier version, which did not train rows of new tokens. End it with that one, or begin it anew.`,
+        );
       const info = file.info(t.name);
       file.readInto(t.name, model.device.bytes(t.ptr, info.bytes));
     }

@@ -37,6 +37,10 @@ export class Trainer {
     this.optimizer = new AdamW(parameters, optimizer, options.memory);
     this.peak = optimizer.learningRate;
     const { warmupSteps, minLearningRate } = schedule;
+    if (warmupSteps > steps)
+      console.error(
+        `schedule.warmupSteps is ${warmupSteps}, of ${steps} steps: the learning rate never comes to ${this.peak}`,
+      );
     this.schedule = {
       ...schedule,
       warmupSteps: warmupSteps < 1 ? Math.round(warmupSteps * steps) : warmupSteps,

@@ -114,10 +114,16 @@ export function changedSettings(dir: string, config: unknown, step: number): str
     .map(({ path, from, to }) => `${path} was ${from}, now it is ${to}`);
 }
 
-/** batchSize x gradientAccumulation: how far a step goes in the data. */
-function rowsOfStep(settings: unknown): number {
-  const { batchSize = 1, gradientAccumulation = 1 } = (settings ?? {}) as Partial<Record<string, number>>;
-  return batchSize * gradientAccumulation;
+interface Rows {
+  batchSize?: number;
+  gradientAccumulation?: number;
+  pretrainMix?: { batchSize?: number };
+}
+/** batchSize x gradientAccumulation: how far a step goes in the data, and in the texts that are mixed in. */
+function rowsOfStep(settings: unknown): string {
+  const { batchSize = 1, gradientAccumulation = 1, pretrainMix } = (settings ?? {}) as Rows;
+  const mixed = pretrainMix?.batchSize ? ` and ${pretrainMix.batchSize * gradientAccumulation} of pretrainMix` : "";
+  return `${batchSize * gradientAccumulation} rows${mixed}`;
 }
 
 interface Difference {

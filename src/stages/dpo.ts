@@ -6,16 +6,16 @@
  *   loss  = -log sigmoid(beta Delta)
  *
  * The reference is the model that training starts from; its log-probabilities are computed once and kept in the run
- * folder, with a hash of its weights and the pairs, so one model is in memory. The other losses of the family (dpo-loss.ts) need nothing else.
+ * folder, with the times of its files and a hash of the pairs, so one model is in memory. The other losses of the family (dpo-loss.ts) need nothing else.
  */
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { z } from "zod";
 import { shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { fingerprintOf } from "../dialogue/pack.js";
 import { type EncodedReply, replyBatch } from "../dialogue/preference.js";
-import { installTemplate, newTokens } from "../dialogue/templates.js";
+import { installTemplate } from "../dialogue/templates.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
@@ -24,7 +24,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { loraSchema, trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, loraSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import {
@@ -38,8 +38,6 @@ import {
 import { encodedPreferences, preferenceData } from "./reward.js";
 import { policyContext, replyLogProbs } from "./rollout.js";
 
-const natural = z.int().min(1);
-
 export const dpoSchema = z
   .strictObject({
     stage: z.literal("dpo").optional(),
@@ -49,7 +47,7 @@ export const dpoSchema = z
     template: z.enum(["notes", "alpaca", "chatml"]).optional(),
     data: preferenceData,
     /** Pairs of a micro-batch. */
-    batchSize: natural.default(8),
+    batchSize: batchSizeSchema.default(8),
     loss: z.enum(PREFERENCE_LOSSES).default("sigmoid"),
     beta: z.number().positive().default(0.1),
     /** Share of the preferences that are taken to be the wrong way round: conservative DPO, or with `robust` its unbiased form. */
@@ -90,6 +88,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = Tokenizer.load(resumed ?? config.from);
+  const knownTokens = resumed ? Tokenizer.load(config.from).vocabSize : tokenizer.vocabSize;
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
   const { train, validation, rejected } = encodedPreferences(config.data, tokenizer, policyContext(config.from));
   const aside = run.setAside(rejected);
@@ -103,25 +102,25 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const data = fingerprintOf(partsOf(all));
   if (grid.world.size > 1) Grid.agree(grid.world, "data", data);
   if (hasReference(config)) {
-    // Numbers of other pairs or other weights may lie there, where a run is begun again with other settings.
-    const key = fingerprintOf([data, precision, ...weightsOf(config.from)]);
-    let known = existsSync(`${run.dir}/reference.json`)
-      ? (JSON.parse(readFileSync(`${run.dir}/reference.json`, "utf8")) as { key?: string; sums: PairLogProbs[] })
-      : undefined;
-    grid.world.barrier(true);
-    if (known?.key !== key) {
+    // Numbers of other pairs or other weights may lie there, where a run is begun again. The first process says, for all.
+    const file = `${run.dir}/reference.json`;
+    const key = fingerprintOf([data, precision, ...filesOf(config.from)]);
+    const stored = (): Reference | undefined =>
+      existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as Reference) : undefined;
+    const [[known]] = grid.world.gatherNumbers([run.first && stored()?.key === key ? 1 : 0]);
+    if (!known) {
       // Before anything is trained, the model is its own reference.
       const reference = load(config.from);
-      known = { key, sums: pairSums(reference, all) };
+      const sums = pairSums(reference, all);
       reference.close();
-      if (known.sums.some((p) => ![p.chosen, p.rejected, p.other ?? 0].every(Number.isFinite)))
+      if (sums.some((p) => ![p.chosen, p.rejected, p.other ?? 0].every(Number.isFinite)))
         throw new UserError(
           `${config.from}: a log-probability of the reference is not finite. The weights of this model are damaged.`,
         );
-      run.write("reference.json", JSON.stringify(known));
+      run.write("reference.json", JSON.stringify({ key, sums }));
       grid.world.barrier(true);
     }
-    const { sums } = known;
+    const { sums } = stored()!;
     all.forEach((p, i) => {
       const { chosen, rejected: worse, other } = sums[i];
       Object.assign(p, { refChosen: chosen, refRejected: worse, ...(other !== undefined && { refOther: other }) });
@@ -130,7 +129,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
 
   const model = load(resumed && !config.lora ? resumed : config.from);
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
-  if (config.lora) attachLora(model, config.lora, seed, newTokens(config.from, tokenizer));
+  if (config.lora) attachLora(model, config.lora, seed, { from: knownTokens, to: tokenizer.vocabSize });
   const perStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * pairs.train.length) / perStep));
   model.recompute = config.recompute;
@@ -249,15 +248,18 @@ function* partsOf(pairs: readonly Pair[]): Generator<Int32Array | number> {
     for (const { ids, start } of [chosen, rejected, ...(other ? [other] : [])]) yield* [ids, start];
 }
 
-/** The bytes of a folder's weights, piece by piece. */
-function* weightsOf(dir: string): Generator<Uint8Array> {
-  const names = readdirSync(dir).filter((name) => name.endsWith(".safetensors"));
-  const piece = new Uint8Array(1 << 22);
-  for (const name of names.sort()) {
-    const fd = openSync(`${dir}/${name}`, "r");
-    for (let n = readSync(fd, piece); n > 0; n = readSync(fd, piece)) yield piece.subarray(0, n);
-    closeSync(fd);
+/** By what a folder's weights and settings are known: reading all of a large model would take as long as some steps. */
+function* filesOf(dir: string): Generator<string | number> {
+  for (const name of readdirSync(dir).sort()) {
+    if (name !== "config.json" && !name.endsWith(".safetensors")) continue;
+    const { size, mtimeMs } = statSync(`${dir}/${name}`);
+    yield* [name, size, mtimeMs];
   }
+}
+/** reference.json */
+interface Reference {
+  key: string;
+  sums: PairLogProbs[];
 }
 
 const repliesOf = (pairs: readonly Pair[]): EncodedReply[] => pairs.flatMap((p) => [p.chosen, p.rejected]);

@@ -11,6 +11,7 @@ import { readLlamaConfig } from "../nn/config.js";
 import { hasScalarHead } from "../nn/folder.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
+import { batchSizeSchema, pathsSchema } from "../run/settings.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { isRight } from "./eval/exact.js";
 import { average, winRate } from "./eval/interval.js";
@@ -23,11 +24,11 @@ import { longestEpisode, type Prompt, replyLogProbs, rollout } from "./rollout.j
 export const evaluateSchema = z.strictObject({
   stage: z.literal("evaluate").optional(),
   /** Model folders; the first ones in the table. */
-  models: z.array(z.string().min(1)).min(1),
+  models: pathsSchema,
   /** JSONL with question, answers (or answer), and optionally field and language. */
   file: z.string().min(1),
   maxTokens: z.int().min(1).default(48),
-  batchSize: z.int().min(1).default(32),
+  batchSize: batchSizeSchema.default(32),
   /** Only the questions of this field. */
   field: z.string().optional(),
   /** Who judges the replies beside the accepted answers: a .mjs module (prompt, reply) => number, or a reward model. */
@@ -84,7 +85,16 @@ export async function evaluateModels(config: EvaluateConfig): Promise<ModelResul
         `${dir} is a reward model and writes no texts. Name it under \`reward\` to judge with it.`,
         2,
       );
-  if (config.reference !== undefined) for (const dir of models) checkReference(config.reference, dir, asked, config);
+  const unread = new Set<string>();
+  for (const dir of config.reference === undefined ? [] : models)
+    try {
+      checkReference(config.reference!, dir, asked, config);
+    } catch (error) {
+      // Which replies are better, a judge can say of any two models.
+      if (!(error instanceof UserError) || reward === undefined) throw error;
+      console.error(`${error.message} ${dir} is compared without KL.`);
+      unread.add(dir);
+    }
   const reference = config.reference === undefined ? undefined : loadForGeneration(config.reference);
   const isReference = (dir: string): boolean =>
     config.reference !== undefined && resolve(dir) === resolve(config.reference);
@@ -108,7 +118,7 @@ export async function evaluateModels(config: EvaluateConfig): Promise<ModelResul
       result.scores = (await scorer.score(asked, replies)).scores;
       scorer.close();
     }
-    if (reference && results.length < models.length && loaded.tokenizer.chatTemplate !== undefined)
+    if (reference && results.length < models.length && !unread.has(dir) && loaded.tokenizer.chatTemplate !== undefined)
       result.kl = sampledKl(loaded, reference, asked, config);
     loaded.model.close();
     results.push(result);

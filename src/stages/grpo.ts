@@ -23,7 +23,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { loraSchema, trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, loraSchema, pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { openJudge } from "./judge.js";
@@ -54,12 +54,12 @@ export const grpoSchema = z.strictObject({
   from: z.string().min(1),
   /** A reward model's folder, or a .mjs module whose default export is (prompt, reply) => number. */
   reward: z.string().min(1),
-  prompts: z.array(z.string().min(1)).min(1),
+  prompts: pathsSchema,
   maxPromptLength: natural.default(128),
   maxTokens: natural.default(64),
   temperature: z.number().positive().default(1),
   /** Prompts of a rollout, and replies to each. */
-  batchSize: natural.default(8),
+  batchSize: batchSizeSchema.default(8),
   groupSize: z.int().min(2).default(8),
   /** Passes over a rollout's replies, in minibatches of this many. */
   epochs: natural.default(1),

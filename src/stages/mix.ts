@@ -6,36 +6,46 @@ import { z } from "zod";
 import { type Rejected, readDocuments } from "../corpus/read.js";
 import { shuffled } from "../corpus/shards.js";
 import { UserError } from "../run/errors.js";
-import { pathsSchema } from "../run/settings.js";
+import { batchSizeSchema, pathsSchema } from "../run/settings.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 
 export const pretrainMixSchema = z.strictObject({
   train: pathsSchema,
   /** Rows of pretraining text beside each micro-batch. */
-  batchSize: z.int().min(1).default(4),
+  batchSize: batchSizeSchema.default(4),
   /** Their mean loss is added with this weight. */
   weight: z.number().positive().default(1),
 });
 
+/** The usual names of the token between documents. */
+const SEPARATORS = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
+/**
+ * What stood between documents in pretraining: a base model's eos. A chat model's may be the end of a turn, so that there the usual
+ * names are looked for; undefined where there is none of them.
+ */
+export function separatorOf(tokenizer: Tokenizer): number | undefined {
+  if (tokenizer.chatTemplate === undefined) return tokenizer.eosId;
+  return SEPARATORS.map((name) => tokenizer.tokenToId(name)).find((id) => id !== undefined);
+}
+
 /**
  * Documents as rows of `contextLength` tokens at most: row(index) in an endless shuffled order. A longer document is several rows, of
- * which each begins with the last token of the one before, so that every token is a target once. As in pretraining, the
- * token that separates documents stands before each and closes it.
+ * which each begins with the last token of the one before, so that every token is a target once. As in pretraining,
+ * `separator` stands before each and closes it.
  */
 export async function pretrainingRows(
   files: readonly string[],
   tokenizer: Tokenizer,
+  separator: number | undefined,
   contextLength: number,
   seed: number,
   rejected: Rejected[],
 ): Promise<(index: number) => Uint32Array> {
-  // A chat model's eos is the end of a turn: the usual name of the separator goes before it.
-  const end = tokenizer.tokenToId("<|endoftext|>") ?? tokenizer.eosId;
   const rows: Uint32Array[] = [];
   for await (const { text } of readDocuments(files, rejected, "pretrainMix.train")) {
     const ids = tokenizer.encode(text, { allowSpecial: false });
-    const document = end === undefined ? ids : new Uint32Array(ids.length + 2).fill(end);
-    if (end !== undefined) document.set(ids, 1);
+    const document = separator === undefined ? ids : new Uint32Array(ids.length + 2).fill(separator);
+    if (separator !== undefined) document.set(ids, 1);
     for (let from = 0; from + 1 < document.length; from += contextLength - 1)
       rows.push(document.slice(from, from + contextLength));
   }

@@ -1,6 +1,13 @@
 /** The settings of PPO, with the usual defaults (Ouyang et al. 2022; TRL's last PPO). */
 import { z } from "zod";
-import { loraSchema, optimizerSchema, scheduleSchema, trainingSettings } from "../run/settings.js";
+import {
+  batchSizeSchema,
+  loraSchema,
+  optimizerSchema,
+  pathsSchema,
+  scheduleSchema,
+  trainingSettings,
+} from "../run/settings.js";
 import { pretrainMixSchema } from "./mix.js";
 
 const natural = z.int().min(1);
@@ -21,12 +28,12 @@ export const ppoSchema = z.strictObject({
   critic: z.string().optional(),
   /** The critic's head starts at zero instead of as the reward model's. */
   criticHeadZero: z.boolean().default(false),
-  prompts: z.array(z.string().min(1)).min(1),
+  prompts: pathsSchema,
   maxPromptLength: natural.default(128),
   maxTokens: natural.default(64),
   temperature: z.number().positive().default(1),
   /** Prompts of a rollout, and replies of a minibatch. */
-  batchSize: natural.default(32),
+  batchSize: batchSizeSchema.default(32),
   minibatchSize: natural.default(16),
   epochs: natural.default(4),
   criticOptimizer: optimizerSchema

@@ -30,7 +30,7 @@ import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss } from "./clm.js";
 import { FourModels } from "./four-models.js";
-import { pretrainingRows } from "./mix.js";
+import { pretrainingRows, separatorOf } from "./mix.js";
 import type { PpoConfig } from "./ppo-config.js";
 import { klOfReplies, replyTokens, shownMetrics, stepMetrics, Totals } from "./ppo-metrics.js";
 import {
@@ -284,6 +284,8 @@ export function ownPart({ grid }: Llama, which: readonly number[]): number[] {
 
 // ---- the stage ----
 
+/** Tokens of a row of mixed-in text at least, where the model's context has them: an episode may be much shorter. */
+const MIX_ROW = 256;
 export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
@@ -301,7 +303,10 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, maxTokens) };
   const models = await FourModels.open(device, grid, config, policy, config.steps * epochs * minibatches, resumed);
   const { actor, critic, actorTrainer, criticTrainer, state } = models;
-  const text = pretrainMix && (await pretrainingRows(pretrainMix.train, tokenizer, policy.longest, seed, rejected));
+  const rowLength = Math.min(Math.max(MIX_ROW, policy.longest), actor.config.maxPositionEmbeddings);
+  const separator = separatorOf(tokenizer);
+  const text =
+    pretrainMix && (await pretrainingRows(pretrainMix.train, tokenizer, separator, rowLength, seed, rejected));
   for (const line of [run.setAside(rejected), models.memory()]) if (line) console.error(line);
 
   const mine = grid.share(batchSize, "batchSize");

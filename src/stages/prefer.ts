@@ -9,7 +9,7 @@ import { DialogueEncoder } from "../dialogue/mask.js";
 import { loadLlama } from "../nn/folder.js";
 import { UserError } from "../run/errors.js";
 import { onlyAlone, type RunFolder } from "../run/folder.js";
-import { trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { openJudge } from "./judge.js";
 import { longestEpisode, readPrompts, rollout } from "./rollout.js";
@@ -25,13 +25,13 @@ export const preferSchema = z.strictObject({
   from: z.string().min(1),
   /** Who judges: a .mjs module whose default export is (prompt, reply) => number, or a reward model's folder. */
   reward: z.string().min(1),
-  prompts: z.array(z.string().min(1)).min(1),
+  prompts: pathsSchema,
   maxPromptLength: natural.default(128),
   maxTokens: natural.default(64),
   temperature: z.number().positive().default(1),
   /** Replies to each prompt. */
   samples: z.int().min(2).default(4),
-  batchSize: natural.default(64),
+  batchSize: batchSizeSchema.default(64),
 });
 export type PreferConfig = z.output<typeof preferSchema>;
 

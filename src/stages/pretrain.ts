@@ -23,7 +23,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { pathsSchema, trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, pathsSchema, trainingSettings } from "../run/settings.js";
 import type { Arena } from "../tensor/arena.js";
 import { Tape } from "../tensor/tensor.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
@@ -77,7 +77,7 @@ export const pretrainSchema = z.strictObject({
     contextLength: z.int().min(2).default(256),
   }),
   /** Rows of a micro-batch. */
-  batchSize: natural.default(16),
+  batchSize: batchSizeSchema.default(16),
   /** Validation batches at most; 0: all. */
   evalBatches: z.int().min(0).default(50),
   samples: z
@@ -89,6 +89,9 @@ export const pretrainSchema = z.strictObject({
     .prefault({}),
 });
 export type PretrainConfig = z.output<typeof pretrainSchema>;
+
+/** Of a process's part of a micro-batch: no machine holds the activations of as many. */
+const MOST_TOKENS = 2 ** 24;
 
 /** Trains in `run`, and leaves the model in its folder model/. */
 export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<void> {
@@ -120,8 +123,18 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
       `data.contextLength is ${contextLength}, but the model was made for ${model.config.maxPositionEmbeddings} positions.`,
       2,
     );
+  const { tokens, documents } = train.manifest;
+  // Of a corpus that is shorter than a row, all.
+  const rowLength = Math.min(contextLength, tokens);
+  if (rowLength < contextLength)
+    console.error(`data.contextLength is ${contextLength}, and there are ${tokens} tokens: each row is all of them`);
   const rows = train.rows(contextLength);
   const mine = grid.share(config.batchSize, "batchSize");
+  if ((mine.to - mine.from) * rowLength >= MOST_TOKENS)
+    throw new UserError(
+      `batchSize is ${config.batchSize}, and a row has ${rowLength} tokens: at once fewer than ${MOST_TOKENS} are worked on. Make batchSize smaller; gradientAccumulation gives as large a step.`,
+      2,
+    );
   const rowsPerStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows) / rowsPerStep));
   const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
@@ -129,10 +142,9 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
     checkEvery: config.parallel.checkEvery,
   });
   if (resumed) trainer.load(resumed);
-  const { tokens, documents } = train.manifest;
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, ${tokens} tokens in ${documents} documents, ` +
-      `${steps} steps of ${rowsPerStep} x ${contextLength} tokens (${((steps * rowsPerStep) / rows).toFixed(1)} epochs), ` +
+      `${steps} steps of ${rowsPerStep} x ${rowLength} tokens (${((steps * rowsPerStep) / rows).toFixed(1)} epochs), ` +
       `${device.isa} on ${device.threads} threads`,
   );
 
@@ -141,7 +153,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   const rowAt = (index: number): number => shuffled(index % rows, rows, config.seed, Math.floor(index / rows));
   await runLoop(run, config, {
     steps,
-    flopsPerToken: model.trainingFlopsPerToken(contextLength),
+    flopsPerToken: model.trainingFlopsPerToken(rowLength),
     peakFlops: peakFlops(device, config.precision),
     step(step) {
       batches = Array.from({ length: config.gradientAccumulation }, (_, micro) => {
@@ -203,9 +215,13 @@ async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, 
   return Tokenizer.load(dir);
 }
 
-/** A model that is trained on knows its tokens by their number: with another tokenizer it would begin anew. */
+/** A model that is trained on knows its tokens by their number: those must be the same, and more may follow. */
 function checkTokenizer(from: string, wanted: NonNullable<PretrainConfig["tokenizer"]>): void {
-  if (typeof wanted === "string" && Tokenizer.load(wanted).fingerprint === Tokenizer.load(from).fingerprint) return;
+  if (typeof wanted === "string") {
+    const [known, given] = [Tokenizer.load(from), Tokenizer.load(wanted)];
+    const ids = Array.from({ length: known.vocabSize }, (_, id) => id);
+    if (ids.every((id) => known.idToToken(id) === given.idToToken(id))) return;
+  }
   throw new UserError(
     `tokenizer ${typeof wanted === "string" ? `is ${wanted}` : "asks for a new one"}, but \`from\` goes on with the model ${from}, whose tokens have other numbers. Set tokenizer to ${from}, or leave it out.`,
     2,

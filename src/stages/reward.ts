@@ -23,15 +23,13 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 
-const natural = z.int().min(1);
-
 export const preferenceData = z.strictObject({
-  train: z.array(z.string().min(1)).min(1),
-  validation: z.array(z.string().min(1)).optional(),
+  train: pathsSchema,
+  validation: pathsSchema.optional(),
   validationShare: z.number().min(0).lt(1).default(0.1),
   contextLength: z.int().min(2).default(256),
 });
@@ -46,7 +44,7 @@ export const rewardSchema = z.strictObject({
   template: z.enum(["notes", "alpaca", "chatml"]).optional(),
   data: preferenceData,
   /** Prompts of a micro-batch, each with all its replies. */
-  batchSize: natural.default(8),
+  batchSize: batchSizeSchema.default(8),
   /** The better reply must lead by this much. */
   margin: z.number().min(0).default(0),
   /** Weight of (r_better + r_worse)^2, which keeps rewards near 0 (Eisenstein et al. 2023). */

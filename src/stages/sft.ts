@@ -14,10 +14,10 @@ import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../dialogue/mask.js
 import { canonicalType, drawMixture, mixtureWeights } from "../dialogue/mixture.js";
 import { fingerprintOf, packRows, sampleBatch } from "../dialogue/pack.js";
 import { type Conversation, readConversations } from "../dialogue/records.js";
-import { installTemplate, newTokens, RecordError } from "../dialogue/templates.js";
+import { installTemplate, RecordError } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
 import { readLlamaConfig } from "../nn/config.js";
-import { hasScalarHead, loadLlama, saveLlama } from "../nn/folder.js";
+import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
@@ -25,11 +25,11 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { loraSchema, pathsSchema, trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, loraSchema, pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss, meanLoss, type TargetBatch } from "./clm.js";
-import { pretrainingRows, pretrainMixSchema } from "./mix.js";
+import { pretrainingRows, pretrainMixSchema, separatorOf } from "./mix.js";
 
 const natural = z.int().min(1);
 
@@ -54,7 +54,7 @@ export const sftSchema = z.strictObject({
       .optional(),
   }),
   /** Rows of a micro-batch. */
-  batchSize: natural.default(16),
+  batchSize: batchSizeSchema.default(16),
   pretrainMix: pretrainMixSchema.optional(),
   lora: loraSchema.optional(),
   samples: z
@@ -71,11 +71,19 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
+  const base = Tokenizer.load(config.from);
   const tokenizer = resumed ? Tokenizer.load(resumed) : tunedTokenizer(config);
   const { train, validation, report, rejected } = readSamples(config, tokenizer);
   const mix =
     config.pretrainMix &&
-    (await pretrainingRows(config.pretrainMix.train, tokenizer, config.data.contextLength, config.seed, rejected));
+    (await pretrainingRows(
+      config.pretrainMix.train,
+      tokenizer,
+      separatorOf(base),
+      config.data.contextLength,
+      config.seed,
+      rejected,
+    ));
   for (const line of [...report, run.setAside(rejected)]) if (line) console.error(line);
 
   const model = loadLlama(device, resumed && !config.lora ? resumed : config.from, config.precision, {
@@ -89,7 +97,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
       `data.contextLength is ${config.data.contextLength}, but the model was made for ${model.config.maxPositionEmbeddings} positions.`,
       2,
     );
-  if (config.lora) attachLora(model, config.lora, config.seed, newTokens(config.from, tokenizer));
+  if (config.lora) attachLora(model, config.lora, config.seed, { from: base.vocabSize, to: tokenizer.vocabSize });
   const asked = samplePrompts(config, tokenizer, model.config.maxPositionEmbeddings);
 
   const rows = new SampleRows(train, config);
@@ -174,14 +182,9 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   model.close();
 }
 
-/** The base model's tokenizer with the conversation template in it. Throws UserError when it is another model's, or the model's is no language model. */
+/** The base model's tokenizer with the conversation template in it. Throws UserError when it is another model's. */
 export function tunedTokenizer(config: SftConfig): Tokenizer {
   const tokenizer = Tokenizer.load(config.from);
-  if (hasScalarHead(config.from))
-    throw new UserError(
-      `${config.from} is a reward model: it scores replies and cannot write them. Name a language model.`,
-      2,
-    );
   const { vocabSize } = readLlamaConfig(config.from);
   if (tokenizer.vocabSize > vocabSize)
     throw new UserError(
@@ -296,7 +299,7 @@ function* inBatches(samples: readonly Sample[], size: number): Generator<TargetB
   for (let i = 0; i < samples.length; i += size) yield sampleBatch(samples.slice(i, i + size));
 }
 
-/** samples.prompts as tokens. Throws UserError for one that cannot be asked: better now than after the last step. */
+/** samples.prompts as tokens. Throws UserError for one that cannot be asked, with its key. */
 function samplePrompts({ samples }: SftConfig, tokenizer: Tokenizer, context: number): Int32Array[] {
   const encoder = new DialogueEncoder(tokenizer);
   return samples.prompts.map((content, i) => {

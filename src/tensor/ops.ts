@@ -201,6 +201,26 @@ export function scalarHead(tape: Tape, x: Tensor, w: Parameter): Tensor {
   });
 }
 
+/** Adds to the gradient of some rows of an output matrix: with lse known, it asks for no others. `g`: of log p, [N] fp32. */
+function gradientOfRows(
+  tape: Tape,
+  hidden: Tensor,
+  { from, trained }: TrainedRows,
+  targets: Ptr,
+  lse: Tensor,
+  g: Ptr,
+  invTemperature: number,
+): void {
+  const { device } = tape;
+  const [N, D] = hidden.shape;
+  const [n] = trained.shape;
+  // A target elsewhere is told as a row that does not exist.
+  const local = device.i32(targets, N).map((t) => (t < 0 ? -1 : t >= from && t < from + n ? t - from : n));
+  const dRows = trained.gradForAccumulation(tape.arena);
+  // biome-ignore format: one call
+  device.logprobBackward(hidden.ptr, trained.ptr, tape.upload(local), lse.ptr, g, 0, dRows, N, D, n, invTemperature, hidden.dtype);
+}
+
 /** log p(target[i] | hidden[i]): [N] fp32; a target below 0 gives 0 and no gradient. The full logits never exist. */
 export function tokenLogProb(
   tape: Tape,
@@ -222,15 +242,7 @@ export function tokenLogProb(
     const dW = W.requiresGrad ? W.gradForAccumulation(tape.arena) : 0;
     // biome-ignore format: one call
     device.logprobBackward(hidden.ptr, W.ptr, targets, lse.ptr, g.ptr, dh?.ptr ?? 0, dW, N, D, V, invTemperature, dt);
-    if (rows) {
-      // With lse known, the gradient of some rows asks for no others. A target elsewhere is told as a row that does not exist.
-      const { from, trained } = rows;
-      const [n] = trained.shape;
-      const local = device.i32(targets, N).map((t) => (t < 0 ? -1 : t >= from && t < from + n ? t - from : n));
-      const dRows = trained.gradForAccumulation(tape.arena);
-      // biome-ignore format: one call
-      device.logprobBackward(hidden.ptr, trained.ptr, tape.upload(local), lse.ptr, g.ptr, 0, dRows, N, D, n, invTemperature, dt);
-    }
+    if (rows) gradientOfRows(tape, hidden, rows, targets, lse, g.ptr, invTemperature);
     if (dh) tape.accumulate(hidden, dh);
   };
   return tape.record(logp, backward, [lse]);
@@ -272,7 +284,14 @@ export function weighted(tape: Tape, logp: Tensor, weights: Float32Array): Tenso
  * the forward pass, gradients are computed in the same pass over the chunks of logits, which are made only once.
  * Returns log p per token ([N] fp32, for the metrics); `backward` on it takes no seed.
  */
-export function crossEntropy(tape: Tape, hidden: Tensor, W: Parameter, targets: Ptr, weights: Float32Array): Tensor {
+export function crossEntropy(
+  tape: Tape,
+  hidden: Tensor,
+  W: Parameter,
+  targets: Ptr,
+  weights: Float32Array,
+  rows?: TrainedRows,
+): Tensor {
   if (!tape.recording) return tokenLogProb(tape, hidden, W, targets);
   const [N, D] = hidden.shape;
   const dt = hidden.dtype;
@@ -280,8 +299,11 @@ export function crossEntropy(tape: Tape, hidden: Tensor, W: Parameter, targets: 
   const dh = hidden.requiresGrad ? tape.tensor(dt, hidden.shape) : undefined;
   const g = tape.upload(weights.map((w) => -w));
   const dW = W.requiresGrad ? W.gradForAccumulation(tape.arena) : 0;
+  const lse = rows && tape.tensor(F32, [N]);
   // biome-ignore format: one call
-  tape.device.logprobForwardBackward(hidden.ptr, W.ptr, targets, g, logp.ptr, dh?.ptr ?? 0, dW, N, D, W.shape[0], 1, dt);
+  tape.device.logprobForwardBackward(hidden.ptr, W.ptr, targets, g, logp.ptr, lse?.ptr ?? 0, dh?.ptr ?? 0, dW, N, D, W.shape[0], 1, dt);
+  if (rows) gradientOfRows(tape, hidden, rows, targets, lse!, g, 1);
+  lse?.storage.release();
   return tape.record(logp, () => {
     if (dh) tape.accumulate(hidden, dh);
   });

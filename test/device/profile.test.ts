@@ -44,7 +44,7 @@ test("AdamW moves 28 bytes a parameter in fp32, 26 in bf16 with half of a master
 });
 
 test("log p and its gradient: logits, and two products of the same size", () => {
-  const { flops } = COSTS.logprobForwardBackward([0, 0, 0, 0, 0, 0, 0, 7, 8, 9, 1, F32], plain);
+  const { flops } = COSTS.logprobForwardBackward([0, 0, 0, 0, 0, 0, 0, 0, 7, 8, 9, 1, F32], plain);
   expect(flops).toBe(3 * 2 * 7 * 8 * 9);
 });
 

@@ -49,8 +49,18 @@ test("lists of chosen and rejected begin with the prompt, as UltraFeedback's, or
 test("a message's input stays beside its content", () => {
   const asked = { role: "user", content: "What does it do?", input: " the cat" };
   expect(toPreference({ prompt: [asked], chosen: "a", rejected: "b" })).toMatchObject({ prompt: [asked] });
-  const wrong = { prompt: [{ ...asked, input: 3 }], chosen: "a", rejected: "b" };
-  expect(toPreference(wrong)).toBe("prompt: messages[0].input is not text");
+  // What other programs keep under that name is theirs.
+  const other = { prompt: [{ ...asked, input: { x: 1 } }], chosen: "a", rejected: "b" };
+  expect(toPreference(other)).toMatchObject({ prompt: [{ role: "user", content: "What does it do?" }] });
+});
+
+test("a prompt and lists that tell it in other words", () => {
+  const [S, U, A, B] = ["system", "user", "assistant", "assistant"].map((role, i) => ({ role, content: "SUAB"[i] }));
+  const lists = (...before: object[]) => ({ chosen: [...before, A], rejected: [...before, B] });
+  expect(toPreference({ prompt: [S, U], ...lists(U) })).toMatchObject({ prompt: [S, U] });
+  expect(toPreference({ prompt: "U ", ...lists(U) })).toMatchObject({ prompt: [U] });
+  expect(toPreference({ prompt: [U], ...lists(U, A, U) })).toMatchObject({ prompt: [U, A, U] });
+  expect(toPreference({ prompt: [{ ...S, content: "other" }, U], ...lists(S, U) })).toMatchObject({ prompt: [S, U] });
 });
 
 test.each([

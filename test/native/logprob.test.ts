@@ -53,7 +53,7 @@ test.each(DTYPES)("log p, entropy, and gradients of a weighted sum, %s", (_, dt)
       expectClose(b.get(pdW3, V * D, dt), dW3, tolerance(dt), `dW of entropy ${what}`);
 
       const [logp2, dh2, dW2] = [b.alloc(N), b.alloc(N * D, dt), b.put(start, dt)];
-      b.device.logprobForwardBackward(ph, pw, pt, pg, logp2, dh2, dW2, N, D, V, inverse, dt);
+      b.device.logprobForwardBackward(ph, pw, pt, pg, logp2, 0, dh2, dW2, N, D, V, inverse, dt);
       expect(b.bytes(logp2, N)).toBe(b.bytes(logp, N));
       expect(b.bytes(dh2, N * D, dt)).toBe(b.bytes(pdh, N * D, dt));
       expect(b.bytes(dW2, V * D, dt)).toBe(b.bytes(pdW, V * D, dt));
@@ -129,7 +129,7 @@ test("the gradient of W over several chunks is rounded once, and chunks make no 
     for (const time of ["first", "second"]) {
       // What the engine kept from the first call must not be seen in the second.
       const [logp, dh, dW] = [b.alloc(N), b.alloc(N, BF16), b.put(new Float64Array(V), BF16)];
-      b.device.logprobForwardBackward(ph, pw, pt, pg, logp, dh, dW, N, D, V, 1, BF16);
+      b.device.logprobForwardBackward(ph, pw, pt, pg, logp, 0, dh, dW, N, D, V, 1, BF16);
       expectClose(b.get(logp, N), new Float64Array(N).fill(log), 1e-5, `logp, ${time}`);
       expect([time, b.get(dW, 1, BF16)[0]]).toEqual([time, 1 + 2 ** -7]);
     }
@@ -141,7 +141,7 @@ test.each(DTYPES)("the number of threads does not change a byte, %s", (_, dt) =>
     const [N, D, V] = [90, 17, 140];
     const [ph, pw, pt] = [b.put(numbers(N * D, 1), dt), b.put(numbers(V * D, 2), dt), b.ints(targetsOf(N, V))];
     const [logp, dh, dW] = [b.alloc(N), b.alloc(N * D, dt), b.put(numbers(V * D, 4), dt)];
-    b.device.logprobForwardBackward(ph, pw, pt, b.put(numbers(N, 3), F32), logp, dh, dW, N, D, V, 1, dt);
+    b.device.logprobForwardBackward(ph, pw, pt, b.put(numbers(N, 3), F32), logp, 0, dh, dW, N, D, V, 1, dt);
     return b.bytes(logp, N) + b.bytes(dh, N * D, dt) + b.bytes(dW, V * D, dt);
   });
 });

@@ -54,9 +54,14 @@ test("the rows of a step stay as many: with others some data would be left out, 
   step(open("rows", settings), 2);
   const more = { ...settings, batchSize: 8 };
   expect(() => open("rows", more, true)).toThrow(
-    /holds a run of 8 a step .batchSize x gradientAccumulation.; now it is 16/,
+    /holds a run of 8 rows a step .batchSize x gradientAccumulation.; now it is 16 rows/,
   );
   open("rows", { ...more, gradientAccumulation: 1 }, true).close();
+  const mixed = { ...settings, pretrainMix: { batchSize: 2 } };
+  step(open("mixed-rows", mixed), 2);
+  expect(() => open("mixed-rows", { ...mixed, batchSize: 8, gradientAccumulation: 1 }, true)).toThrow(
+    /holds a run of 8 rows and 4 of pretrainMix a step/,
+  );
 });
 
 test("a folder with anything else in it is left as it is", () => {

@@ -261,10 +261,15 @@ test("the stage's reference may be no column, and be named in another way; what 
     return copy;
   };
   await expect(stage({ reference: judge })).rejects.toThrow(/judge is a reward model and writes no texts/);
-  await expect(stage({ reference: changed("tokens", "added_tokens", []) })).rejects.toThrow(
+  // Which replies are better, a judge says of any two models; the KL needs the same tokens.
+  const other = changed("tokens", "added_tokens", []);
+  const [across] = await stage({ reference: other });
+  expect([across.winRate, across.kl]).toEqual([expect.any(Number), undefined]);
+  const unjudged = { reward: undefined };
+  await expect(stage({ ...unjudged, reference: other })).rejects.toThrow(
     /The reference .*tokens and the policy .*chat have different tokenizers/,
   );
-  await expect(stage({ reference: changed("short", "max_position_embeddings", 8) })).rejects.toThrow(
+  await expect(stage({ ...unjudged, reference: changed("short", "max_position_embeddings", 8) })).rejects.toThrow(
     /The reference .*short was made for 8 positions/,
   );
 });

@@ -2,7 +2,7 @@
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import type { Rejected } from "../../src/corpus/read.js";
 import { openCpu } from "../../src/device/cpu.js";
 import { DialogueEncoder, type Sample } from "../../src/dialogue/mask.js";
@@ -13,7 +13,7 @@ import { loadLlama, saveLlama } from "../../src/nn/folder.js";
 import { type Llama, packSequences } from "../../src/nn/llama.js";
 import { RunFolder } from "../../src/run/folder.js";
 import { backwardMeanLoss, meanLoss, type TargetBatch } from "../../src/stages/clm.js";
-import { pretrainingRows } from "../../src/stages/mix.js";
+import { pretrainingRows, separatorOf } from "../../src/stages/mix.js";
 import { pretrain, pretrainSchema } from "../../src/stages/pretrain.js";
 import { sft, sftSchema } from "../../src/stages/sft.js";
 import { Tape } from "../../src/tensor/tensor.js";
@@ -149,7 +149,7 @@ test("pretraining text in a later stage: every token of a document is a target o
   const bad = join(root, "mix.jsonl");
   writeFileSync(bad, `${JSON.stringify({ text: long })}\nno json\n${JSON.stringify({ text: "a cat" })}\n`);
   const rejected: Rejected[] = [];
-  const row = await pretrainingRows([bad], tokenizer, 8, 1, rejected);
+  const row = await pretrainingRows([bad], tokenizer, separatorOf(tokenizer), 8, 1, rejected);
   expect(rejected.map((r) => r.line)).toEqual([2]);
   const documents = [long, "a cat"].map((text) => [end, ...tokenizer.encode(text), end]);
   const count = documents.reduce((n, d) => n + Math.ceil((d.length - 1) / 7), 0);
@@ -174,11 +174,26 @@ test("fine-tuning refuses a reward model, a prompt without room, and data that i
   saveLlama(model, reward);
   Tokenizer.load(tuning.from).save(reward);
   model.close();
-  await refuses("no-lm", { from: reward }, /scalar is a reward model/);
+  await refuses("no-lm", { from: reward }, /scalar holds a reward or value model/);
   const prompts = ["Hi", "long ".repeat(600)];
   await refuses("no-room", { samples: { prompts } }, /samples.prompts.1 has \d+ tokens.*context of 512/);
   const data = { ...tuning.data, validationShare: 0.999999 };
   await refuses("no-data", { data }, /all 40 records are held out.*data.validationShare to 0/);
+});
+
+test("of a corpus that is shorter than a row, a row is all; the speed is told of the tokens that there are", async () => {
+  const said = vi.spyOn(console, "error").mockImplementation(() => {});
+  const data = { ...base.data, contextLength: 100_000 };
+  const settings = { ...base, data, samples: {}, batchSize: 1, steps: 1, evalEvery: 0 };
+  const dir = await runIn("long-row", "pretrain", settings);
+  await expect(runIn("large-batch", "pretrain", { ...settings, batchSize: 65536 })).rejects.toThrow(
+    /batchSize is 65536, and a row has \d+ tokens: .*gradientAccumulation/,
+  );
+  const lines = said.mock.calls.map(([line]) => String(line));
+  said.mockRestore();
+  const tokens = Number(/there are (\d+) tokens: each row is all of them/.exec(lines[0])?.[1]);
+  expect(lines[1]).toContain(`1 steps of 1 x ${tokens} tokens (1.0 epochs)`);
+  expect(rows(dir)[0].mfu ?? 0).toBeLessThan(5);
 });
 
 test("a loss that is not finite stops the run before it reaches the model, and leaves the batch", async () => {
