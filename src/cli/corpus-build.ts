@@ -42,6 +42,19 @@ export async function command(file: string, flags: BuildFlags): Promise<void> {
   writeReport(dir);
   if (flags.json) console.log(JSON.stringify({ dir, ...summary }));
   else for (const line of summaryLines(dir, summary)) console.error(line);
+  if (summary.finished.kept === 0) throw nothingKept(dir, summary.stages);
+}
+
+/** Names the rule that took most. */
+function nothingKept(dir: string, stages: BuildSummary["stages"]): UserError {
+  const rules = stages.flatMap((s) => s.rules.map(({ rule, first }) => ({ stage: s.stage, rule, first })));
+  const worst = rules.sort((a, b) => b.first - a.first)[0];
+  const { in: all, failed } = stages[0];
+  const why =
+    failed === all
+      ? `none of its ${all} records could be used; ${dir}/rejected.jsonl says why`
+      : `${worst.rule} (${worst.stage}) took ${worst.first} of its ${all - failed} documents; ${dir}/report.html has them all`;
+  return new UserError(`${dir}: nothing is kept: ${why}.`);
 }
 
 /** Under mpirun: all processes of the job, and how many of them share this host. */

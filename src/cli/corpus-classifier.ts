@@ -1,4 +1,6 @@
 /** `lyceum corpus train-classifier`: good texts against crawled ones, with precision and recall on held-out texts. */
+import { accessSync, constants, existsSync, statSync } from "node:fs";
+import { dirname } from "node:path";
 import { type Example, QualityClassifier, TRAIN_DEFAULTS } from "../corpus/classifier.js";
 import { documentsOf } from "../corpus/input/documents.js";
 import { UserError } from "../run/errors.js";
@@ -17,6 +19,10 @@ export async function command(flags: ClassifierFlags): Promise<void> {
   if (!Number.isInteger(epochs) || epochs < 1)
     throw new UserError(`--epochs ${flags.epochs}: it must be a whole number from 1.`, 2);
   if (!Number.isInteger(seed)) throw new UserError(`--seed ${flags.seed}: it must be a whole number.`, 2);
+  // Before the work, and not after it.
+  accessSync(dirname(flags.out), constants.W_OK);
+  if (existsSync(flags.out) && statSync(flags.out).isDirectory())
+    throw new UserError(`--out ${flags.out} is a folder, where a file is meant.`, 2);
   const examples: Example[] = [];
   let rejected = 0;
   for (const [kind, paths] of [

@@ -1,6 +1,8 @@
 /** `lyceum corpus ...`: parse, call the corpus pipeline, print. */
 import { existsSync, readFileSync, statSync } from "node:fs";
+import { isBinary, NO_TEXT } from "../corpus/document.js";
 import { type ExtractOptions, extractBytes, PageError } from "../corpus/extract.js";
+import { decodePieces } from "../corpus/html/charset.js";
 import { loadIdentifier } from "../corpus/language.js";
 import { UserError } from "../run/errors.js";
 
@@ -29,7 +31,9 @@ function page(file: string, options: ExtractOptions): { title: string; text: str
       `${file} has ${(size / 2 ** 20).toFixed(0)} MiB; pages of up to ${MAX_PAGE / 2 ** 20} MiB are read.`,
     );
   try {
-    return extractBytes(readFileSync(file === "-" ? 0 : file), undefined, options);
+    const bytes = readFileSync(file === "-" ? 0 : file);
+    if (isBinary(decodePieces(bytes.subarray(0, 16_384)).pieces.join(""))) throw new UserError(`${file}: ${NO_TEXT}.`);
+    return extractBytes(bytes, undefined, options);
   } catch (error) {
     if (error instanceof PageError) throw new UserError(`${file} ${error.message}.`);
     throw error;

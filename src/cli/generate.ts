@@ -5,7 +5,7 @@ import { UserError } from "../run/errors.js";
 
 export interface SamplingFlags {
   maxTokens: string;
-  temperature: string;
+  temperature?: string;
   topK: string;
   topP: string;
   minP: string;
@@ -19,9 +19,12 @@ export interface SamplingFlags {
 
 /** The sampling options of generate and chat. */
 export function samplingOf(flags: SamplingFlags): GenerateOptions {
+  const temperature = number("temperature", flags.temperature ?? (flags.greedy ? "0" : "0.8"), 0);
+  if (flags.greedy && temperature > 0)
+    throw new UserError(`--greedy has no temperature, and --temperature is ${flags.temperature}: leave one out.`, 2);
   return {
     maxTokens: whole("max-tokens", flags.maxTokens, 1),
-    temperature: flags.greedy ? 0 : number("temperature", flags.temperature, 0),
+    temperature,
     topK: whole("top-k", flags.topK, 0),
     topP: number("top-p", flags.topP, 0, 1),
     minP: number("min-p", flags.minP, 0, 1),

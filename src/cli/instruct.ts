@@ -59,6 +59,11 @@ export async function command(seedFile: string, flags: InstructFlags): Promise<v
     retries: 5,
     note: progress.note,
   };
+  if (flags.model && !/^https?:/.test(flags.teacher))
+    throw new UserError(
+      `--model ${flags.model} is the name that a service has for its model; --teacher ${flags.teacher} is a folder: leave --model out.`,
+      2,
+    );
   const rejected: Rejected[] = [];
   const seeds = readSeeds(seedFile, rejected);
   for (const r of rejected) progress.note(`set aside: ${r.file}:${r.line}: ${r.reason}`);

@@ -1,5 +1,6 @@
 /** `lyceum launch -n N -- COMMAND ...`: starts a command on N processes with the installed mpirun. */
 import { spawn, spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { UserError } from "../run/errors.js";
 
@@ -12,7 +13,19 @@ export interface LaunchFlags {
 /** What of the environment the processes on other hosts must have as well. */
 const PASSED = ["LYCEUM_ISA", "LYCEUM_MPI_TIMEOUT", "LYCEUM_MPI_LIBRARY", "LYCEUM_DEBUG"];
 
+/** Commands that share their work; `run` says itself why it does not. Of any other each process would do all of it. */
+const SHARED = /^(pretrain|sft|reward|prefer|ppo|grpo|dpo|run|corpus build|tokenizer train)$/;
+
 export async function command(args: readonly string[], flags: LaunchFlags): Promise<void> {
+  const [name, part] = args;
+  const told = ["corpus", "tokenizer"].includes(name) ? `${name} ${part}` : name;
+  if (!SHARED.test(told) && !args.includes("--help"))
+    throw new UserError(
+      `Several processes share the work of a training stage, of corpus build and of tokenizer train; ${told} is none of these: start it without launch.`,
+      2,
+    );
+  if (flags.hostfile !== undefined && !existsSync(flags.hostfile))
+    throw new UserError(`--hostfile ${flags.hostfile} does not exist.`, 2);
   if (!/^[1-9]\d*$/.test(flags.n)) throw new UserError(`-n is "${flags.n}"; it must be a whole number above 0.`, 2);
   const version = spawnSync("mpirun", ["--version"], { encoding: "utf8" });
   if (version.status !== 0)

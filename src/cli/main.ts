@@ -82,7 +82,7 @@ function sampling(command: Command): Command {
   return command
     .option("--max-tokens <n>", "tokens of a reply at most", "256")
     .option("--greedy", "always the most probable token")
-    .option("--temperature <t>", "0 is greedy", "0.8")
+    .option("--temperature <t>", "0 is greedy (default: 0.8)")
     .option("--top-k <k>", "only the k most probable tokens; 0: off", "0")
     .option("--top-p <p>", "only the most probable tokens that sum to p; 1: off", "0.95")
     .option("--min-p <p>", "only tokens with this share of the best one's probability; 0: off", "0")
@@ -276,6 +276,25 @@ corpus
   .option("--json", "print a JSON object a page: title, text, language")
   .option("--mode <mode>", "fast (own block scoring) or readability (Mozilla's)", "fast")
   .action(async (files, options) => (await import("./corpus.js")).extract(files, options));
+
+/**
+ * Who reads what is printed may go away (a pipe to head, a terminal that is closed), and the file that it goes to may be full. Work that
+ * leaves files goes on without a word; a command that only prints is done.
+ */
+const WORKS =
+  /^(run|pretrain|sft|reward|prefer|ppo|grpo|dpo|instruct|profile|launch|tokenizer train|corpus (build|train-classifier))$/;
+let works = false;
+program.hook("preAction", (_, command) => {
+  const { parent } = command;
+  works = WORKS.test(parent && parent !== program ? `${parent.name()} ${command.name()}` : command.name());
+});
+process.stderr.on("error", () => {});
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (works) return;
+  if (error.code === "EPIPE") process.exit(0);
+  process.stderr.write(`error: standard output could not be written: ${error.message}.\n`);
+  process.exit(1);
+});
 
 try {
   await program.parseAsync();

@@ -3,7 +3,7 @@ import { existsSync, statSync } from "node:fs";
 import { basename, dirname, extname } from "node:path";
 import { PLANNED_STAGES, type PlannedStage, type Workload, workload } from "../plan/layout.js";
 import { hubShape, llamaShape, type ModelShape, namedShape } from "../plan/shape.js";
-import { check, nearest, overridden, readYaml } from "../run/config.js";
+import { check, nearest, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { locate } from "./stage.js";
 
@@ -42,9 +42,9 @@ function knownStage(name: string): PlannedStage {
 /** One stage's settings, or a recipe: then --stage tells which of its stages is meant (default: the first). */
 async function fromYaml(file: string, wanted: PlannedStage | undefined, set: readonly string[]): Promise<Subject> {
   const { STAGES } = await import("../stages/registry.js");
-  const { recipeSchema, stageOverrides } = await import("./run.js");
+  const { recipeSchema, overriddenStages } = await import("./run.js");
   const raw = readYaml(file);
-  const source = overridden(raw, stageOverrides(raw.value, set));
+  const source = overriddenStages(raw, set);
   const value = locate(source.value, dirname(file)) as Json;
   if (value.stages === undefined) {
     const name = wanted ?? guessStage(value, file);

@@ -73,6 +73,11 @@ export async function command(flags: PlanFlags): Promise<void> {
 
 /** The file's description, with flags over it. */
 function clusterSettings(f: PlanFlags): ClusterSettings {
+  if (f.cluster && f.device)
+    throw new UserError(
+      `--cluster ${f.cluster} describes a device, and --device ${f.device} is another: leave one out. Which device a file's numbers begin with, its \`device\` says.`,
+      2,
+    );
   const some = {
     device: f.device,
     devices: whole("--devices", f.devices),

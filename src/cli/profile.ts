@@ -5,7 +5,7 @@ import { dirname, join } from "node:path";
 import { openCpu, watchKernels } from "../device/cpu.js";
 import { peakFlops } from "../device/peak.js";
 import { type KernelEvent, peakBandwidth, profiled } from "../device/profile.js";
-import { applyOverrides, check, readYaml } from "../run/config.js";
+import { check, overridden, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { RunFolder } from "../run/folder.js";
 import { STAGES } from "../stages/registry.js";
@@ -48,9 +48,10 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
     "saveEvery=0",
     "logEvery=1000000",
   ];
-  const value = locate(applyOverrides(source.value, overrides), dirname(file));
+  const given = overridden(source, overrides);
+  const value = locate(given.value, dirname(file));
   const { schema, run } = STAGES[name];
-  const config = check(schema, { ...source, value }) as { precision: "bf16" | "fp32"; threads: number };
+  const config = check(schema, { ...given, value }) as { precision: "bf16" | "fp32"; threads: number };
   if (flags.trace) appendFileSync(flags.trace, ""); // whether it can be written is better known before
 
   const plain = openCpu({ threads: config.threads });

@@ -1,6 +1,6 @@
 /** `lyceum run RECIPE.yaml`: the stages of a recipe, one after the other, each in a folder of its own. */
 import { existsSync } from "node:fs";
-import { basename, dirname, extname } from "node:path";
+import { resolve as absolute, basename, dirname, extname, sep } from "node:path";
 import { z } from "zod";
 import { launched } from "../parallel/mpi.js";
 import { type ConfigSource, check, nearest, overridden, readYaml } from "../run/config.js";
@@ -9,7 +9,7 @@ import { latestStep, RunFolder } from "../run/folder.js";
 import { duration } from "../run/progress.js";
 import { changedSettings } from "../run/resume.js";
 import { STAGES } from "../stages/registry.js";
-import { locate, runStage, type StageFlags } from "./stage.js";
+import { checkFiles, locate, runStage, type StageFlags, tellUnused } from "./stage.js";
 
 type Json = Record<string, unknown>;
 export const recipeSchema = z.strictObject({
@@ -33,18 +33,30 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
       2,
     );
   const raw = readYaml(file);
-  const { stage, stages, data } = raw.value as Json;
+  const { stage, stages, data, sources } = raw.value as Json;
+  if (stages === undefined && sources !== undefined)
+    throw new UserError(`${file} is the recipe of a corpus: lyceum corpus build ${file}`, 2);
   if (stages === undefined && data !== undefined)
     throw new UserError(
       `${file} holds the settings of one stage, and no \`stages\`: lyceum ${typeof stage === "string" && STAGES[stage] ? stage : "pretrain (or sft, ...)"} ${file}`,
       2,
     );
-  const source = overridden(raw, stageOverrides(raw.value, flags.set ?? []));
+  const source = overriddenStages(raw, flags.set ?? []);
   const recipe = check(recipeSchema, source);
   const out = flags.out ?? recipe.out ?? `runs/${recipe.name ?? basename(file, extname(file))}`;
 
   // Every stage is checked before the first one runs: an hour of pretraining should not end in a typing error.
-  const made = new Map<string, string>();
+  const made = new Map<string, Made>();
+  /** Whether a file or folder is in that of an earlier stage. */
+  const isMade = (path: string): boolean =>
+    [...made.keys()].some((name) => `${absolute(path)}${sep}`.startsWith(`${absolute(out, name)}${sep}`));
+  const meant = (path: string): string => {
+    const near = nearest(
+      path,
+      [...made.keys()].filter((name) => name !== path),
+    );
+    return ` Nor has an earlier stage made it.${near ? ` Did you mean the stage "${near}"?` : ""}`;
+  };
   const plan = recipe.stages.map((raw, i) => {
     const { stage, name = stage, ...rest } = raw;
     const entry = STAGES[stage];
@@ -67,12 +79,16 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
       "shape" in entry.schema && "seed" in (entry.schema.shape as object) ? { seed: recipe.seed ?? 1 } : {};
     const value = { ...seeded, ...(locate(resolve(rest, made), dirname(file)) as Json) };
     const config = check(entry.schema, { ...at, value }) as Json;
-    made.set(name, `${out}/${name}`);
-    return { stage, name, entry, config };
+    if (!flags.resume || latestStep(`${out}/${name}`) === 0) checkFiles(config, at, isMade, i > 0 ? meant : undefined);
+    made.set(name, madeBy(stage, `${out}/${name}`));
+    return { stage, name, entry, config, given: rest };
   });
 
+  if (flags.resume && !plan.some(({ name }) => existsSync(`${out}/${name}`)))
+    console.error(`${out} holds nothing to go on with: the recipe begins anew`);
+
   const began = performance.now();
-  for (const [i, { stage, name, entry, config }] of plan.entries()) {
+  for (const [i, { stage, name, entry, config, given }] of plan.entries()) {
     const dir = `${out}/${name}`;
     const settings = { stage, ...config };
     if (flags.resume && existsSync(`${dir}/model`)) {
@@ -89,33 +105,57 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
         );
     }
     console.error(`[${i + 1}/${plan.length}] ${name}`);
+    tellUnused(stage, given, config);
     const keepCheckpoints = (config.keepCheckpoints as number | undefined) ?? 1;
     const open = (): RunFolder => RunFolder.open(dir, settings, { resume: flags.resume, keepCheckpoints });
     await runStage(dir, open, (folder) => entry.run(config as never, folder));
   }
-  const trained = plan.filter((p) => p.entry !== STAGES.evaluate).at(-1);
+  const last = plan.filter(({ name }) => made.get(name)?.model).at(-1);
+  const model = last && made.get(last.name)?.model;
+  const use = last && (USES[last.stage] ?? USES.chat)(model as string);
   console.log(
-    `\n${duration((performance.now() - began) / 1000)} in all. ${trained ? `The model is in ${out}/${trained.name}/model; talk to it:\n  npx lyceum chat ${out}/${trained.name}/model` : ""}`,
+    `\n${duration((performance.now() - began) / 1000)} in all.${model ? ` The model is in ${model}; ${use}` : ""}`,
   );
 }
 
+/** What can be done with a stage's model. */
+const USES: Record<string, (model: string) => string> = {
+  pretrain: (model) => `it continues texts:\n  npx lyceum generate ${model} --prompt TEXT`,
+  reward: (model) => `it scores replies:\n  npx lyceum score ${model} --file PREFERENCES`,
+  chat: (model) => `talk to it:\n  npx lyceum chat ${model}`,
+};
+
+/** What a stage will have made in its folder, for those after it. */
+interface Made {
+  model?: string;
+  preferences?: string;
+}
+function madeBy(stage: string, dir: string): Made {
+  if (stage === "evaluate") return {};
+  return stage === "prefer" ? { preferences: `${dir}/preferences.jsonl` } : { model: `${dir}/model` };
+}
+
 /** `--set sft.steps=10` for the stage of that name, as well as `--set stages.1.steps=10`. */
-export function stageOverrides(value: unknown, overrides: readonly string[]): string[] {
-  const { stages } = (value ?? {}) as { stages?: { stage?: unknown; name?: unknown }[] };
+export function overriddenStages(source: ConfigSource, overrides: readonly string[]): ConfigSource {
+  const { stages } = source.value as { stages?: { stage?: unknown; name?: unknown }[] };
   const names = Array.isArray(stages) ? stages.map((s) => s?.name ?? s?.stage) : [];
-  return overrides.map((text) => {
+  const set = overrides.map((text) => {
     const [, name, rest] = /^([^.=]+)\.(.+)$/s.exec(text) ?? [];
     const index = names.indexOf(name);
     return name !== undefined && index >= 0 ? `stages.${index}.${rest}` : text;
   });
+  return overridden(
+    source,
+    set,
+    overrides.map((text) => `--set ${text}`),
+  );
 }
 
 /** Names of earlier stages become their model folders, or the preferences that they made. */
-function resolve(value: unknown, made: ReadonlyMap<string, string>, key = ""): unknown {
+function resolve(value: unknown, made: ReadonlyMap<string, Made>, key = ""): unknown {
   if (typeof value === "string") {
-    const dir = made.get(value);
-    if (dir && MODELS.has(key)) return `${dir}/model`;
-    return dir && FILES.has(key) ? `${dir}/preferences.jsonl` : value;
+    const { model, preferences } = made.get(value) ?? {};
+    return (MODELS.has(key) ? model : FILES.has(key) ? preferences : undefined) ?? value;
   }
   if (Array.isArray(value)) return value.map((v) => resolve(v, made, key));
   if (value === null || typeof value !== "object") return value;

@@ -3,6 +3,7 @@ import type { Rejected } from "../corpus/read.js";
 import { openCpu } from "../device/cpu.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { encodePreference, readPreferences } from "../dialogue/preference.js";
+import { readLlamaConfig } from "../nn/config.js";
 import { hasScalarHead, loadLlama } from "../nn/folder.js";
 import { UserError } from "../run/errors.js";
 import { scoreSequences } from "../stages/reward.js";
@@ -12,6 +13,7 @@ export function command(dir: string, flags: { file: string; precision: string; j
   const { precision } = flags;
   if (precision !== "fp32" && precision !== "bf16")
     throw new UserError(`--precision is "${precision}"; it must be fp32 or bf16.`, 2);
+  readLlamaConfig(dir);
   if (!hasScalarHead(dir)) throw new UserError(`${dir} is not a reward model: there is no score.weight in it.`);
   const model = loadLlama(openCpu(), dir, precision, { head: "scalar", trainable: false });
   const encoder = new DialogueEncoder(Tokenizer.load(dir));

@@ -4,7 +4,7 @@ import { showMask } from "../dialogue/show.js";
 import { check, overridden, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { readSamples, sftSchema, tunedTokenizer } from "../stages/sft.js";
-import { locate, type StageFlags, command as stage } from "./stage.js";
+import { checkFiles, locate, type StageFlags, command as stage } from "./stage.js";
 
 export interface SftFlags extends StageFlags {
   fromBase?: string;
@@ -12,15 +12,21 @@ export interface SftFlags extends StageFlags {
 }
 
 export async function command(file: string, flags: SftFlags): Promise<void> {
+  if (flags.fromBase && flags.set?.some((text) => /^from *=/.test(text)))
+    throw new UserError("--from-base and --set from=... both name the base model: leave one out.", 2);
   const set = [...(flags.set ?? []), ...(flags.fromBase ? [`from=${JSON.stringify(flags.fromBase)}`] : [])];
-  if (flags.showMask !== undefined) return show(file, set, flags.showMask === true ? "5" : flags.showMask);
-  return stage("sft", file, { ...flags, set });
+  const typed = set.map((text, i) =>
+    i < (flags.set?.length ?? 0) ? `--set ${text}` : `--from-base ${flags.fromBase}`,
+  );
+  if (flags.showMask !== undefined) return show(file, set, typed, flags.showMask === true ? "5" : flags.showMask);
+  return stage("sft", file, { ...flags, set, typed });
 }
 
-function show(file: string, set: string[], count: string): void {
+function show(file: string, set: string[], typed: string[], count: string): void {
   if (!/^[1-9]\d*$/.test(count)) throw new UserError(`--show-mask is "${count}"; it must be a number of records.`, 2);
-  const source = overridden(readYaml(file), set);
+  const source = overridden(readYaml(file), set, typed);
   const config = check(sftSchema, { ...source, value: locate(source.value, dirname(file)) });
+  checkFiles(config, source);
   const tokenizer = tunedTokenizer(config);
   const { records, rejected } = readSamples(config, tokenizer);
   const colour = process.stdout.isTTY === true && !process.env.NO_COLOR;

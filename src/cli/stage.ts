@@ -3,16 +3,21 @@
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { basename, dirname, extname } from "node:path";
+import { readLlamaConfig } from "../nn/config.js";
 import type { Comm } from "../parallel/comm.js";
-import { check, overridden, readYaml } from "../run/config.js";
+import { type ConfigSource, check, overridden, placeOf, readYaml } from "../run/config.js";
 import { systemMessage, UserError } from "../run/errors.js";
-import { RunFolder, VERSION } from "../run/folder.js";
+import { latestStep, RunFolder, VERSION } from "../run/folder.js";
 import { FILES } from "../run/resume.js";
+
+type Json = Record<string, unknown>;
 
 export interface StageFlags {
   out?: string;
   resume?: boolean;
   set?: string[];
+  /** What the user wrote for each of these, where that is not --set. */
+  typed?: string[];
 }
 
 /** Files and folders are looked for beside the YAML file first, then from the current folder. */
@@ -26,19 +31,76 @@ export function locate(value: unknown, beside: string, key = ""): unknown {
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, locate(v, beside, k)]));
 }
 
+/** Keys whose values are models' folders. */
+const MODELS = new Set(["from", "models", "reference", "critic"]);
+
+/**
+ * Throws UserError (exit code 2) for files and folders in a stage's settings that are not there. `made`: whether an earlier stage will
+ * have made one; `hint`: what else may be meant.
+ */
+export function checkFiles(
+  config: unknown,
+  source: ConfigSource,
+  made: (file: string) => boolean = () => false,
+  hint: (file: string) => string = () => "",
+): void {
+  const wrong: string[] = [];
+  const visit = (value: unknown, path: PropertyKey[], key: string): void => {
+    if (typeof value === "string") {
+      if (!FILES.has(key) || made(value)) return;
+      try {
+        if (!existsSync(value)) throw new UserError(`${value} does not exist.${hint(value)}`);
+        if (MODELS.has(key)) readLlamaConfig(value);
+      } catch (error) {
+        wrong.push(
+          `${placeOf(source, path)}: ${path.filter((k) => typeof k === "string").join(".")}: ${(error as Error).message}`,
+        );
+      }
+    } else if (Array.isArray(value)) for (const [i, v] of value.entries()) visit(v, [...path, i], key);
+    else if (typeof value === "object" && value !== null)
+      // The prompts of `samples` are texts.
+      for (const [k, v] of Object.entries(value)) if (k !== "samples") visit(v, [...path, k], k);
+  };
+  visit(config, [], "");
+  if (wrong.length > 0) throw new UserError(wrong.join("\n       "), 2);
+}
+
+/** Says which of a stage's settings another one leaves without a meaning. `given`: without defaults. */
+export function tellUnused(stage: string, given: Json, config: Json): void {
+  const has = (key: string): boolean => given[key] !== undefined && given[key] !== null;
+  const rollouts = stage === "ppo" || stage === "grpo"; // whose epochs are passes over a rollout
+  if (has("steps") && has("epochs") && !rollouts) console.error(`epochs is not used: steps is ${given.steps}`);
+  if (has("model") && has("from")) console.error(`model is not used: ${given.from} has its own shape`);
+  const size = config.minibatchSize as number;
+  const replies = (config.batchSize as number) * ((config.groupSize as number | undefined) ?? 1);
+  if (!rollouts || !has("minibatchSize") || replies % size === 0) return;
+  console.error(
+    size > replies
+      ? `minibatchSize is ${size}, and a rollout has ${replies} replies: each update is made on all of them`
+      : `minibatchSize is ${size}, and a rollout has ${replies} replies: the last update is made on ${replies % size}`,
+  );
+}
+
 /** Runs a stage by its name. Prints where its result is. */
 export async function command(name: string, file: string, flags: StageFlags): Promise<void> {
   const { STAGES } = await import("../stages/registry.js");
   const { schema, run } = STAGES[name];
-  const source = overridden(readYaml(file), flags.set ?? []);
-  if (Array.isArray((source.value as { stages?: unknown } | null)?.stages))
-    throw new UserError(`${file} is a recipe of several stages: lyceum run ${file}`, 2);
-  const config = check(schema, { ...source, value: locate(source.value, dirname(file)) }) as {
+  const source = overridden(readYaml(file), flags.set ?? [], flags.typed);
+  const { stages, sources } = (source.value ?? {}) as Json;
+  if (Array.isArray(stages)) throw new UserError(`${file} is a recipe of several stages: lyceum run ${file}`, 2);
+  if (Array.isArray(sources)) throw new UserError(`${file} is the recipe of a corpus: lyceum corpus build ${file}`, 2);
+  const config = check(schema, { ...source, value: locate(source.value, dirname(file)) }) as Json & {
     keepCheckpoints?: number;
     threads?: number;
   };
   const dir = flags.out ?? `runs/${basename(file, extname(file))}`;
+  const goesOn = flags.resume && latestStep(dir) > 0;
+  // What a run has begun with it may no longer need. Files may be on the first host alone.
+  const { launched } = await import("../parallel/mpi.js");
+  if (!goesOn && (launched()?.rank ?? 0) === 0) checkFiles(config, source);
   const world = await join(config, dir);
+  if (flags.resume && !goesOn) console.error(`${dir} holds no checkpoint to go on from: the run begins anew`);
+  tellUnused(name, source.value as Json, config);
   const open = (): RunFolder =>
     RunFolder.open(
       dir,

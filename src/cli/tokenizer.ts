@@ -1,5 +1,5 @@
 /** `lyceum tokenizer train | encode`. */
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { type Rejected, readDocuments } from "../corpus/read.js";
 import { type Comm, sumNumbers } from "../parallel/comm.js";
@@ -27,6 +27,11 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
     throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be a whole number.`, 2);
   if (Number(flags.vocabSize) >= MOST_TOKENS)
     throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be less than ${MOST_TOKENS}.`, 2);
+  if (existsSync(`${flags.out}/tokenizer.json`))
+    throw new UserError(
+      `${flags.out} has a tokenizer.json, perhaps a model's own. Name another folder with --out, or delete it.`,
+      2,
+    );
   const world = await join();
   const rejected: Rejected[] = [];
   let documents = 0;

@@ -1,6 +1,7 @@
 /** A model folder ready to answer: weights, tokenizer, and the tokens that end a reply. */
 import { existsSync, readFileSync } from "node:fs";
 import { openCpu } from "../device/cpu.js";
+import { readLlamaConfig } from "../nn/config.js";
 import { loadLlama } from "../nn/folder.js";
 import type { Llama, Precision } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
@@ -26,11 +27,17 @@ export interface LoadingOptions {
 
 /** Loads for inference. */
 export function loadForGeneration(dir: string, options: LoadingOptions = {}): Loaded {
+  const config = readLlamaConfig(dir);
+  const tokenizer = Tokenizer.load(dir);
+  const stop = new Set<number>([config.eosTokenId ?? [], eosOf(dir), tokenizer.eosId ?? []].flat());
+  // Tokens that were added may lie beyond the model's: some folders bring a pad token that no text has.
+  if (tokenizer.modelSize > config.vocabSize)
+    throw new UserError(
+      `${dir}: the tokenizer has ${tokenizer.modelSize} tokens, and the model knows ${config.vocabSize}: tokenizer.json is not the model's own tokenizer.`,
+    );
   const model = loadLlama(openCpu({ threads: options.threads ?? 0 }), dir, options.precision ?? storedPrecision(dir), {
     trainable: false,
   });
-  const tokenizer = Tokenizer.load(dir);
-  const stop = new Set<number>([model.config.eosTokenId ?? [], eosOf(dir), tokenizer.eosId ?? []].flat());
   const weights =
     options.weights === "int8"
       ? new Int8Weights(model)

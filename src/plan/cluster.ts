@@ -111,7 +111,12 @@ export const clusterSchema = z.strictObject({
 });
 export type ClusterSettings = z.output<typeof clusterSchema>;
 
-export const readCluster = (file: string): ClusterSettings => check(clusterSchema, readYaml(file));
+export function readCluster(file: string): ClusterSettings {
+  const settings = check(clusterSchema, readYaml(file));
+  if (Object.keys(settings).length === 0)
+    throw new UserError(`${file} describes no cluster: it is empty. docs/plan.md shows what such a file says.`, 2);
+  return settings;
+}
 
 export function makeCluster(s: ClusterSettings): Cluster {
   const kind = s.device ?? "a100-80";

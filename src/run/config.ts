@@ -16,7 +16,7 @@ export interface ConfigSource {
   value: unknown;
   /** "line:column" of a key path, when the file has it. */
   place(path: readonly PropertyKey[]): string;
-  /** The `--set` argument that a key path comes from, where it comes from one. */
+  /** The argument of the command line that a key path comes from, where it comes from one. */
   set?: (path: readonly PropertyKey[]) => string | undefined;
 }
 
@@ -28,6 +28,7 @@ export function readYaml(file: string): ConfigSource {
   } catch (error) {
     throw new UserError(systemMessage(error, file) ?? `${file}: ${(error as Error).message}`, 2);
   }
+  if (text.includes("\0")) throw new UserError(`${file}: not YAML: it holds NULs, as programs and archives do.`, 2);
   const lines = new LineCounter();
   const document = parseDocument(text, { lineCounter: lines });
   const broken = document.errors[0];
@@ -65,23 +66,30 @@ function plain(read: () => unknown, where: string): unknown {
   }
 }
 
-/** `a.b=value` arguments, the value read as YAML, laid over the file's. */
-export function applyOverrides(value: unknown, overrides: readonly string[]): unknown {
+const asTyped = (overrides: readonly string[]): string[] => overrides.map((text) => `--set ${text}`);
+
+/** `a.b=value` arguments, the value read as YAML, laid over the file's. `typed`: what the user wrote for each. */
+export function applyOverrides(
+  value: unknown,
+  overrides: readonly string[],
+  typed: readonly string[] = asTyped(overrides),
+): unknown {
   const root = camelKeys(value) as Json;
-  for (const text of overrides) {
+  if (typeof root !== "object") return root; // `check` says what the file is
+  for (const [i, text] of overrides.entries()) {
     const equals = text.indexOf("=");
     if (equals < 1)
-      throw new UserError(`--set ${text}: write it as key=value, such as --set optimizer.weightDecay=0.`, 2);
+      throw new UserError(`${typed[i]}: write it as key=value, such as --set optimizer.weightDecay=0.`, 2);
     const path = overriddenPath(text);
-    if (path.includes("")) throw new UserError(`--set ${text}: a name is missing between the dots of its key.`, 2);
+    if (path.includes("")) throw new UserError(`${typed[i]}: a name is missing between the dots of its key.`, 2);
     const odd = path.find((key) => EVERY_OBJECTS.has(key));
-    if (odd) throw new UserError(`--set ${text}: there is no key "${odd}".`, 2);
+    if (odd) throw new UserError(`${typed[i]}: there is no key "${odd}".`, 2);
     let at = root;
     for (const key of path.slice(0, -1)) {
       if (typeof at[key] !== "object" || at[key] === null) at[key] = {};
       at = at[key] as Json;
     }
-    const value = plain(() => parse(text.slice(equals + 1)), `--set ${text}: the value is not YAML: `);
+    const value = plain(() => parse(text.slice(equals + 1)), `${typed[i]}: the value is not YAML: `);
     at[path[path.length - 1]] = camelKeys(value);
   }
   return root;
@@ -98,17 +106,27 @@ function overriddenPath(text: string): string[] {
   return path;
 }
 
-/** The same source with `--set` arguments laid over it; a mistake in one of them is told as that argument's. */
-export function overridden(source: ConfigSource, overrides: readonly string[]): ConfigSource {
-  const given = overrides.map((text) => ({ text, path: overriddenPath(text) })).reverse();
+/** The same source with `--set` arguments laid over it; a mistake in one of them is told as that argument's, as it was typed. */
+export function overridden(
+  source: ConfigSource,
+  overrides: readonly string[],
+  typed: readonly string[] = asTyped(overrides),
+): ConfigSource {
+  const given = overrides.map((text, i) => ({ typed: typed[i], path: overriddenPath(text) })).reverse();
   return {
     ...source,
-    value: applyOverrides(source.value, overrides),
+    value: applyOverrides(source.value, overrides, typed),
     set: (path) =>
       path.length > 0
-        ? given.find((g) => g.path.every((key, i) => i >= path.length || key === String(path[i])))?.text
+        ? given.find((g) => g.path.every((key, i) => i >= path.length || key === String(path[i])))?.typed
         : undefined,
   };
+}
+
+/** Where a key path comes from, for messages: the argument of the command line, or the file and the line. */
+export function placeOf(source: ConfigSource, path: readonly PropertyKey[]): string {
+  const place = source.place(path);
+  return source.set?.(path) ?? `${source.file}${place && `:${place}`}`;
 }
 
 /** The value as the schema sees it, with defaults filled in. Throws one UserError (exit code 2) that lists every mistake. */
@@ -132,12 +150,15 @@ export function loadConfig<T extends z.ZodType>(
 export const toYaml = (value: unknown): string => stringify(value, { lineWidth: 120 });
 
 function describe(issue: z.core.$ZodIssue, schema: z.ZodType, source: ConfigSource): string[] {
-  const at = (path: readonly PropertyKey[]): string => {
-    const set = source.set?.(path);
-    if (set !== undefined) return `--set ${set}`;
-    const place = source.place(path);
-    return `${source.file}${place && `:${place}`}`;
-  };
+  if (issue.code === "invalid_union") {
+    // Of the kinds that the value may have, it has one: what is wrong there is what was meant.
+    const within = issue.errors.filter((list) =>
+      list.every((inner) => inner.path.length > 0 || inner.code === "unrecognized_keys"),
+    );
+    if (within.length === 1)
+      return within[0].flatMap((inner) => describe({ ...inner, path: [...issue.path, ...inner.path] }, schema, source));
+  }
+  const at = (path: readonly PropertyKey[]): string => placeOf(source, path);
   if (issue.code === "unrecognized_keys") {
     const known = keysAt(schema, issue.path);
     return issue.keys.map((key) => {
@@ -152,7 +173,13 @@ function describe(issue: z.core.$ZodIssue, schema: z.ZodType, source: ConfigSour
   const value = issue.path.reduce<unknown>((v, k) => (v as Json | undefined)?.[k as string], camelKeys(source.value));
   const key = issue.path.join(".") || "the file";
   if (value === undefined) return [`${at(issue.path)}: ${key} is missing; it must be ${allowed(issue)}.`];
-  return [`${at(issue.path)}: ${key} is ${JSON.stringify(value)}; it must be ${allowed(issue)}.`];
+  return [`${at(issue.path)}: ${key} is ${quoted(value)}; it must be ${allowed(issue)}.`];
+}
+
+/** A value in a message: of a long one its beginning. */
+function quoted(value: unknown): string {
+  const text = JSON.stringify(value);
+  return text.length > 80 ? `${text.slice(0, 60)}…` : text;
 }
 
 function allowed(issue: z.core.$ZodIssue): string {

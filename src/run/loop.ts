@@ -45,11 +45,16 @@ export interface LoopSettings {
 /** Milliseconds between two writings of report.html at least. */
 const REPORT_EVERY = 30_000;
 
-/** What asks a run to save and stop. Mpirun hands on the last one to all processes; of the others it gives them a second. */
-const SIGNALS = ["SIGINT", "SIGTERM", "SIGUSR2"] as const;
+/** What asks a run to save and stop; a closed terminal too. Mpirun hands on the last one to all processes; of the others it gives them a second. */
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"] as const;
 
 /** Runs the steps after run.startStep. Ends with a checkpoint of the last step. */
 export async function runLoop(run: RunFolder, settings: LoopSettings, stage: LoopStage): Promise<void> {
+  if (run.startStep > stage.steps)
+    throw new UserError(
+      `${run.dir} has done ${run.startStep} steps, and now it is to have ${stage.steps}: its model cannot be taken back. Set steps to ${run.startStep} or more, or name another folder with --out.`,
+      2,
+    );
   run.goesOn();
   const progress = openProgress(process.stderr, run.first);
   const began = performance.now();

@@ -2,10 +2,12 @@
 import { spawn, spawnSync } from "node:child_process";
 import {
   accessSync,
+  closeSync,
   constants,
   cpSync,
   existsSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -146,6 +148,37 @@ async function stopAndResume(name: string, signal: NodeJS.Signals, launcher: str
 }
 
 test("Ctrl-C saves after the step, and tells how to go on", () => stopAndResume("stopped", "SIGINT", []), 60_000);
+test("so does a terminal that is closed", () => stopAndResume("hung-up", "SIGHUP", []), 60_000);
+
+/** Runs a command whose output goes to a pipe that nobody reads any more. */
+const unheard = (args: string[]): number | null => {
+  const command = [process.execPath, bin, ...args].map((word) => `'${word}'`).join(" ");
+  const script = `{ ${command}; echo $? >&3; } 2>&1 3>code | true`;
+  spawnSync("sh", ["-c", script], { cwd: dir, encoding: "utf8", input: "Say 3\n".repeat(50) });
+  return Number(readFileSync(join(dir, "code"), "utf8"));
+};
+
+test("output that nobody reads ends no training, and ends what only prints without a word", () => {
+  expect(unheard(["pretrain", "p.yaml", "--out", "unheard", "--set", "steps=4", "logEvery=1"])).toBe(0);
+  expect(readdirSync(join(dir, "unheard/checkpoints"))).toEqual(["000004"]);
+  expect(existsSync(join(dir, "unheard/run.lock"))).toBe(false);
+  expect(unheard(["generate", "runs/p/model", "--prompt", "Say", "--max-tokens", "4"])).toBe(0);
+  expect(unheard(["chat", "runs/s/model", "--greedy", "--max-tokens", "4"])).toBe(0);
+}, 60_000);
+
+test.runIf(existsSync("/dev/full"))("output that has no room is told", () => {
+  const full = openSync("/dev/full", "w");
+  for (const args of [["schema"], ["generate", "runs/p/model", "--prompt", "Say", "--max-tokens", "2"]]) {
+    const r = spawnSync(process.execPath, [bin, ...args], {
+      cwd: dir,
+      encoding: "utf8",
+      stdio: ["ignore", full, "pipe"],
+    });
+    expect(r.stderr).toMatch(/^error: standard output could not be written: ENOSPC[^\n]*\n$/);
+    expect(r.status).toBe(1);
+  }
+  closeSync(full);
+});
 
 test.runIf(hasMpi)(
   "asked to stop, all processes of a job save after the same step",
@@ -170,13 +203,37 @@ test("a user's mistakes: what, where, what to do; exit code 2 for configuration,
     "model.numHeads (4) is not a multiple of model.numKvHeads (3)",
   );
   expect(complaint(["pretrain", "p.yaml", "--out", "x2", "--set", "model.headDim=7"])).toContain("must be even");
-  expect(complaint(["sft", "s.yaml", "--out", "x3", "--set", "from=nowhere"], 1)).toContain("nowhere");
+  expect(complaint(["sft", "s.yaml", "--out", "x3", "--set", "from=nowhere"])).toMatch(
+    /^error: --set from=nowhere: from: nowhere does not exist\./,
+  );
+  expect(complaint(["sft", "s.yaml", "--from-base", "runs/p"])).toMatch(
+    /^error: --from-base runs\/p: from: runs\/p is not a model folder.* mean runs\/p\/model\?/,
+  );
+  expect(complaint(["sft", "s.yaml", "--from-base", "runs/p/model", "--set", "from=x"])).toMatch(/leave one out/);
+  for (const command of [["chat"], ["generate", "--prompt", "x"], ["logprobs", "--ids", "1"], ["score", "--file", "x"]])
+    expect(complaint([command[0], "runs/p", ...command.slice(1)])).toMatch(
+      /^error: runs\/p is not a model folder.*\/model\?/,
+    );
+  expect(complaint(["tokenizer", "encode", "nowhere"])).toContain("nowhere does not exist");
   expect(complaint(["chat", "runs/p/model"], 1)).toMatch(/base model/);
-  expect(complaint(["generate", "nowhere", "--prompt", "x"], 1)).toMatch(/nowhere is not a model folder|nowhere/);
+  expect(complaint(["generate", "nowhere", "--prompt", "x"])).toMatch(/nowhere is not a model folder/);
   expect(complaint(["generate", "runs/p/model", "--prompt", "x", "--top-p", "2"])).toContain(
     '--top-p is "2"; it must be a number from 0 to 1',
   );
   expect(complaint(["logprobs", "runs/p/model", "--ids", "1,x"])).toContain("entry 2 is not a token id");
+  expect(complaint(["generate", "runs/p/model", "--prompt", "x", "--greedy", "--temperature", "1"])).toMatch(
+    /--greedy has no temperature, and --temperature is 1/,
+  );
+  const teacher = ["instruct", "sft.jsonl", "--teacher", "runs/s/model", "--out", "grown.jsonl"];
+  expect(complaint([...teacher, "--model", "foo"])).toMatch(/--model foo is the name that a service has/);
+  expect(complaint(["corpus", "train-classifier", "--good", "no", "--crawled", "no", "--out", "no/c.bin"], 1)).toBe(
+    "error: no does not exist.\n",
+  );
+  writeFileSync(join(dir, "program.html"), "\x7fELF\0\0\0\x01");
+  expect(complaint(["corpus", "extract", "program.html"], 1)).toMatch(/program.html: not text: it holds NULs/);
+  writeFileSync(join(dir, "corpus.yaml"), "sources: [{ name: a, files: [text.jsonl] }]\n");
+  for (const command of ["run", "pretrain"])
+    expect(complaint([command, "corpus.yaml"])).toMatch(/is the recipe of a corpus: lyceum corpus build corpus.yaml/);
   // Never the root of the file system: here the file that is missing would be told first.
   expect(complaint(["pretrain", "none.yaml", "--out", ""])).toContain(
     "'--out <dir>' argument '' is invalid. It is empty.",
@@ -197,13 +254,23 @@ test("files of the user's that do not fit are told, not read past their end", ()
   writeFileSync(join(other, "tokenizer.json"), JSON.stringify(grown));
   writeFileSync(join(dir, "f.yaml"), "from: runs/p/model\ndata: {train: text.jsonl, contextLength: 16}\nsteps: 1\n");
   expect(complaint(["pretrain", "f.yaml", "--out", "v1", "--set", "tokenizer=other"])).toMatch(
-    /tokenizer is other, but `from` goes on with the model runs\/p\/model, whose tokens have other numbers/,
+    /The tokenizer has \d+ tokens, but the model runs\/p\/model only \d+: it is another model's/,
   );
   const mixed = join(dir, "mixed");
   cpSync(join(dir, "runs/p/model"), mixed, { recursive: true });
   cpSync(join(other, "tokenizer.json"), join(mixed, "tokenizer.json"));
   expect(complaint(["sft", "s.yaml", "--from-base", "mixed", "--out", "v2"], 1)).toMatch(/do not belong together/);
+  // A tokenizer is not written over a model's; one that was put there by hand is found out by its size.
+  expect(complaint(["tokenizer", "train", "text.jsonl", "--vocab-size", "270", "--out", "mixed"])).toMatch(
+    /mixed has a tokenizer.json, perhaps a model's own/,
+  );
   expect(complaint(["generate", "mixed", "--prompt", "<|150|>", "--max-tokens", "2"], 1)).toMatch(/own tokenizer/);
+  const larger = JSON.parse(readFileSync(join(dir, "runs/p/model/tokenizer.json"), "utf8"));
+  const { vocab } = larger.model as { vocab: Record<string, number> };
+  for (let i = 0, known = Object.keys(vocab).length; i < 9; i++) vocab[`zz${i}`] = known + i;
+  cpSync(join(dir, "runs/p/model"), join(dir, "larger"), { recursive: true });
+  writeFileSync(join(dir, "larger/tokenizer.json"), JSON.stringify(larger));
+  expect(complaint(["generate", "larger", "--prompt", "x"], 1)).toMatch(/is not the model's own tokenizer/);
   for (const broken of ["{", "null"]) {
     writeFileSync(join(mixed, "generation_config.json"), broken);
     expect(complaint(["generate", "mixed", "--prompt", "x"], 1)).toMatch(/generation_config.json holds no JSON object/);
@@ -262,7 +329,7 @@ test("a recipe's stages are reached by their names; a finished run has its page"
     `name: two\nstages:\n  - stage: pretrain\n${YAML.replace(/^(?=.)/gm, "    ")}  - stage: sft\n    from: pretrain\n    data: { train: sft.jsonl, contextLength: 64 }\n    steps: 9\n`,
   );
   expect(complaint(["run", "two.yaml", "--set", "sft.stpes=2"])).toContain(
-    '--set stages.1.stpes=2: there is no key "stpes"',
+    '--set sft.stpes=2: there is no key "stpes"',
   );
   expect(lyceum(["run", "two.yaml", "--set", "pretrain.steps=3", "sft.steps=2"]).code).toBe(0);
   expect(readFileSync(join(dir, "runs/two/sft/config.yaml"), "utf8")).toMatch(/stage: sft[\s\S]*steps: 2/);
@@ -288,10 +355,90 @@ test("a recipe's stages are reached by their names; a finished run has its page"
   });
   expect(alone.stderr).toMatch(/A recipe runs in one process; 2 were started/);
   expect(alone.status).toBe(2);
+  expect(complaint(["report", "runs/two"])).toMatch(/These are: runs\/two\/pretrain, runs\/two\/sft\./);
   const page = join(dir, "runs/two/sft/report.html");
   expect(readFileSync(page, "utf8")).toContain("4 steps, finished");
   rmSync(page);
   expect(lyceum(["report", "runs/two/sft"]).out).toBe("runs/two/sft/report.html\n");
   expect(existsSync(page)).toBe(true);
   expect(complaint(["report", "."])).toMatch(/not the folder of a training run/);
+}, 60_000);
+
+test("what a recipe's stages name is looked for before the first one runs", () => {
+  const recipe = (from: string, train: string, models: string): string => {
+    const text = `stages:
+  - { stage: pretrain, model: { hiddenSize: 32, intermediateSize: 64, numLayers: 1, numHeads: 4 }, tokenizer: { vocabSize: 300 }, data: { train: text.jsonl, contextLength: 32 }, steps: 1, samples: { prompts: [Sentence] } }
+  - { stage: sft, from: ${from}, data: { train: ${train}, contextLength: 64 }, steps: 1 }
+  - stage: evaluate
+    models: ${models}
+    file: asked.jsonl
+`;
+    writeFileSync(join(dir, "named.yaml"), text);
+    return complaint(["run", "named.yaml"]);
+  };
+  writeFileSync(join(dir, "asked.jsonl"), '{"question":"Say 3","answers":["It is 3."]}\n');
+  expect(recipe("pretrian", "sft.jsonl", "[pretrain, sft]")).toMatch(
+    /^error: named.yaml:3:19: from: pretrian does not exist\. .*Did you mean the stage "pretrain"\?\n$/,
+  );
+  expect(recipe("pretrain", "none.jsonl", "[pretrain]")).toMatch(
+    /named.yaml:3:43: data.train: none.jsonl does not exist/,
+  );
+  expect(recipe("pretrain", "sft.jsonl", "[pretrain, sfft]")).toMatch(
+    /named.yaml:5:5: models: sfft does not exist\. .*the stage "sft"\?/,
+  );
+  expect(recipe("runs/p", "sft.jsonl", "[sft]")).toMatch(/from: runs\/p is not a model folder.*mean runs\/p\/model\?/);
+  expect(existsSync(join(dir, "runs/named"))).toBe(false);
+}, 60_000);
+
+test("a run goes on, begins anew, or is refused, and says which", () => {
+  const p = (...args: string[]) => ["pretrain", "p.yaml", ...args];
+  const anew = lyceum(p("--out", "mistyped", "--resume", "--set", "steps=2", "epochs=3", "schedule.warmupSteps=9"));
+  expect(anew.err).toMatch(
+    /^mistyped holds no checkpoint to go on from: the run begins anew\nepochs is not used: steps is 2\n/,
+  );
+  expect(anew.err).toMatch(/schedule.warmupSteps is 9, of 2 steps: the learning rate never comes to 0.001\n/);
+  expect(anew.code).toBe(0);
+  const settings = readFileSync(join(dir, "mistyped/config.yaml"), "utf8");
+  expect(complaint(p("--out", "mistyped", "--resume", "--set", "steps=1"))).toMatch(
+    /mistyped has done 2 steps, and now it is to have 1/,
+  );
+  expect(readFileSync(join(dir, "mistyped/config.yaml"), "utf8")).toBe(settings);
+  // What a run has begun with it needs no more.
+  cpSync(join(dir, "text.jsonl"), join(dir, "moved.jsonl"));
+  const moved = (steps: number, ...more: string[]) =>
+    lyceum(p("--out", "moved", ...more, "--set", "data.train=moved.jsonl", `steps=${steps}`));
+  expect(moved(1).code).toBe(0);
+  rmSync(join(dir, "moved.jsonl"));
+  expect(moved(2, "--resume")).toMatchObject({ code: 0, err: expect.stringContaining("going on after step 1 of 2") });
+}, 60_000);
+
+test("launch starts what shares its work, and nothing else", () => {
+  const launch = (...args: string[]) => complaint(["launch", "-n", "2", ...args]);
+  for (const command of [
+    ["report", "runs/p"],
+    ["plan", "--model", "7B"],
+    ["corpus", "report", "x"],
+    ["tokenizer", "encode", "x"],
+  ])
+    expect(launch("--", ...command)).toMatch(/is none of these: start it without launch/);
+  expect(launch("--hostfile", "nohosts", "--", "pretrain", "p.yaml")).toMatch(/--hostfile nohosts does not exist/);
+});
+
+test("Ctrl-C in a corpus build tells that the same command goes on", async () => {
+  const text = JSON.stringify({ text: "A harbour is quiet when the ice of winter comes. ".repeat(9) });
+  writeFileSync(join(dir, "crawl.jsonl"), `${text}\n`.repeat(3000));
+  const recipe = "sources: [{ name: a, files: crawl.jsonl }]\nheuristics: {}\nunit: { records: 50 }\n";
+  writeFileSync(join(dir, "crawl.yaml"), recipe);
+  const child = spawn(process.execPath, [bin, "corpus", "build", "crawl.yaml"], { cwd: dir });
+  let said = "";
+  child.stderr.on("data", (d) => {
+    said += d;
+  });
+  const ended = new Promise((done) => child.on("close", done));
+  const units = join(dir, "runs/crawl/units");
+  while ((!existsSync(units) || readdirSync(units).length === 0) && child.exitCode === null) await sleep(10);
+  child.kill("SIGINT");
+  expect(await ended, said).toBe(130);
+  expect(said).toBe("error: Stopped. The same command goes on with what is left to do.\n");
+  expect(lyceum(["corpus", "build", "crawl.yaml"]).err).toMatch(/units taken from earlier/);
 }, 60_000);

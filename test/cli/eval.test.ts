@@ -79,6 +79,6 @@ test("a user's mistakes: what, where, what to do", () => {
   expect(fails(2, model, "--tasks", "texts.jsonl", "--batch-size", "1.5")).toContain('--batch-size is "1.5"');
   expect(fails(2, model, "--tasks", "texts.jsonl", "--temperature", "-1")).toContain("must be a number from 0 up");
   expect(fails(2, model, "--tasks", "texts.jsonl", "--precision", "fp8")).toContain("fp32 or bf16");
-  expect(fails(1, "nowhere", "--tasks", "texts.jsonl")).toContain("nowhere is not a model folder");
+  expect(fails(2, "nowhere", "--tasks", "texts.jsonl")).toContain("nowhere is not a model folder");
   expect(fails(2, model)).toContain("--tasks");
 });

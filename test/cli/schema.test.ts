@@ -25,7 +25,7 @@ test("every kind of file has one; keys, defaults and limits are those of the set
   const { properties = {}, required, additionalProperties } = all.pretrain;
   expect(additionalProperties).toBe(false);
   expect(required).toEqual(["data"]);
-  expect(properties.batchSize).toEqual({ type: "integer", minimum: 1, default: 16 });
+  expect(properties.batchSize).toEqual({ type: "integer", minimum: 1, maximum: 65536, default: 16 });
   expect(properties.precision.enum).toEqual(["bf16", "fp32"]);
   expect(properties.data.properties?.train.anyOf?.map((t) => t.type)).toEqual(["string", "array"]);
   expect(JSON.stringify(all)).not.toContain(String(Number.MAX_SAFE_INTEGER));

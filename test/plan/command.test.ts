@@ -109,7 +109,7 @@ test("a recipe is checked as `run` checks it; --set reaches a stage by its name"
   expect((await json({ ...flags, set: ["pretrain.batchSize=4"] })).globalBatch).toBe(4);
   expect((await json({ ...flags, stage: "dpo", set: ["direct.batchSize=8"] })).globalBatch).toBe(16);
   await expect(command({ ...flags, set: ["pretrain.batchsize=4"] })).rejects.toThrow(
-    /--set stages.0.batchsize=4: there is no key "batchsize". Did you mean "batchSize"/,
+    /--set pretrain.batchsize=4: there is no key "batchsize". Did you mean "batchSize"/,
   );
   const empty = join(dir, "empty.yaml");
   writeFileSync(empty, "stages:\n  - null\n");
@@ -167,6 +167,11 @@ test("a cluster file, flags over it, and its mistakes with line and nearest key"
     cluster: { name: string; memory: number; devices: number; flops: number };
   };
   expect(report.cluster).toMatchObject({ name: "ours", memory: 94e9, devices: 32, flops: 989e12 });
+  await expect(json({ model: "7B", cluster: file, device: "v100-32" })).rejects.toThrow(
+    /--cluster .*cluster.yaml describes a device, and --device v100-32 is another: leave one out/,
+  );
+  writeFileSync(file, "# nothing yet\n");
+  await expect(json({ model: "7B", cluster: file })).rejects.toThrow(/cluster.yaml describes no cluster: it is empty/);
   writeFileSync(file, "device: h100\nmemryGB: 94\n");
   await expect(json({ model: "7B", cluster: file })).rejects.toThrow(
     /cluster.yaml:2:1: there is no key "memryGB". Did you mean "memoryGB"\?/,

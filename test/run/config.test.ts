@@ -2,9 +2,10 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
-import { loadConfig, overridden } from "../../src/run/config.js";
+import { check, loadConfig, overridden } from "../../src/run/config.js";
 import { systemMessage, UserError } from "../../src/run/errors.js";
 import { pretrainSchema } from "../../src/stages/pretrain.js";
+import { STAGES } from "../../src/stages/registry.js";
 
 const dir = mkdtempSync(join(tmpdir(), "lyceum-config-"));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
@@ -86,6 +87,46 @@ test("one file may stand where a list of files is meant", () => {
     validation: ["b.txt", "c.txt"],
   });
   expect(complaint(GOOD, ["data.train=3"])).toContain("data.train is 3; it must be a text or a list");
+});
+
+test.each([
+  ["reward", { data: { train: "a.jsonl" } }],
+  ["dpo", { data: { train: "a.jsonl", validation: "b.jsonl" } }],
+  ["ppo", { reward: "rm", prompts: "a.jsonl" }],
+  ["grpo", { reward: "rm", prompts: "a.jsonl" }],
+  ["prefer", { reward: "rm", prompts: "a.jsonl" }],
+  ["evaluate", { models: "sft", file: "a.jsonl" }],
+])("one file may stand where a list is meant: %s", (stage, settings) => {
+  const value = stage === "evaluate" ? settings : { from: "sft", ...settings };
+  const config = check(STAGES[stage].schema, { file: "x.yaml", value, place: () => "" }) as Record<string, unknown>;
+  const { train } = (config.data ?? {}) as { train?: string[] };
+  expect(train ?? config.prompts ?? config.models).toEqual([stage === "evaluate" ? "sft" : "a.jsonl"]);
+});
+
+test("what is wrong within a group is told, and not that another kind of value is possible too", () => {
+  expect(complaint(GOOD, ["tokenizer.vocabSize=300", "tokenizer.pretokenizer=foo"])).toBe(
+    '--set tokenizer.pretokenizer=foo: tokenizer.pretokenizer is "foo"; it must be gpt2 or llama3 or qwen or han.',
+  );
+  expect(complaint(`${GOOD}tokenizer: {vocabSize: 300, pretokeniser: han}`)).toMatch(
+    /2:29: there is no key "tokenizer.pretokeniser". Did you mean "pretokenizer"\?/,
+  );
+  expect(complaint(GOOD, ["data.train=[3]"])).toMatch(/data.train.0 is 3; it must be a text/);
+  expect(complaint(GOOD, ["tokenizer=3"])).toMatch(/tokenizer is 3; it must be a text or a group of keys/);
+});
+
+test("an argument is told as it was typed; of a long value the beginning; a file that is no text as that", () => {
+  const source = { file: "x.yaml", value: { stages: [{}] }, place: () => "" };
+  const set = overridden(source, ["stages.0.steps=1"], ["--set sft.steps=1"]).set;
+  expect(set?.(["stages", 0, "steps"])).toBe("--set sft.steps=1");
+  expect(() => overridden(source, ["stages.0.steps"], ["--set sft.steps"])).toThrow(/^--set sft.steps: write it as/);
+  expect(complaint(GOOD, [`steps=${"9x".repeat(500)}`]).length).toBeLessThan(1200);
+  expect(complaint(`${GOOD}steps: ${"9x".repeat(500)}`)).toMatch(/steps is "(9x){29}9…; it must be a number/);
+  expect(complaint("\u007fELF\u0001\0\0")).toMatch(/c.yaml: not YAML: it holds NULs/);
+  expect(complaint("only words", ["steps=1"])).toMatch(/the file is "only words"; it must be a group of keys/);
+});
+
+test("a batch that no array could hold is refused", () => {
+  expect(complaint(GOOD, ["batchSize=100000000"])).toMatch(/batchSize is 100000000; it must be at most 65536/);
 });
 
 test("what the operating system refuses is told of the file, and nothing else is", () => {
