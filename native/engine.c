@@ -102,12 +102,12 @@ void *ly_map_file(const char *path, size_t *bytes) {
 void ly_unmap_file(void *p, size_t bytes) { munmap(p, bytes); }
 
 /* Disk space for the whole file: on a full disk the first write to a page without it would end the process (SIGBUS). Where a system cannot
- * say (macOS has no posix_fallocate, some file systems no room in advance), it is as before. */
+ * say (macOS, and file systems that give no room in advance) it is as before: posix_fallocate would write to every block there. */
 static int has_room(int fd, size_t bytes) {
 #ifdef __linux__
-  int error;
-  do error = posix_fallocate(fd, 0, (off_t)bytes); while (error == EINTR);
-  return error != ENOSPC && error != EDQUOT && error != EFBIG;
+  int failed;
+  do failed = fallocate(fd, 0, 0, (off_t)bytes); while (failed && errno == EINTR);
+  return !failed || (errno != ENOSPC && errno != EDQUOT && errno != EFBIG);
 #else
   (void)fd, (void)bytes;
   return 1;

@@ -46,7 +46,7 @@ export function whole(flag: string, text: string, low: number, high = 2 ** 31 - 
     throw new UserError(`--${flag} is "${text}"; it must be a whole number from ${low} ${upTo(high)}.`, 2);
   return Number(text);
 }
-const upTo = (high: number): string => (high < 2 ** 31 - 1 ? `to ${high}` : "up");
+const upTo = (high: number): string => (high < Number.MAX_SAFE_INTEGER ? `to ${high}` : "up");
 
 /** `packed`: for many replies, one after the other. */
 export function openModel(dir: string, flags: SamplingFlags, packed = false) {

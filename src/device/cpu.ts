@@ -103,6 +103,7 @@ export function openCpu(options: CpuOptions = {}): Device {
     );
 
   const { alloc, mapFile } = native;
+  const memory = totalmem();
   const view = (p: Ptr, bytes: number): ArrayBuffer => koffi.view(p, bytes);
   const made = Object.assign(device, {
     isa,
@@ -110,10 +111,10 @@ export function openCpu(options: CpuOptions = {}): Device {
     threads: native.threads() as number,
     alloc(bytes: number): Ptr {
       // The system hands out addresses beyond its memory, and ends the process when they are filled.
-      const p = bytes > totalmem() ? 0 : (alloc(bytes) as Ptr);
+      const p = bytes > memory ? 0 : (alloc(bytes) as Ptr);
       if (p === 0)
         throw new EngineError(
-          `Out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB could not be allocated; this machine has ${(totalmem() / 2 ** 20).toFixed(0)}. Use a smaller batch, context or model.`,
+          `Out of memory: ${(bytes / 2 ** 20).toFixed(0)} MiB could not be allocated; this machine has ${(memory / 2 ** 20).toFixed(0)}. Use a smaller batch, context or model.`,
         );
       return p;
     },

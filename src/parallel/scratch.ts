@@ -1,6 +1,6 @@
 /**
- * Memory for messages. Their lengths follow the tokens of a batch, and are hardly ever the same twice: so a block has a
- * power of two of bytes, and is kept for the next message that fits. What a message does not touch costs no memory.
+ * Memory for messages. Their lengths follow the tokens of a batch, and are hardly ever the same twice: so a block is up to an eighth longer
+ * than what is asked for, in sizes of which there are few, and is kept for the next message that fits.
  */
 import type { Device, Ptr } from "../device/device.js";
 
@@ -35,8 +35,9 @@ export class Scratch {
   }
 }
 
+/** Eight sizes from each power of two to the next. */
 function sizeOf(bytes: number): number {
-  let size = LEAST;
-  while (size < bytes) size *= 2;
-  return size;
+  let step = LEAST;
+  while (step * 16 <= bytes) step *= 2;
+  return Math.max(1, Math.ceil(bytes / step)) * step;
 }
