@@ -1,6 +1,7 @@
 /** `lyceum launch -n N -- COMMAND ...`: starts a command on N processes with the installed mpirun. */
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
+import { constants } from "node:os";
 import { fileURLToPath } from "node:url";
 import { UserError } from "../run/errors.js";
 
@@ -47,15 +48,28 @@ export async function command(args: readonly string[], flags: LaunchFlags): Prom
   const child = spawn("mpirun", [...start, process.execPath, main, ...args], {
     stdio: "inherit",
     env: { ...process.env, ...root },
-    detached: true, // Ctrl-C comes here, and not to mpirun
+    detached: true, // what is typed at the terminal (Ctrl-C, Ctrl-Z) comes here, and not to mpirun
   });
-  // The first time all processes are asked to save and stop, which takes them a step: mpirun hands this signal on to them.
-  // Of SIGINT and SIGTERM it gives them a second.
-  let asked = false;
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
+  // The first time all processes are asked to save and stop, which takes them a step, by the signal that this mpirun
+  // hands on to them. On SIGINT and SIGTERM Open MPI's gives them a second; MPICH's dies of SIGUSR2.
+  const request = openmpi ? "SIGUSR2" : "SIGINT";
+  let asked = 0;
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"] as const)
     process.on(signal, () => {
-      child.kill(asked ? signal : "SIGUSR2");
-      asked = true;
+      child.kill(asked > 0 ? signal : request);
+      asked++;
     });
-  process.exitCode = await new Promise<number>((resolve) => child.on("exit", (code) => resolve(code ?? 1)));
+  // The rest of what a terminal sends. Of SIGQUIT Open MPI's mpirun dies without clearing up.
+  process.on("SIGQUIT", () => child.kill(openmpi ? "SIGTERM" : "SIGQUIT"));
+  process.on("SIGTSTP", () => {
+    child.kill("SIGTSTP");
+    process.kill(process.pid, "SIGSTOP");
+  });
+  process.on("SIGCONT", () => child.kill("SIGCONT"));
+  process.on("exit", () => child.kill());
+  const code = await new Promise<number>((resolve) => child.on("exit", (code) => resolve(code ?? 1)));
+  // A process that did not listen yet died of the request: 128 and the signal's number, of MPICH the number alone.
+  const number = constants.signals[request];
+  const stopped = asked > 1 || (asked === 1 && [number, 128 + number].includes(code));
+  process.exitCode = stopped ? 130 : code;
 }

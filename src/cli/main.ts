@@ -296,6 +296,11 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   process.exit(1);
 });
 
+// By this signal Open MPI's mpirun asks all its processes to stop. What can save first listens itself.
+process.on("SIGUSR2", () => {
+  if (process.listenerCount("SIGUSR2") === 1) process.exit(130);
+});
+
 try {
   await program.parseAsync();
 } catch (error) {

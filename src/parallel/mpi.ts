@@ -12,7 +12,7 @@ import { UserError } from "../run/errors.js";
 import { type Comm, done, type Pending } from "./comm.js";
 import { BLOCK, handleAt, type Mpi, openMpi } from "./mpi-library.js";
 import { Scratch } from "./scratch.js";
-import { Waiting } from "./waiting.js";
+import { SPEAKS, Waiting } from "./waiting.js";
 
 /** Seconds that a collective may wait for a rank; the environment variable LYCEUM_MPI_TIMEOUT changes it. */
 const DEFAULT_TIMEOUT = 300;
@@ -177,6 +177,7 @@ class MpiComm implements Comm {
       return true;
     };
     const wait = (patient = false): void => {
+      this.waiting.listenNowAndThen();
       if (test()) return;
       const limit = timeLimit() * 1000;
       const began = performance.now();
@@ -190,7 +191,7 @@ class MpiComm implements Comm {
         // Whoever waits for long leaves its core to others: where processes share cores, to the one that it waits for.
         waits = waited > SPIN;
         if (waits) Atomics.wait(never, 0, 0, waited > 50 * SPIN ? (patient ? 2 : 0.5) : 0.05);
-        if (waited > limit / 2 && !told) {
+        if (waited > Math.min(limit / 2, SPEAKS) && !told) {
           told = true;
           this.waiting.tell(true);
         }

@@ -1,6 +1,6 @@
 /**
- * Who waits, and who is missing. A rank that has waited for long says so to all others of the job, and says it again when
- * it goes on: what it said last is what it does. So nobody takes for missing who only waits for somebody else, in
+ * Who waits, and who is missing. A rank that has waited for a while says so to all others of the job, and says it again
+ * when it goes on: what it said last is what it does. So nobody takes for missing who only waits for somebody else, in
  * whichever group of ranks that is.
  */
 import type { Device, Ptr } from "../device/device.js";
@@ -8,8 +8,12 @@ import type { Mpi } from "./mpi-library.js";
 
 /** Tag of these messages, among all ranks. Not to be used for others. */
 const WAITING = 32000;
-/** Milliseconds to hear others in: not all have begun to wait in the same moment. */
+/** Milliseconds of a wait after which a rank says that it waits, or half its limit. */
+export const SPEAKS = 2000;
+/** Milliseconds to hear others in. More than SPEAKS: who had begun to wait by then has said so. */
 const PATIENCE = 3000;
+/** Milliseconds between two times that a rank hears others while it does not wait itself. */
+const LISTENS = 1000;
 
 export class Waiting {
   /** Of every rank of the job. */
@@ -19,6 +23,7 @@ export class Waiting {
   private readonly words: Ptr;
   private readonly request: Ptr;
   private readonly flag: Int32Array;
+  private heard = 0;
 
   constructor(
     private readonly device: Device,
@@ -38,7 +43,7 @@ export class Waiting {
   /** Tells all others that this rank waits, or that it goes on. */
   tell(waits: boolean): void {
     const { mpi, request } = this;
-    this.listen(); // what nobody receives would stay in memory
+    this.listen();
     for (const r of this.hosts.keys()) {
       if (r === this.rank) continue;
       mpi.call.isend(this.words + (waits ? 1 : 0), 1, mpi.byte, r, WAITING, mpi.world, request);
@@ -54,8 +59,14 @@ export class Waiting {
     return near.length > 0 ? near : [...this.hosts.keys()].filter(goOn);
   }
 
+  /** What nobody receives stays in memory: the slowest rank, for which all others wait, must hear them too. */
+  listenNowAndThen(): void {
+    if (performance.now() - this.heard > LISTENS) this.listen();
+  }
+
   private listen(): void {
     const { mpi, request, flag, words } = this;
+    this.heard = performance.now();
     for (const r of this.hosts.keys()) {
       if (r === this.rank) continue;
       for (;;) {

@@ -4,6 +4,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { openCpu } from "../../dist/device/cpu.js";
 import { BF16, F32 } from "../../dist/device/device.js";
 import { mpiWorld, ranksOnThisHost } from "../../dist/parallel/mpi.js";
+import { openMpi } from "../../dist/parallel/mpi-library.js";
 
 const device = openCpu({ threads: 1 });
 const comm = mpiWorld(device);
@@ -16,6 +17,7 @@ const noise = (n, seed, dtype) => {
   device.randomNormal(at, n, seed, 0, 0, 1, dtype);
   return at;
 };
+const pause = (ms) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
 
 if (scenario === "collectives") {
   const n = 1001; // no multiple of anything
@@ -116,20 +118,39 @@ if (scenario === "collectives") {
   }
   report({ same: rank === 0 || bits(at, 8) === bits(x, 8) });
 } else if (scenario === "missing") {
-  if (rank === 1) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20_000);
+  if (rank === 1) pause(20_000);
   comm.barrier();
 } else if (scenario === "late") {
   // Rank 0 comes late once, and all others say that they wait. Then rank 3 does not come: rank 1 waits for it, 0 for 1.
-  const pause = (ms) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+  // Rank 1 begins only when the others have almost waited for as long as they may.
   const rows = comm.split(rank >> 1, rank);
   const columns = comm.split(rank % 2, rank);
   if (rank === 0) pause(2500);
   comm.barrier();
   if (rank === 3) pause(20_000);
+  if (rank === 1) pause(7600);
   if (rank % 2) columns.barrier();
   rows.gatherNumbers([rank]);
+} else if (scenario === "slow") {
+  // Rank 1 waits for rank 0 again and again, and says so; rank 0 never waits.
+  for (let i = 0; i < 8; i++) {
+    if (rank === 0) pause(250);
+    comm.barrier();
+  }
+  const { call, world, byte, statusIgnore } = openMpi(device);
+  const at = device.alloc(64);
+  const flag = device.i32(at, 1);
+  let unread = 0;
+  for (; rank === 0; unread++) {
+    call.iprobe(1, 32000, world, at, statusIgnore);
+    if (flag[0] === 0) break;
+    call.irecv(at + 8, 1, byte, 1, 32000, world, at + 32);
+    do call.test(at + 32, at, statusIgnore);
+    while (flag[0] === 0);
+  }
+  report({ unread });
 } else if (scenario === "split") {
-  if (rank === 1) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20_000);
+  if (rank === 1) pause(20_000);
   comm.split(0, rank);
 } else if (scenario === "fails") {
   if (rank === 1) process.exit(1);

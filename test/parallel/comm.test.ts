@@ -108,11 +108,17 @@ test.runIf(hasMpi)("a rank that never comes is named, and the job ends", () => {
 });
 
 test.runIf(hasMpi)("not one that was late before, nor one that waits itself, in whichever group", () => {
-  const run = runRanks(4, program("comm.program.mjs"), ["late"], { LYCEUM_MPI_TIMEOUT: "4" });
+  const run = runRanks(4, program("comm.program.mjs"), ["late"], { LYCEUM_MPI_TIMEOUT: "8" });
   expect(run.status).not.toBe(0);
   const said = run.stderr.match(/has waited .*/g)!;
   expect(said).not.toHaveLength(0);
   for (const text of said) expect(text).toMatch(/among ranks \d, \d\) for: rank 3 on \S+\. The job ends\./);
+});
+
+test.runIf(hasMpi)("a rank that all others wait for reads what they say of it", () => {
+  const { results } = runRanks(2, program("comm.program.mjs"), ["slow"], { LYCEUM_MPI_TIMEOUT: "0.4" });
+  expect(results).toHaveLength(2);
+  expect(results[0].unread).toBeLessThan(11); // of 16
 });
 
 test.runIf(hasMpi)("a rank that does not come to a split is named", () => {
