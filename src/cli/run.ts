@@ -92,7 +92,7 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     const dir = `${out}/${name}`;
     const settings = { stage, ...config };
     if (flags.resume && existsSync(`${dir}/model`)) {
-      const changes = changedSettings(dir, settings, Math.max(1, latestStep(dir)));
+      const changes = changedSettings(dir, settings, Math.max(1, latestStep(dir)), given);
       if (changes.length === 0) {
         console.error(`[${i + 1}/${plan.length}] ${name}: done already`);
         continue;
@@ -158,6 +158,6 @@ function resolve(value: unknown, made: ReadonlyMap<string, Made>, key = ""): unk
     return (MODELS.has(key) ? model : FILES.has(key) ? preferences : undefined) ?? value;
   }
   if (Array.isArray(value)) return value.map((v) => resolve(v, made, key));
-  if (value === null || typeof value !== "object") return value;
+  if (value === null || typeof value !== "object" || key === "samples") return value; // whose prompts are texts
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolve(v, made, k)]));
 }

@@ -27,7 +27,7 @@ export function locate(value: unknown, beside: string, key = ""): unknown {
     return !value.startsWith("/") && beside !== "." && existsSync(near) ? near : value;
   }
   if (Array.isArray(value)) return value.map((v) => locate(v, beside, key));
-  if (value === null || typeof value !== "object") return value;
+  if (value === null || typeof value !== "object" || key === "samples") return value; // whose prompts are texts
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, locate(v, beside, k)]));
 }
 

@@ -21,9 +21,9 @@ import { dirname } from "node:path";
 import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "./config.js";
 import { UserError } from "./errors.js";
-import { takeLock } from "./lock.js";
+import { holdsLock, takeLock } from "./lock.js";
 import { Metrics } from "./metrics.js";
-import { changedSettings, clearPreparation, configText, contentsOf } from "./resume.js";
+import { CHECKPOINT, changedSettings, clearPreparation, configText, contentsOf, PARTIAL } from "./resume.js";
 
 export const VERSION = "0.1.0";
 const stepName = (step: number): string => String(step).padStart(6, "0");
@@ -82,7 +82,7 @@ export class RunFolder {
       if (begin()) clearPreparation(dir);
       makeFolder(`${dir}/checkpoints`);
       for (const name of readdirSync(`${dir}/checkpoints`))
-        if (name.startsWith(".")) rmSync(`${dir}/checkpoints/${name}`, { recursive: true });
+        if (PARTIAL.test(name)) rmSync(`${dir}/checkpoints/${name}`, { recursive: true });
       const start = latestStep(dir);
       const changes = changedSettings(dir, config, start);
       if (start > 0 && changes.length > 0) console.error(`since the run began: ${changes.join("; ")}`);
@@ -142,6 +142,7 @@ export class RunFolder {
   /** All processes meet around what is done on the disk, however slow it is. */
   private together(partial: string, write: (dir: string) => void, publish: (partial: string) => void): void {
     if (this.first) {
+      this.checkLock();
       rmSync(partial, { recursive: true, force: true });
       mkdirSync(partial, { recursive: true });
     }
@@ -154,8 +155,18 @@ export class RunFolder {
       throw error;
     }
     this.meet();
-    if (this.first) publish(partial);
+    if (this.first) {
+      this.checkLock();
+      publish(partial);
+    }
     this.meet();
+  }
+  /** Throws a UserError where another process may have gone on in this folder, while this one stood still. */
+  private checkLock(): void {
+    if (!holdsLock(`${this.dir}/run.lock`))
+      throw new UserError(
+        `${this.dir}/run.lock is no longer this process's: it was deleted, or another process took the folder over, as it may when one stands still for minutes (a paused container, a machine that slept). Nothing more is saved by this one; the same command with --resume goes on from the last checkpoint.`,
+      );
   }
 
   /** Work that the first process does for all, such as writing token shards; the others wait. */
@@ -226,7 +237,7 @@ export function onlyAlone(name: string, { world }: RunFolder): void {
 export function checkpointSteps(dir: string): number[] {
   if (!existsSync(`${dir}/checkpoints`)) return [];
   return readdirSync(`${dir}/checkpoints`)
-    .filter((name) => /^\d+$/.test(name))
+    .filter((name) => CHECKPOINT.test(name))
     .map(Number)
     .sort((a, b) => a - b);
 }

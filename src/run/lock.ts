@@ -2,6 +2,10 @@
  * One process writes a folder. The lock is a file in it that says which; that of a process which is gone is taken over.
  * Whether a process of this host is there, the kernel knows. One on another host, or in another container, is known by its
  * beat: while it lives, its lock is touched every few seconds.
+ *
+ * The beat has a thread of its own, which costs about 10 MiB in the process that holds the lock. Without one, the lock could only be
+ * touched between steps, and nothing bounds those: a large batch, a tokenizer's training, an evaluation or a judge's replies are each one call
+ * that may take longer than a quarter of an hour. And a job that is started again on another host would wait as long, not 90 seconds.
  */
 import { randomUUID } from "node:crypto";
 import { closeSync, fstatSync, linkSync, openSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
@@ -17,37 +21,69 @@ const BEAT = 10_000;
 const SILENCE = 90_000;
 
 /**
- * Takes the lock `path`; its folder is there. Returns what gives it back. Throws a UserError where another process holds it.
- * Of a process elsewhere it waits for a beat, for `silence` milliseconds at most.
+ * Takes the lock `path`; its folder is there. Returns what gives it back. Throws a UserError where another process holds it. Of a
+ * process elsewhere it waits for a beat, for `silence` milliseconds at most; its own has one every `every`.
  */
-export function takeLock(path: string, silence = SILENCE): () => void {
-  const release = take(path, silence);
-  // In a thread of its own: a step, or a checkpoint on a slow disk, keeps the main thread for minutes.
-  const beat = new Worker(
-    `const { workerData } = require("node:worker_threads");
-     setInterval(() => require("node:fs").utimes(workerData, new Date(), new Date(), () => {}), ${BEAT});`,
-    { eval: true, workerData: path, execArgv: [] },
-  );
-  beat.unref();
+export function takeLock(path: string, silence = SILENCE, every = BEAT): () => void {
+  take(path, silence);
+  const beat = startBeat(path, every);
   return () => {
-    void beat.terminate();
-    release();
+    void beat?.terminate();
+    giveBack(path);
   };
 }
 
-function take(path: string, silence: number): () => void {
-  const mine = JSON.stringify({ pid: process.pid, started: began(process.pid), host: hostname(), namespace });
+/**
+ * Whether this process still has a lock that it took. One that stood still for longer than the silence (a paused container, a
+ * machine that slept) was taken for gone, and knows nothing of it.
+ */
+export const holdsLock = (path: string): boolean => look(path)?.text === ownText;
+
+/**
+ * In a thread of its own: a step, or a checkpoint on a slow disk, keeps the main thread for minutes. It touches the file that it has read
+ * its own text from, and never that of the next owner. Where no thread can be had the lock still holds on this host.
+ */
+function startBeat(path: string, every: number): Worker | undefined {
+  try {
+    const beat = new Worker(
+      `const { path, text, every } = require("node:worker_threads").workerData;
+       const { closeSync, futimesSync, openSync, readFileSync } = require("node:fs");
+       const touch = () => {
+         const fd = openSync(path, "r");
+         try {
+           if (readFileSync(fd, "utf8") === text) futimesSync(fd, new Date(), new Date());
+         } finally {
+           closeSync(fd);
+         }
+       };
+       setInterval(() => {
+         try {
+           touch();
+         } catch {} // the file is gone, or its disk does not answer
+       }, every);`,
+      { eval: true, workerData: { path, text: ownText, every }, execArgv: [] },
+    );
+    beat.on("error", () => {}); // or it would end the run
+    beat.unref();
+    return beat;
+  } catch {
+    return undefined;
+  }
+}
+
+function giveBack(path: string): void {
+  if (holdsLock(path)) rmSync(path, { force: true });
+}
+
+function take(path: string, silence: number): void {
   const until = Date.now() + PATIENCE;
   for (;;) {
-    if (create(path, mine))
-      return () => {
-        if (look(path)?.text === mine) rmSync(path, { force: true });
-      };
+    if (create(path, ownText)) return;
     const there = look(path);
     if (!there) continue; // given back just now
     const owner = ownerOf(there);
     if (owner === undefined) remove(path, there, silence);
-    else if (owner.host !== hostname() || (owner.namespace ?? namespace) !== namespace) {
+    else if (isElsewhere(owner)) {
       if (!silent(path, there, silence)) throw taken(path, owner);
       remove(path, there, silence);
     } else if (!runs(owner)) remove(path, there, silence);
@@ -86,16 +122,18 @@ function create(path: string, text: string): boolean {
 
 /** Removes the lock of a process that is gone. Who holds the lock's own lock does that, so that nobody removes what another has just taken. */
 function remove(path: string, gone: Seen, silence: number): void {
-  const release = take(`${path}.over`, silence);
+  take(`${path}.over`, silence);
   const there = look(path);
   if (there && there.text === gone.text && there.beat === gone.beat) rmSync(path, { force: true });
-  release();
+  giveBack(`${path}.over`);
 }
 
 /** Whether a lock stays as it is for so long. No clock is compared: hosts differ in theirs. */
 function silent(path: string, seen: Seen, silence: number): boolean {
   const { host } = ownerOf(seen) as Owner;
-  console.error(`${path} is of a process on ${host}; waiting ${Math.ceil(silence / 1000)} s at most for a sign of it`);
+  console.error(
+    `${path} is of a process on ${host}; waiting ${Math.ceil(silence / 1000)} s at most for a sign of it (if it is gone, deleting that file is quicker)`,
+  );
   for (const until = Date.now() + silence; Date.now() < until; pause(Math.min(1000, silence / 10))) {
     const now = look(path);
     if (!now) return true;
@@ -109,6 +147,7 @@ interface Owner {
   started: string;
   host: string;
   namespace?: string;
+  boot?: string;
 }
 /** A lock as it was read, and when it was touched last. */
 interface Seen {
@@ -143,14 +182,25 @@ function pause(milliseconds: number): void {
   Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
 }
 
-/** Containers on one host have the same host name and other process numbers; empty where /proc does not exist. */
-const namespace = ((): string => {
+/** What `read` finds in /proc; empty where that does not exist. */
+function fromProc(read: () => string): string {
   try {
-    return readlinkSync("/proc/self/ns/pid");
+    return read();
   } catch {
     return "";
   }
-})();
+}
+/** Containers on one host have the same host name and other process numbers. */
+const namespace = fromProc(() => readlinkSync("/proc/self/ns/pid"));
+/** Of two hosts with one name the namespaces may have one number too: the first is the same on every Linux. */
+const boot = fromProc(() => readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim());
+/** What this process writes into a lock. */
+const ownText = JSON.stringify({ pid: process.pid, started: began(process.pid), host: hostname(), namespace, boot });
+
+/** Whether this kernel knows nothing of a process. */
+const isElsewhere = (owner: Owner): boolean =>
+  owner.host !== hostname() || (owner.namespace ?? namespace) !== namespace || (owner.boot ?? boot) !== boot;
+
 function runs({ pid, started }: Owner): boolean {
   try {
     process.kill(pid, 0);

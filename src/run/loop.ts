@@ -45,7 +45,10 @@ export interface LoopSettings {
 /** Milliseconds between two writings of report.html at least. */
 const REPORT_EVERY = 30_000;
 
-/** What asks a run to save and stop; a closed terminal too. Mpirun hands on the last one to all processes; of the others it gives them a second. */
+/**
+ * What asks a run to save and stop; a closed terminal too. The last one is what Open MPI's mpirun hands on to all processes
+ * (on the others it gives them a second); MPICH's hands on SIGINT.
+ */
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"] as const;
 
 /** Runs the steps after run.startStep. Ends with a checkpoint of the last step. */

@@ -337,7 +337,7 @@ test("a recipe's stages are reached by their names; a finished run has its page"
   expect(planned.out).toMatch(/program +\d+ MiB {2}measured: this configuration with the smallest model/);
   // What is done is passed over, where it was done with these settings.
   const again = ["run", "two.yaml", "--resume", "--set", "sft.steps=2"];
-  const done = lyceum([...again, "pretrain.steps=3", "pretrain.threads=1"]);
+  const done = lyceum([...again, "pretrain.steps=3", "pretrain.threads=1", "pretrain.saveEvery=7"]);
   expect(done.err).toMatch(/pretrain: done already\n.*sft: done already/);
   expect(complaint([...again, "pretrain.steps=3", "pretrain.model.hiddenSize=64"])).toMatch(
     /runs\/two\/pretrain holds a run in which model.hiddenSize was 32; now it is 64/,

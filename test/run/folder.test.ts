@@ -1,4 +1,5 @@
 import { spawn, spawnSync } from "node:child_process";
+import { EventEmitter } from "node:events";
 import {
   existsSync,
   mkdirSync,
@@ -15,7 +16,7 @@ import {
 import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, expect, test } from "vitest";
+import { afterAll, expect, test, vi } from "vitest";
 import { RunFolder } from "../../src/run/folder.js";
 import { takeLock } from "../../src/run/lock.js";
 import { crc32c } from "../../src/run/metrics.js";
@@ -146,7 +147,7 @@ test("a lock of another host, or of another container, is taken over when it is 
   mkdirSync(dir);
   const path = `${dir}/run.lock`;
   const lock = { pid: process.pid, started: "1", host: hostname(), namespace };
-  for (const elsewhere of [{ host: "another" }, { namespace: "pid:[1]" }]) {
+  for (const elsewhere of [{ host: "another" }, { namespace: "pid:[1]" }, { boot: "another" }]) {
     writeFileSync(path, JSON.stringify({ ...lock, ...elsewhere }));
     const child = spawn("sh", ["-c", `sleep 0.3; touch ${path}`]);
     expect(() => takeLock(path, 3000)).toThrow(/is being written by process/);
@@ -154,6 +155,65 @@ test("a lock of another host, or of another container, is taken over when it is 
     takeLock(path, 200)();
     expect(readdirSync(dir)).toEqual([]);
   }
+});
+
+test("a run that stood still until another took its folder saves nothing more there", async () => {
+  const run = open(fresh());
+  const path = `${run.dir}/run.lock`;
+  const others = readFileSync(path, "utf8").replace(/"host":"[^"]*"/, '"host":"another"');
+  const late = (): unknown => run.checkpoint(2, () => writeFileSync(path, others)); // while it writes
+  expect(late).toThrow(/run.lock is no longer this process's.*--resume/);
+  expect(() => run.checkpoint(3, (d) => writeFileSync(`${d}/weights`, ""))).toThrow(/no longer/);
+  expect(() => run.result("model", (d) => writeFileSync(`${d}/weights`, ""))).toThrow(/no longer/);
+  run.close();
+  expect(readdirSync(`${run.dir}/checkpoints`).filter((n) => !n.startsWith("."))).toEqual([]);
+  expect(existsSync(`${run.dir}/model`)).toBe(false);
+  expect(readFileSync(path, "utf8")).toBe(others);
+});
+
+test("the beat touches a lock that is its own, and never the next owner's", async () => {
+  const path = fresh();
+  const release = takeLock(path, undefined, 5);
+  const touched = (): boolean => statSync(path).mtimeMs > 1000;
+  utimesSync(path, 1, 1);
+  while (!touched()) await sleep(5);
+  writeFileSync(path, "another's");
+  await sleep(20); // the beat that had read the file before
+  utimesSync(path, 1, 1);
+  await sleep(50);
+  expect(touched()).toBe(false);
+  release();
+  expect(readFileSync(path, "utf8")).toBe("another's");
+});
+
+test("where no thread can be had, or it fails, the lock is held without a beat", async () => {
+  let started: EventEmitter | undefined;
+  class Refused {
+    constructor() {
+      throw new Error("Access to this API has been restricted");
+    }
+  }
+  class Failing extends EventEmitter {
+    unref = (): void => {};
+    terminate = (): void => {};
+    constructor() {
+      super();
+      started = this;
+    }
+  }
+  for (const Worker of [Refused, Failing]) {
+    vi.resetModules();
+    vi.doMock("node:worker_threads", () => ({ Worker }));
+    const path = fresh();
+    const release = (await import("../../src/run/lock.js")).takeLock(path);
+    started?.emit("error", new Error("process.chdir() is not supported in workers")); // throws where nobody listens
+    expect(existsSync(path)).toBe(true);
+    release();
+    expect(existsSync(path)).toBe(false);
+  }
+  vi.doUnmock("node:worker_threads");
+  vi.resetModules();
+  expect(started).toBeDefined();
 });
 
 test("another start that waited for the lock does not take a finished run for one that has failed", () => {

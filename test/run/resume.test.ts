@@ -1,5 +1,6 @@
 /** What a run may change when it goes on, and what may be begun again. */
 import {
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -106,6 +107,34 @@ test("other settings may change, and are told; the same file may be named from e
   expect(readFileSync(`${run.dir}/config.yaml`, "utf8")).toContain("steps: 8");
 });
 
+test("what a newer version adds with a default is not a change; an average of 0 is none", () => {
+  step(open("ema", SETTINGS), 2);
+  open("ema", { ...SETTINGS, optimizer: { learningRate: 1e-3, ema: 0 } }, true).close();
+});
+
+test("of a stage that is done only what would have come out otherwise is a change", () => {
+  const watched = { saveEvery: 500, evalEvery: 100, evalBatches: 50, recompute: false, samples: { prompts: [] } };
+  step(open("done", { ...SETTINGS, ...watched }), 4);
+  const changes = (now: object, given: object) => changedSettings(join(root, "done"), now, 4, given);
+  const others = { saveEvery: 7, evalEvery: 8, evalBatches: 9, recompute: true, samples: { prompts: ["a"] } };
+  expect(changes({ ...SETTINGS, ...others }, others)).toEqual([]);
+  // Keys that this version has and the one before did not, with their defaults; and one that was asked for.
+  const newer = { ...SETTINGS, model: { hiddenSize: 8, bias: false }, optimizer: { ...SETTINGS.optimizer, eps: 1 } };
+  expect(changes({ ...newer, ...watched }, {})).toEqual([]);
+  expect(changes({ ...newer, ...watched }, { optimizer: { eps: 1 } })).toEqual([
+    "optimizer.eps was not set, now it is 1",
+  ]);
+  expect(changes({ ...SETTINGS, ...watched, steps: 5 }, {})).toEqual(["steps was 4, now it is 5"]);
+  expect(changedSettings(join(root, "done"), { ...SETTINGS, ...watched, saveEvery: 7 }, 4)).toHaveLength(1);
+});
+
+test("the prompts of samples are texts, not files", () => {
+  step(open("prompts", { ...SETTINGS, samples: { prompts: ["say 1/2"] } }), 2);
+  expect(changedSettings(join(root, "prompts"), { ...SETTINGS, samples: { prompts: ["tell 3/2"] } }, 2)).toEqual([
+    'samples.prompts was ["say 1/2"], now it is ["tell 3/2"]',
+  ]);
+});
+
 test("before the first step anything may change; token shards of other settings are thrown away", () => {
   const run = open("early", SETTINGS);
   run.close();
@@ -118,7 +147,10 @@ test("before the first step anything may change; token shards of other settings 
 
 test("another file or model is another one, whatever its name; one that has moved is the same", () => {
   const dir = join(root, "files");
-  for (const name of ["a", "b", "c"]) mkdirSync(`${dir}/${name}/model`, { recursive: true });
+  for (const name of ["a", "b", "c"]) {
+    mkdirSync(`${dir}/${name}/model`, { recursive: true });
+    writeFileSync(`${dir}/${name}/model/weights`, name);
+  }
   const from = (name: string) => ({ ...SETTINGS, from: `${dir}/${name}/model` });
   step(open("files/run", from("a")), 2);
   expect(() => open("files/run", from("b"), true)).toThrow(/from was ".*a\/model"; now it is ".*b\/model"/);
@@ -129,6 +161,22 @@ test("another file or model is another one, whatever its name; one that has move
   renameSync(`${dir}/a`, `${dir}/c/a`);
   open("files/run", from("c/a"), true).close();
   expect(() => open("files/run", from("b"), true)).toThrow(/from was/);
+});
+
+test("in a copy of a project its files are the same ones, while the first is still there", () => {
+  const [first, copy] = [join(root, "first"), join(root, "copy")];
+  mkdirSync(`${first}/base/model`, { recursive: true });
+  writeFileSync(`${first}/docs.jsonl`, "one");
+  writeFileSync(`${first}/base/model/weights`, "w");
+  const settings = (at: string) => ({ ...SETTINGS, from: `${at}/base/model`, data: { train: [`${at}/docs.jsonl`] } });
+  step(open("first/run", settings(first)), 2);
+  cpSync(first, copy, { recursive: true });
+  open("copy/run", settings(copy), true).close();
+  writeFileSync(`${copy}/docs.jsonl`, "two");
+  expect(() => open("copy/run", settings(copy), true)).toThrow(/data.train was/);
+  writeFileSync(`${copy}/docs.jsonl`, "one");
+  writeFileSync(`${copy}/base/model/more`, "");
+  expect(() => open("copy/run", settings(copy), true)).toThrow(/from was/);
 });
 
 test("token shards of other documents of the same name are thrown away", () => {
@@ -166,6 +214,39 @@ test("a folder that is no run is left as it is, with --resume too; so is what a 
   open("later", SETTINGS).close();
   expect(readdirSync(`${run.dir}/data`)).toEqual(["mine.jsonl"]);
   expect(readdirSync(`${run.dir}/samples`)).toEqual(["best.wav"]);
+});
+
+test("somebody's files in the folders of a run are left as they are", () => {
+  const run = open("theirs", SETTINGS);
+  run.close();
+  for (const made of ["data/train", "data/validation.partial"]) mkdirSync(`${run.dir}/${made}`, { recursive: true });
+  for (const file of ["data/train/tokens.bin", "data/train/manifest.json", "data/train/mine.jsonl"])
+    writeFileSync(`${run.dir}/${file}`, "");
+  open("theirs", SETTINGS).close();
+  expect(readdirSync(`${run.dir}/data`)).toEqual(["train"]);
+  expect(readdirSync(`${run.dir}/data/train`)).toEqual(["mine.jsonl"]);
+  mkdirSync(`${run.dir}/checkpoints/best`);
+  mkdirSync(`${run.dir}/checkpoints/.000001`);
+  expect(() => open("theirs", SETTINGS)).toThrow(/already holds a run/);
+  open("theirs", SETTINGS, true).close();
+  expect(readdirSync(`${run.dir}/checkpoints`)).toEqual(["best"]);
+
+  mkdirSync(join(root, "foreign/checkpoints/.git"), { recursive: true });
+  expect(() => open("foreign", SETTINGS)).toThrow(/is not a run/);
+  mkdirSync(join(root, "odd/config.yaml"), { recursive: true });
+  expect(() => open("odd", SETTINGS)).toThrow(/is not a run/);
+  mkdirSync(join(root, "odder"));
+  writeFileSync(join(root, "odder/checkpoints"), "");
+  expect(() => open("odder", SETTINGS)).toThrow(/is not a run/);
+  expect(readdirSync(join(root, "foreign/checkpoints"))).toEqual([".git"]);
+});
+
+test("a run whose settings lost their first line is still one, by its checkpoints", () => {
+  step(open("headless", SETTINGS), 2);
+  const file = join(root, "headless/config.yaml");
+  writeFileSync(file, readFileSync(file, "utf8").replace(/^.*\n/, ""));
+  expect(() => open("headless", SETTINGS)).toThrow(/already holds a run .checkpoint at step 2/);
+  open("headless", SETTINGS, true).close();
 });
 
 test("a run that was killed before it had its settings is begun again", () => {
