@@ -7,10 +7,13 @@
  * their MinHash signatures, and the first process does the rest, as if an earlier run had done the units.
  */
 import { existsSync, readdirSync, rmSync, statSync } from "node:fs";
+import { resolve } from "node:path";
 import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "../run/config.js";
+import { UserError } from "../run/errors.js";
 import { takeLock } from "../run/lock.js";
 import { duration, type Progress, peakMemory } from "../run/progress.js";
+import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import { type SharedBands, shareBands } from "./bands.js";
 import { type Duplicates, findDuplicates, nearOptions, type UnitOfSource } from "./duplicates.js";
 import { type Finished, joinRejected, writeKept, writeTokens } from "./finish.js";
@@ -68,7 +71,7 @@ export async function build(
   const plan = planBuild(recipe);
   const release = takeLock(folder.path("build.lock"));
   try {
-    await noteEvaluations(recipe, progress);
+    await noteEvaluations(recipe, folder, plan, progress);
     return await buildAll(recipe, folder, plan, workers, progress, began);
   } finally {
     progress.end();
@@ -76,8 +79,14 @@ export async function build(
   }
 }
 
-/** How much of the evaluation sets is not looked for. Fails where one cannot be used, before anything is read. */
-async function noteEvaluations(recipe: Recipe, progress: BuildProgress): Promise<void> {
+/** How much of the evaluation sets is not looked for. Fails where one cannot be used, before anything is read. Loads none when all is read and judged. */
+async function noteEvaluations(
+  recipe: Recipe,
+  folder: BuildFolder,
+  plan: Plan,
+  progress: BuildProgress,
+): Promise<void> {
+  if (!recipe.decontaminate || plan.sources.every((source) => isFinished(folder, source))) return;
   const evaluations = await loadEvaluations(recipe);
   for (const [set, n] of evaluations?.skipped ?? [])
     progress.note(
@@ -101,20 +110,18 @@ export async function buildTogether(
   const own = folder ?? BuildFolder.open(dir);
   const plan = planBuild(recipe);
   try {
-    if (first) await noteEvaluations(recipe, progress);
-    const pool = await openPool({ dir, recipe, blockLists: loadBlockLists(recipe.url) }, workers);
-    let done: Unit[];
-    try {
-      done = await readAndJudge(own, recipe, plan, pool, progress, { read: 0, judged: 0, reused: 0 }, world);
-    } finally {
-      await pool.close();
-    }
+    if (first) await noteEvaluations(recipe, own, plan, progress);
+    const work = { read: 0, judged: 0, reused: 0 };
+    const done = await readAndJudge(own, recipe, plan, workers, progress, work, world);
     world.barrier(true);
+    const works = world.gatherNumbers([work.read, work.judged, work.reused]);
     const bands = await bandsOfAll(own, recipe, world, done);
     const summary = first ? await buildAll(recipe, own, plan, workers, progress, began, bands) : undefined;
     // Nobody leaves before all is written. (One that fails ends the job: it must not wait for the others here.)
     world.barrier(true);
-    return summary;
+    // To the first process, which did the rest, all of them were done already.
+    const [read, judged, reused] = [0, 1, 2].map((i) => works.reduce((n, counts) => n + counts[i], 0));
+    return summary && { ...summary, units: { read, judged, reused } };
   } finally {
     progress.end();
     release?.();
@@ -138,7 +145,8 @@ async function bandsOfAll(
   // Unit u is the work of process u mod N.
   const count = lists.reduce((n, list) => n + list.length, 0);
   const units = Array.from({ length: count }, (_, u) => lists[u % world.size][Math.floor(u / world.size)]);
-  const finished = world.rank === 0 && folder.finished(ALL, await finishKey(recipe, units)) !== undefined;
+  const finished =
+    world.rank === 0 && folder.finished(ALL, finishKey(recipe, units, await namedTokenizer(recipe))) !== undefined;
   if (world.gatherNumbers([finished ? 1 : 0])[0][0] === 1) return undefined;
   return shareBands(folder, units, options, world);
 }
@@ -152,15 +160,8 @@ async function buildAll(
   began: number,
   bands?: SharedBands,
 ): Promise<BuildSummary> {
-  const { dir } = folder;
-  const pool = await openPool({ dir, recipe, blockLists: loadBlockLists(recipe.url) }, workers);
   const work = { read: 0, judged: 0, reused: 0 };
-  let units: Unit[];
-  try {
-    units = await readAndJudge(folder, recipe, plan, pool, progress, work);
-  } finally {
-    await pool.close();
-  }
+  const units = await readAndJudge(folder, recipe, plan, workers, progress, work);
   folder.removeStale(new Set(units.map((u) => u.unit)));
   const counts = emptyCounts();
   for (const { source, judged, read } of units)
@@ -184,13 +185,43 @@ async function buildAll(
   return summary;
 }
 
+/** What Ctrl-C is here, and under mpirun. */
+const INTERRUPTS = ["SIGINT", "SIGUSR2"] as const;
+/** All units, or of several processes this one's. After Ctrl-C it ends with the next unit. */
 async function readAndJudge(
   folder: BuildFolder,
   recipe: Recipe,
   plan: Plan,
-  pool: Pool,
+  workers: number,
   progress: BuildProgress,
   work: BuildSummary["units"],
+  share?: { rank: number; size: number },
+): Promise<Unit[]> {
+  const labels = new Map(plan.sources.map((source) => [source.name, source.labels]));
+  const setup = { dir: folder.dir, recipe, blockLists: loadBlockLists(recipe.url), labels };
+  const pool = await openPool(setup, workers);
+  const stop = new AbortController();
+  const onInterrupt = (): void => {
+    if (stop.signal.aborted) process.exit(130);
+    stop.abort(new UserError("Stopped. The same command goes on with what is left to do.", 130));
+  };
+  for (const signal of INTERRUPTS) process.on(signal, onInterrupt);
+  try {
+    return await unitsBy(pool, folder, recipe, plan, progress, work, stop.signal, share);
+  } finally {
+    for (const signal of INTERRUPTS) process.off(signal, onInterrupt);
+    await pool.close();
+  }
+}
+
+async function unitsBy(
+  pool: Pool,
+  folder: BuildFolder,
+  recipe: Recipe,
+  plan: Plan,
+  progress: BuildProgress,
+  work: BuildSummary["units"],
+  stop: AbortSignal,
   share: { rank: number; size: number } = { rank: 0, size: 1 },
 ): Promise<Unit[]> {
   if (share.rank === 0) {
@@ -205,6 +236,7 @@ async function readAndJudge(
   let failure: { error: unknown } | undefined;
   const check = (): void => {
     if (failure) throw failure.error;
+    stop.throwIfAborted();
   };
   const show = tracker(plan, progress);
   const submit = async (job: Promise<void>): Promise<void> => {
@@ -283,6 +315,19 @@ async function eachUnit(
   }
 }
 
+/** Whether earlier runs have read and judged every unit of a source. */
+function isFinished(folder: BuildFolder, source: SourcePlan): boolean {
+  let position = { file: 0, records: 0 };
+  for (let n = 0; ; n++) {
+    const unit = unitName(source.name, n);
+    const read = folder.finished<ReadMarker>(`${unit}.read`, source.readKey);
+    if (!read || JSON.stringify(read.start) !== JSON.stringify(position)) return false;
+    if (!folder.finished(`${unit}.judged`, source.judgeKey)) return false;
+    if (read.last) return true;
+    position = read.next;
+  }
+}
+
 /** Seconds between two pictures on a terminal, and between two lines elsewhere. */
 const REDRAW = 0.2;
 const LINE = 30;
@@ -314,8 +359,18 @@ function tracker(plan: Plan, progress: BuildProgress): (source: string, read: Re
 /** Marker of deduplication and the last stage: one for both, as each looks at the whole corpus. */
 const ALL = "all.finished";
 
+/** The one that the recipe names; undefined when it names none, or has one trained. */
+async function namedTokenizer({ tokenizer }: Recipe): Promise<Tokenizer | undefined> {
+  if (typeof tokenizer !== "string") return undefined;
+  return (await import("../tokenizer/tokenizer.js")).Tokenizer.load(tokenizer);
+}
+
 /** Hash of all that deduplication and the last stage depend on. */
-async function finishKey(recipe: Recipe, units: readonly { unit: string; judged: { key: string } }[]): Promise<string> {
+function finishKey(
+  recipe: Recipe,
+  units: readonly { unit: string; judged: { key: string } }[],
+  named: Tokenizer | undefined,
+): string {
   const { deduplicate, minCharacters, split, tokenizer, seed } = recipe;
   const weights = recipe.sources.map((s) => [s.name, s.priority, s.weight]);
   return sha256(
@@ -327,18 +382,12 @@ async function finishKey(recipe: Recipe, units: readonly { unit: string; judged:
       minCharacters,
       split,
       tokenizer,
-      typeof tokenizer === "string" ? await printOf(tokenizer) : undefined,
+      // What the ids go by, and what ends a document; not the chat template.
+      named && [named.fingerprint, named.eosId],
       seed,
       weights,
     ]),
   );
-}
-
-/** Of both files of a tokenizer: what ends a document stands in its config. */
-async function printOf(tokenizer: string): Promise<string> {
-  const { Tokenizer } = await import("../tokenizer/tokenizer.js");
-  const { json, config } = Tokenizer.load(tokenizer);
-  return sha256(JSON.stringify([json, config]));
 }
 
 async function finish(
@@ -348,9 +397,14 @@ async function finish(
   progress: Progress,
   bands?: SharedBands,
 ): Promise<{ duplicates: Duplicates; finished: Finished }> {
-  const key = await finishKey(recipe, units);
+  const named = await namedTokenizer(recipe);
+  const key = finishKey(recipe, units, named);
   const before = folder.finished<Marker & { duplicates: Duplicates; finished: Finished }>(ALL, key);
-  if (before) return before;
+  if (before) {
+    // Its chat template may be another one by now.
+    if (before.finished.train ?? before.finished.validation) named?.save(folder.path(TOKENIZER));
+    return before;
+  }
   // It must not stand beside files of another recipe, if this run does not come to its end.
   rmSync(folder.path(`units/${ALL}.json`), { force: true });
   progress.status("looking for duplicates", false);
@@ -359,7 +413,10 @@ async function finish(
   const finished = writeKept(folder, units, recipe);
   joinRejected(folder, units);
   progress.status("tokenizing", false);
-  for (const side of SHARDS) rmSync(folder.path(side), { recursive: true, force: true });
+  // Those of an earlier recipe; unless this one names its tokenizer.
+  for (const part of [...SHARDS, TOKENIZER])
+    if (typeof recipe.tokenizer !== "string" || resolve(recipe.tokenizer) !== resolve(folder.path(part)))
+      rmSync(folder.path(part), { recursive: true, force: true });
   await writeTokens(folder, units, recipe, finished, (text) => progress.status(text, false));
   const marker = { key, files: sizes(folder, units, recipe), duplicates, finished };
   folder.write(`units/${ALL}.json`, JSON.stringify(marker));
@@ -367,6 +424,7 @@ async function finish(
 }
 
 const SHARDS = ["shards/train", "shards/validation"];
+const TOKENIZER = "tokenizer";
 
 /** Of the files that `finish` leaves. */
 function sizes(folder: BuildFolder, units: readonly Unit[], recipe: Recipe): Marker["files"] {
@@ -374,7 +432,9 @@ function sizes(folder: BuildFolder, units: readonly Unit[], recipe: Recipe): Mar
   for (const { unit, source } of units)
     for (const kind of source === AGAINST ? ["duplicates", "repeats"] : ["duplicates", "repeats", "kept", "outcome"])
       files.push(`${kind}/${unit}.jsonl`);
-  for (const dir of recipe.tokenizer === undefined ? [] : [...SHARDS, "tokenizer"])
+  const { tokenizer } = recipe;
+  // A tokenizer that the recipe names is copied anew by every run.
+  for (const dir of tokenizer === undefined ? [] : typeof tokenizer === "string" ? SHARDS : [...SHARDS, TOKENIZER])
     if (existsSync(folder.path(dir))) for (const name of readdirSync(folder.path(dir))) files.push(`${dir}/${name}`);
   return Object.fromEntries(files.map((name) => [name, statSync(folder.path(name)).size]));
 }

@@ -2,6 +2,7 @@
  * The quality classifier: good texts against crawled ones, a linear model over words and hashed word pairs in fastText's form (Joulin et al. 2017),
  * and what is kept by its score: above a threshold, or by chance that grows with the score, as GPT-3 (Brown et al. 2020, appendix A).
  */
+import { createHash } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { UserError } from "../run/errors.js";
 import type { Finding } from "./document.js";
@@ -277,9 +278,12 @@ export interface KeepOptions {
 }
 export const KEEP_DEFAULTS: KeepOptions = { mode: "pareto", threshold: 0.5, alpha: 9, seed: 1 };
 
-/** The draw of GPT-3's rule, numpy's pareto: (1 - u)^(-1/alpha) - 1 with u from (seed, id). */
-export const paretoDraw = (seed: number, id: string, alpha: number): number =>
-  (1 - uniform(seed, "classifier", id)) ** (-1 / alpha) - 1;
+/** The draw of GPT-3's rule, numpy's pareto: (1 - u)^(-1/alpha) - 1 with u from (seed, id), by a hash that no other draw goes by. */
+export function paretoDraw(seed: number, id: string, alpha: number): number {
+  const digest = createHash("sha256").update(`${seed}\0${id}`).digest();
+  const u = Number(digest.readBigUInt64BE(0) >> 11n) / 2 ** 53;
+  return (1 - u) ** (-1 / alpha) - 1;
+}
 
 /** Judges a score. The threshold that is recorded is the one in force for this document. */
 export function judgeScore(score: number, id: string, options: Partial<KeepOptions> = {}): Finding {

@@ -23,8 +23,17 @@ export interface Document {
 export const chanceKey = ({ unnamed, id, text }: Pick<Document, "unnamed" | "id" | "text">): string =>
   unnamed ? exactKey(text) : id;
 
-/** Whether what was read as text is none: a program or an archive has NULs early on (Git asks the same). NO_TEXT says so. */
-export const isBinary = (text: string): boolean => text.slice(0, 8000).includes("\0");
+/**
+ * Whether what was read as text is none: a program or an archive has NULs early on (Git asks the same), and among a hundred characters more
+ * than one that controls something. A stray one costs no text. NO_TEXT says so.
+ */
+export function isBinary(text: string): boolean {
+  const head = text.slice(0, 8000);
+  return head.includes("\0") && (head.match(CONTROLS)?.length ?? 0) > head.length / 100;
+}
+/** Those that texts have no use for: no line ends, tabs, form feeds, colours of terminals. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+const CONTROLS = /[\0-\x07\x0e-\x1a\x1c-\x1f\x7f]/g;
 export const NO_TEXT = "not text: it holds NULs, as programs and archives do";
 
 /** Lone surrogates and NUL become the replacement character: no writer of UTF-8 can keep them. */

@@ -180,12 +180,24 @@ function* sampleTexts(
   let whole = 0;
   for (const { epochs, characters } of sources.values()) whole += epochs * characters;
   const part = Math.min(1, size / whole);
-  for (const document of keptDocuments(folder, units)) {
-    if (sideOf(document, recipe) !== "train") continue;
-    const { text } = document;
-    const source = sources.get(document.dataset)!;
-    source.seen += text.length;
-    for (; source.taken < part * source.epochs * source.seen; source.taken += text.length) yield text;
+  for (const { unit, source: name } of units) {
+    if (name === AGAINST) continue;
+    const source = sources.get(name)!;
+    // Chosen by their lengths: most of the corpus is not read again for it.
+    const times: number[] = [];
+    for (const { action, split, characters = 0 } of readRows<Outcome>(folder.rows("outcome", unit))) {
+      if (action !== "keep") continue;
+      let n = 0;
+      if (split === "train") {
+        source.seen += characters;
+        for (; source.taken < part * source.epochs * source.seen; source.taken += characters) n++;
+      }
+      times.push(n);
+    }
+    const taken = times.filter((n) => n > 0);
+    if (taken.length === 0) continue;
+    const rows = readRows<Document>(folder.path(`kept/${unit}.jsonl`), (row) => times[row] > 0);
+    for (const [i, { text }] of rows.entries()) for (let n = 0; n < taken[i]; n++) yield text;
   }
 }
 

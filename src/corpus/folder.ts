@@ -135,13 +135,13 @@ export function diskError(error: unknown, file: string): Error {
 
 export const unitName = (source: string, number: number): string => `${source}-${String(number).padStart(6, "0")}`;
 
-/** Rows of a JSONL file of the build. Line by line: the whole file as one string takes twice as long. */
-export function readRows<T>(file: string): T[] {
+/** Rows of a JSONL file of the build, all or those that are wanted. Line by line: the whole file as one string takes twice as long. */
+export function readRows<T>(file: string, wanted?: (row: number) => boolean): T[] {
   const bytes = readFileSync(file);
   const rows: T[] = [];
-  for (let start = 0; start < bytes.length; ) {
+  for (let start = 0, row = 0; start < bytes.length; row++) {
     const end = bytes.indexOf(10, start);
-    rows.push(JSON.parse(bytes.toString("utf8", start, end)) as T);
+    if (wanted === undefined || wanted(row)) rows.push(JSON.parse(bytes.toString("utf8", start, end)) as T);
     start = end + 1;
   }
   return rows;

@@ -33,8 +33,12 @@ export interface JudgeContext {
   classifier: QualityClassifier | undefined;
 }
 
-/** Stages that a trusted source is not spared: there is nothing to keep, or it must not be seen in training. */
-const ALWAYS = new Set(["extract", "decontaminate"]);
+/**
+ * Whether a trusted source is not spared: there is nothing to keep, or it must not be seen in training. Another data set, of which nothing
+ * is written out, is spared what stands in evaluation sets: the twins of such a document must be found.
+ */
+const always = (stage: string, dataset: string): boolean =>
+  stage === "extract" || (stage === "decontaminate" && dataset !== AGAINST);
 
 /** The presets for a language, as the recipe has them. */
 export function rulesFor(recipe: Recipe, language: string | undefined): HeuristicRules | undefined {
@@ -94,7 +98,8 @@ export function judge(
     if (recipe.pii) add(evaluatePii(text, recipe.pii.kinds));
   }
   if (trusted)
-    for (const finding of findings) if (finding.verdict === "drop" && !ALWAYS.has(finding.stage)) trust(finding);
+    for (const finding of findings)
+      if (finding.verdict === "drop" && !always(finding.stage, document.dataset)) trust(finding);
   const dropped = findings.find((f) => f.verdict === "drop");
   // Another data set is compared as the sources are: after the cuts.
   const kept = trusted && document.dataset !== AGAINST ? spans.filter((s) => !ofHeuristics(s)) : spans;

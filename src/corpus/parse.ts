@@ -1,6 +1,7 @@
 /** A raw record to a document: JSON fields, HTTP and HTML, or plain text; or the reason why it is none. */
 import { type Document, type Finding, isBinary, NO_TEXT, type Rejected, wellFormed } from "./document.js";
 import type { RawRecord } from "./input/record.js";
+import { LANGUAGES } from "./script.js";
 
 export interface ParseContext {
   dataset: string;
@@ -141,9 +142,13 @@ function idOf(id: unknown, source: string): string | undefined {
   return wellFormed(String(id));
 }
 
-/** A language code (BCP 47) as documents have it: "zh" of "zh-CN", "en" of "eng". Undefined for what is none, a name for one. */
+/** A language code (BCP 47) as lid.176 has it: "zh" of "zh-CN", "en" of "eng", "tl" as it is. Undefined for what is none, a name for one. */
 function languageOf(value: unknown): string | undefined {
   if (typeof value !== "string" || !/^[a-z]{2,3}(?:[-_][a-z0-9]{1,8})*$/i.test(value)) return undefined;
+  const own = value.split(/[-_]/)[0].toLowerCase();
+  if (own === "und") return undefined;
+  // Some of its codes have others in their place by now (fil for tl), under which no setting would be found.
+  if (LANGUAGES.has(own)) return own;
   try {
     const { language } = new Intl.Locale(value.replaceAll("_", "-"));
     return language === "und" ? undefined : language;

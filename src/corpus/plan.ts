@@ -3,15 +3,18 @@ import { closeSync, existsSync, openSync, readdirSync, readSync, statSync } from
 import { join } from "node:path";
 import { UserError } from "../run/errors.js";
 import { sha256 } from "./hash.js";
-import { listFiles } from "./input/source.js";
+import { formatOf, listFiles } from "./input/source.js";
 import { evaluationFiles } from "./judge.js";
 import { checkMinHash } from "./minhash.js";
 import { AGAINST, type Recipe } from "./recipe.js";
+import { labelsOf } from "./unit.js";
 import { codeVersion } from "./version.js";
 
 export interface SourcePlan {
   name: string;
   files: string[];
+  /** How the files are called in ids. */
+  labels: Map<string, string>;
   priority: number;
   readKey: string;
   judgeKey: string;
@@ -33,12 +36,16 @@ export function planBuild(recipe: Recipe): Plan {
   ];
   const sources = all.map(({ name, files: paths, priority, trusted }) => {
     const files = listFiles(paths, name === AGAINST ? "deduplicate.against" : `sources.${name}.files`, true);
+    const labels = labelsOf(files, paths);
     const prints = files.map((file) => {
+      // It is listed only: a log that grows beside the pages does not make them other pages.
+      if (formatOf(file) === undefined) return file;
       bytes += statSync(file).size;
       return fingerprint(file);
     });
+    const { limits, url, extract, unit } = recipe;
     const readKey = sha256(
-      JSON.stringify([codeVersion(), name, prints, recipe.limits, recipe.url, blocklists, recipe.extract, recipe.unit]),
+      JSON.stringify([codeVersion(), name, prints, [...labels.values()], limits, url, blocklists, extract, unit]),
     );
     // Of the deduplication a unit has the signatures only: they know no threshold, except that it may choose the bands.
     const near = recipe.deduplicate?.near && checkMinHash(recipe.deduplicate.near);
@@ -64,7 +71,7 @@ export function planBuild(recipe: Recipe): Plan {
         recipe.seed,
       ]),
     );
-    return { name, files, priority, readKey, judgeKey };
+    return { name, files, labels, priority, readKey, judgeKey };
   });
   return { sources, bytes };
 }

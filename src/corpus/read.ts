@@ -1,6 +1,6 @@
 /**
  * Documents from files, for training: whatever a corpus build reads too (JSONL with a `text` field, plain, .gz or .zst;
- * Parquet; WARC; HTML), plain text (one document a file, of up to 512 MiB), and folders of these. Streaming.
+ * Parquet; WARC; HTML), plain text (one document a file, of up to 536 million characters), and folders of these. Streaming.
  */
 import { constants } from "node:buffer";
 import { statSync } from "node:fs";
@@ -40,28 +40,35 @@ export async function* readDocuments(
 
 const isPlainText = (file: string): boolean => formatOf(file) === "text" && !/\.zst$/i.test(file);
 
-const TOO_LARGE = `oversized: a text file is one document, and of at most ${constants.MAX_STRING_LENGTH >> 20} MiB; cut it into several files, or make it JSONL with a document a line`;
+const TOO_LARGE = `oversized: a text file is one document, and of at most ${Math.floor(constants.MAX_STRING_LENGTH / 1e6)} million characters; cut it into several files, or make it JSONL with a document a line`;
+/** No more bytes can be a string: of UTF-8 three at most are one of its units. */
+const MAX_BYTES = 3 * constants.MAX_STRING_LENGTH;
 
 async function readText(file: string, reject: (record: Rejected) => void): Promise<Document | undefined> {
-  if (statSync(file).size === 0) return void reject({ file, line: 0, reason: "the file is empty" });
+  const onDisk = statSync(file).size;
+  if (onDisk === 0) return void reject({ file, line: 0, reason: "the file is empty" });
+  if (onDisk > MAX_BYTES && !/\.gz$/i.test(file)) return void reject({ file, line: 1, reason: TOO_LARGE });
   const pieces: Uint8Array[] = [];
   let size = 0;
   for await (const { data, damage } of readPieces(file)) {
     if (damage !== undefined) return void reject({ file, line: 1, reason: `it cannot be read: ${damage}` });
     pieces.push(data);
     size += data.length;
-    if (size > constants.MAX_STRING_LENGTH) return void reject({ file, line: 1, reason: TOO_LARGE });
+    if (size > MAX_BYTES) return void reject({ file, line: 1, reason: TOO_LARGE });
   }
   const bytes = Buffer.concat(pieces);
   let text: string;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes); // drops the byte order mark
   } catch {
-    const { decode } = await import("./html/charset.js");
-    const decoded = decode(bytes);
+    // Not UTF-8; or of more bytes than a string has characters, which Node decodes only piece by piece.
+    const { decodePieces } = await import("./html/charset.js");
+    const decoded = decodePieces(bytes);
     if (decoded.replaced > 0.01)
       return void reject({ file, line: 1, reason: "not text in any encoding that could be told" });
-    text = decoded.text;
+    if (decoded.pieces.reduce((n, piece) => n + piece.length, 0) > constants.MAX_STRING_LENGTH)
+      return void reject({ file, line: 1, reason: TOO_LARGE });
+    text = decoded.pieces.join("");
   }
   if (isBinary(text)) return void reject({ file, line: 1, reason: NO_TEXT });
   return { id: file, unnamed: true, text, source: { file, line: 1 }, dataset: "", metadata: {} };

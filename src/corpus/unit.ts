@@ -2,13 +2,12 @@
  * The two steps of a unit of work, as pure functions of its input: reading (records to documents) and judging (documents to
  * signals, decisions, spans, and what deduplication needs). They run in worker threads or in place, with the same bytes out.
  */
-import { basename, resolve, sep } from "node:path";
+import { basename, dirname, relative, resolve, sep } from "node:path";
 import { getDomain } from "tldts";
 import type { Document, Finding, Rejected, Span } from "./document.js";
 import { exactKey } from "./exact.js";
 import { BuildFolder, readRows, toRows } from "./folder.js";
 import type { Position, RawRecord } from "./input/record.js";
-import { listFiles } from "./input/source.js";
 import { type JudgeContext, judge, loadEvaluations } from "./judge.js";
 import { MinHasher } from "./minhash.js";
 import { type ParseContext, parseRecord } from "./parse.js";
@@ -89,6 +88,8 @@ export interface WorkerSetup {
   dir: string;
   recipe: Recipe;
   blockLists: BlockList[];
+  /** Of every source: how its files are called in ids. */
+  labels: Map<string, Map<string, string>>;
 }
 
 /**
@@ -124,7 +125,7 @@ export class Worker {
   private readonly folder: BuildFolder;
   private readonly recipe: Recipe;
   private readonly urls: UrlFilter;
-  private readonly names = new Map<string, Map<string, string>>();
+  private readonly labels: WorkerSetup["labels"];
   private context: Promise<JudgeContext> | undefined;
   private hasher: MinHasher | undefined;
 
@@ -132,6 +133,7 @@ export class Worker {
     this.folder = new BuildFolder(setup.dir);
     this.recipe = setup.recipe;
     this.urls = new UrlFilter(setup.recipe.url, setup.blockLists);
+    this.labels = setup.labels;
   }
 
   async run(task: Task): Promise<{ read?: ReadMarker; judged: JudgedMarker }> {
@@ -146,7 +148,7 @@ export class Worker {
     const { extract, limits } = this.recipe;
     const context: ParseContext = {
       dataset: task.source,
-      label: this.labels(task.source),
+      label: (file) => this.labels.get(task.source)?.get(file) ?? basename(file),
       mode: extract.mode,
       timeout: limits.timeout,
       maxRecordBytes: limits.maxRecordBytes,
@@ -169,17 +171,6 @@ export class Worker {
       [`rejected/${task.unit}.jsonl`]: toRows(rejected),
     });
     return { marker, rows };
-  }
-
-  /** How a source's files are called in ids. */
-  private labels(source: string): (file: string) => string {
-    let names = this.names.get(source);
-    if (!names) {
-      const roots = this.recipe.sources.find((s) => s.name === source)?.files ?? this.recipe.deduplicate?.against ?? [];
-      names = labelsOf(listFiles(roots, `sources.${source}.files`, true), roots);
-      this.names.set(source, names);
-    }
-    return (file) => names.get(file) ?? basename(file);
   }
 
   private async judge(task: Omit<JudgeTask, "step">, rows: readonly Row[]): Promise<JudgedMarker> {
@@ -286,26 +277,37 @@ export class Worker {
  * same name get as much of their paths as tells them apart.
  */
 export function labelsOf(files: readonly string[], roots: readonly string[]): Map<string, string> {
+  const folders = roots.map((root) => resolve(root));
   const labels = new Map<string, string>();
-  const owners = new Map<string, string[]>();
   for (const file of new Set(files)) {
-    const root = roots.find((r) => file.startsWith(`${r}/`));
-    const label = root === undefined ? basename(file) : `${basename(root)}/${file.slice(root.length + 1)}`;
-    labels.set(file, label);
-    if (!owners.has(label)) owners.set(label, []);
-    owners.get(label)!.push(file);
+    const path = resolve(file);
+    const root = folders.find((folder) => path.startsWith(folder.endsWith(sep) ? folder : folder + sep));
+    const label = root === undefined ? basename(path) : relative(dirname(root), path);
+    labels.set(file, label.split(sep).join("/"));
   }
-  for (const alike of owners.values()) {
-    if (alike.length === 1) continue;
+  const names = new Set(labels.values());
+  for (const alike of sameNamed(labels)) {
     const paths = alike.map((file) => resolve(file).split(sep));
     let same = 0;
     while (same < paths[0].length - 1 && paths.every((p) => p[same] === paths[0][same])) same++;
     for (const [i, path] of paths.entries()) {
       const label = path.slice(same).join("/");
-      labels.set(alike[i], owners.has(label) ? path.join("/") : label);
+      labels.set(alike[i], names.has(label) ? path.join("/") : label);
     }
   }
+  // Two of these groups may have met: the whole path is nobody else's.
+  for (const alike of sameNamed(labels)) for (const file of alike) labels.set(file, resolve(file).split(sep).join("/"));
   return labels;
+}
+
+/** Files that have a name in common, group by group. */
+function sameNamed(labels: ReadonlyMap<string, string>): string[][] {
+  const owners = new Map<string, string[]>();
+  for (const [file, label] of labels) {
+    if (!owners.has(label)) owners.set(label, []);
+    owners.get(label)!.push(file);
+  }
+  return [...owners.values()].filter((files) => files.length > 1);
 }
 
 function count(counts: Counts, finding: Finding, first: boolean, bytes: number): void {

@@ -98,28 +98,30 @@ function parsed(url: string): URL | undefined {
   }
 }
 
-/** A host without "www." and the dot that may stand at the end of one. */
-function hostOf(host: string): string {
+/** A host without "www.". */
+const hostOf = (host: string): string => plainHost(host).replace(/^www\./, "");
+
+/** A host in lower case, without the dot that may stand at the end of one. */
+function plainHost(host: string): string {
   // Most lines of a list are plain already, and a list may have millions. What is more than a host stays as it is, and fits none.
   const same = /^[a-z0-9._-]+$|[/:?#@]/i.test(host);
   const plain = same ? host : (parsed(host)?.hostname ?? host);
-  return plain
-    .toLowerCase()
-    .replace(/^www\./, "")
-    .replace(/\.$/, "");
+  return plain.toLowerCase().replace(/\.$/, "");
 }
 
 /** Host and path, in lower case. */
-function normalUrl(url: string): string {
+function normalUrl(written: string): string {
+  // First: once a letter is percent-encoded, it has no other case.
+  const url = written.toLowerCase();
   const address = parsed(url);
-  let text = url.replace(/^[a-z][a-z0-9+.-]*:\/\//i, "").replace(/^www\./i, "");
+  let text = url.replace(/^[a-z][a-z0-9+.-]*:\/\//, "").replace(/^www\./, "");
   if (address) {
     const { hostname, port, pathname, search, hash } = address;
     text = `${hostOf(hostname)}${port && `:${port}`}${pathname}${search}${hash}`;
   }
   let end = text.length;
   while (end > 0 && "/?#".includes(text[end - 1])) end--;
-  return text.slice(0, end).toLowerCase();
+  return text.slice(0, end).toLowerCase(); // percent-encoding has capitals
 }
 
 export class UrlFilter {
@@ -133,7 +135,7 @@ export class UrlFilter {
     const lower = (list: string[]): Set<string> => new Set(list.map((w) => w.toLowerCase()));
     this.words = lower(settings.words);
     this.softWords = lower(settings.softWords);
-    this.allowed = new Set(settings.allow.map(hostOf));
+    this.allowed = new Set(settings.allow.map(plainHost));
   }
 
   /** Every rule with its verdict; empty when nothing is asked or the document has no address. */
@@ -152,7 +154,7 @@ export class UrlFilter {
         verdict: drop ? "drop" : "pass",
         ...(detail === undefined ? {} : { detail }),
       });
-    if (this.allowed.has(registrable) || this.allowed.has(host)) {
+    if ([registrable, host, plainHost(hostname ?? "")].some((name) => this.allowed.has(name))) {
       add("url.allow", registrable, "allowed", false);
       return findings;
     }

@@ -8,9 +8,19 @@
  * that may take longer than a quarter of an hour. And a job that is started again on another host would wait as long, not 90 seconds.
  */
 import { randomUUID } from "node:crypto";
-import { closeSync, fstatSync, linkSync, openSync, readFileSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  fstatSync,
+  linkSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { hostname } from "node:os";
-import { dirname } from "node:path";
+import { basename, dirname } from "node:path";
 import { Worker } from "node:worker_threads";
 import { UserError } from "./errors.js";
 
@@ -26,6 +36,7 @@ const SILENCE = 90_000;
  */
 export function takeLock(path: string, silence = SILENCE, every = BEAT): () => void {
   take(path, silence);
+  sweep(path);
   const beat = startBeat(path, every);
   return () => {
     void beat?.terminate();
@@ -106,7 +117,7 @@ function create(path: string, text: string): boolean {
     return true;
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
-    if (code === "EEXIST") return false;
+    if (code === "EEXIST" || code === "ENOENT") return false; // ENOENT: swept away by who has the lock now
     if (!["EPERM", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EMLINK"].includes(code ?? "")) throw error;
   } finally {
     rmSync(own, { force: true });
@@ -118,6 +129,14 @@ function create(path: string, text: string): boolean {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
     return false;
   }
+}
+
+/** Removes what processes left that were killed while they tried to have the lock. */
+function sweep(path: string): void {
+  const beginning = `${basename(path)}.`;
+  for (const name of readdirSync(dirname(path)))
+    if (name.startsWith(beginning) && name.length === beginning.length + randomUUID().length)
+      rmSync(`${dirname(path)}/${name}`, { force: true });
 }
 
 /** Removes the lock of a process that is gone. Who holds the lock's own lock does that, so that nobody removes what another has just taken. */

@@ -18,7 +18,7 @@ describe("UrlFilter", () => {
   afterAll(() => rmSync(dir, { recursive: true }));
   for (const [category, file, lines] of [
     ["adult", "domains", "bad.co.uk\nwww.worse.example\n# a comment\nmünchen.example\nhalf.example/path\n"],
-    ["adult", "urls", "shared.example/~someone/pics\ngröße.example/maß\n"],
+    ["adult", "urls", "shared.example/~someone/pics\ngröße.example/maß\nmixed.example/Ä\n"],
     ["ads", "domains", "Ads.Example\n"],
   ] as const) {
     mkdirSync(join(dir, category), { recursive: true });
@@ -41,6 +41,8 @@ describe("UrlFilter", () => {
     expect(dropped({ categories: ["ads"] }, "https://bad.co.uk/")).toEqual([]);
     expect(dropped({ categories: ["ads"] }, "https://x.ads.example/")).toHaveLength(1);
     expect(dropped({ allow: ["bad.co.uk"] }, "https://www.bad.co.uk/")).toEqual([]);
+    expect(dropped({ allow: ["www.a.bad.co.uk"] }, "https://www.a.bad.co.uk/")).toEqual([]);
+    expect(dropped({ allow: ["www.a.bad.co.uk"] }, "https://a.bad.co.uk/")).toHaveLength(1);
   });
   it("blocks addresses by whole path segments, and words", () => {
     expect(dropped({}, "https://www.shared.example/~someone/pics/1.html?x")).toEqual([
@@ -64,6 +66,8 @@ describe("UrlFilter", () => {
       "https://shared.example./~someone/pics",
       "http://größe.example/maß/1",
       "http://xn--gre-6ka8i.example/ma%C3%9F",
+      "http://mixed.example/Ä",
+      "http://mixed.example/ä/1",
     ])
       expect(dropped({}, url), url).toHaveLength(1);
     expect(dropped({}, "http://bad.co.uk./")).toHaveLength(1);

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type BuildSummary, build } from "../../src/corpus/build.js";
+import { planBuild } from "../../src/corpus/plan.js";
 import { recipeSchema } from "../../src/corpus/recipe.js";
 import { whatIf } from "../../src/corpus/whatif.js";
 import { why } from "../../src/corpus/why.js";
@@ -380,15 +381,15 @@ describe("small builds", () => {
   });
 
   it("makes new shards when a file of the tokenizer changes", async () => {
-    const at = join(dir, "sample/tokenizer");
     const folder = join(dir, "given");
-    cpSync(at, folder, { recursive: true });
     const files = [
       jsonl("one.jsonl", [
         { id: "1", text: RIVER },
         { id: "2", text: prose(2, 50) },
       ]),
     ];
+    await small("giver", { sources: [{ name: "S", files }], tokenizer: { vocabSize: 400 } });
+    cpSync(join(dir, "giver/tokenizer"), folder, { recursive: true });
     const tokensOf = async (): Promise<string> => {
       await small("shards", {
         sources: [{ name: "S", files }],
@@ -455,6 +456,38 @@ describe("mistakes", () => {
       /layout of UT1/,
     );
   });
+  it("tells which rule kept nothing; the build can be asked what other thresholds would keep", async () => {
+    writeFileSync(
+      join(dir, "none.yaml"),
+      "sources: [{ name: a, files: in/books.jsonl }]\ntokenizer: { vocabSize: 300 }\nheuristics: { presets: [gopher] }\n",
+    );
+    const r = spawnSync(
+      process.execPath,
+      [
+        program,
+        "corpus",
+        "build",
+        "none.yaml",
+        "--out",
+        "none",
+        "--set",
+        "heuristics.thresholds={gopher.minWords: 9999}",
+      ],
+      { cwd: dir, encoding: "utf8" },
+    );
+    expect(r.stderr).toMatch(/gopher.minWords +-3/);
+    expect(r.stderr).toMatch(/error: none: nothing is kept: gopher.minWords \(heuristics\) took 3 of its 3 documents/);
+    expect(r.status).toBe(1);
+    expect((await whatIf(join(dir, "none"), ["gopher.minWords=5"])).kept).toMatchObject({ before: 0, after: 3 });
+  });
+  it("a language that cannot be told, and a recipe of stages, are refused", () => {
+    const books = "sources: [{ name: a, files: [in/books.jsonl] }]";
+    expect(complaint(`${books}\nlanguage: { keep: [en, xx] }`)).toMatch(
+      /bad.yaml:2:13: language.keep.1 is "xx"; it must be a code that lid.176 knows/,
+    );
+    expect(complaint("stages: []")).toMatch(/is a recipe of stages, and not of a corpus: lyceum run/);
+    expect(complaint("data: { train: a.txt }")).toMatch(/holds the settings of a stage/);
+  });
   it("puts documents without an id on the same side wherever they lie, and calls them by their place", () => {
     const build = (folder: string): string => {
       cpSync(join(dir, "in/pages"), join(dir, folder), { recursive: true });
@@ -479,5 +512,67 @@ describe("mistakes", () => {
   });
   it("an unfinished build is no answer", () => {
     expect(() => why(join(dir, "in"), "x")).toThrow(/is no corpus build/);
+  });
+});
+
+describe("run again", () => {
+  const rows = (name: string, ...texts: string[]): string => {
+    writeFileSync(join(dir, name), texts.map((text, i) => `${JSON.stringify({ id: `${name}${i}`, text })}\n`).join(""));
+    return join(dir, name);
+  };
+  const told: string[] = [];
+  const telling = { note: (t: string) => told.push(t), status: (t: string) => told.push(t), end() {} };
+  const again = async (out: string, recipe: object): Promise<BuildSummary> => {
+    told.length = 0;
+    return build(recipeSchema.parse(recipe), join(dir, out), 1, telling);
+  };
+
+  it("reads nothing anew for a file that it only lists", () => {
+    mkdirSync(join(dir, "logged"));
+    rows("logged/a.jsonl", "one");
+    const keyOf = (log: string): string => {
+      writeFileSync(join(dir, "logged/crawl.log"), log);
+      return planBuild(recipeSchema.parse({ sources: [{ name: "a", files: [join(dir, "logged")] }] })).sources[0]
+        .readKey;
+    };
+    expect(keyOf("begun")).toBe(keyOf("begun, and gone on"));
+  });
+  it("loads evaluation sets only when there is something to do", async () => {
+    const recipe = {
+      sources: [{ name: "a", files: [rows("plain.jsonl", prose(1, 100))] }],
+      decontaminate: { files: [rows("sets.jsonl", prose(2, 30), "too short")] },
+    };
+    await again("evaluated", recipe);
+    expect(told.join()).toContain("are not looked for");
+    await again("evaluated", recipe);
+    expect(told.join()).not.toContain("are not looked for");
+  });
+  it("tokenizes nothing anew for another chat template, and copies that; with nothing kept no tokenizer stays", async () => {
+    const sources = [{ name: "a", files: [rows("some.jsonl", prose(3, 100), prose(4, 100))] }];
+    await again("trained", { sources, tokenizer: { vocabSize: 300 } });
+    cpSync(join(dir, "trained/tokenizer"), join(dir, "named"), { recursive: true });
+    await again("reused", { sources, tokenizer: join(dir, "named") });
+    expect(told).toContain("tokenizing");
+    writeFileSync(join(dir, "named/chat_template.jinja"), "{{ another }}");
+    await again("reused", { sources, tokenizer: join(dir, "named") });
+    expect(told).not.toContain("tokenizing");
+    expect(readFileSync(join(dir, "reused/tokenizer/tokenizer_config.json"), "utf8")).toContain("{{ another }}");
+    expect((await again("trained", { sources, tokenizer: { vocabSize: 300 }, minCharacters: 1e6 })).finished.kept).toBe(
+      0,
+    );
+    expect(readdirSync(join(dir, "trained"))).not.toContain("tokenizer");
+    // Its own tokenizer, named: it is not taken away before it is read.
+    await again("reused", { sources, tokenizer: join(dir, "reused/tokenizer"), minCharacters: 2 });
+    expect(readdirSync(join(dir, "reused"))).toContain("tokenizer");
+  });
+  it("finds the twin of another data set's document in which an evaluation set stands", async () => {
+    const text = prose(5, 300);
+    const set = prose(6, 15);
+    const { duplicates } = await again("twins", {
+      sources: [{ name: "a", files: [rows("own.jsonl", text)] }],
+      deduplicate: { against: [rows("theirs.jsonl", `${text} ${set}`)] },
+      decontaminate: { files: [rows("set.jsonl", set)] },
+    });
+    expect(duplicates.near).toBe(1);
   });
 });

@@ -146,6 +146,8 @@ describe("keeping", () => {
     }
     expect(paretoDraw(3, "a", 9)).toBe(paretoDraw(3, "a", 9));
     expect(paretoDraw(3, "a", 9)).not.toBe(paretoDraw(4, "a", 9));
+    // Documents keep the verdicts that they had.
+    expect(paretoDraw(1, "doc1", 9)).toBe(0.02824119390517077);
   });
   it("keeps what the draw allows, or what is above the threshold", () => {
     const limit = 1 - paretoDraw(1, "doc", 9);

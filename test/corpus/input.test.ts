@@ -2,10 +2,10 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import zlib, { gzipSync } from "node:zlib";
+import { brotliCompressSync, deflateRawSync, deflateSync, gzipSync } from "node:zlib";
 import { afterAll, describe, expect, it } from "vitest";
 import { WARCRecord, WARCSerializer } from "warcio";
-import { crc32OfTable } from "../../src/corpus/input/bytes.js";
+import { crc32OfTable, readPieces } from "../../src/corpus/input/bytes.js";
 import { parseHttp } from "../../src/corpus/input/http.js";
 import type { Position, RawRecord } from "../../src/corpus/input/record.js";
 import { listFiles, readSource } from "../../src/corpus/input/source.js";
@@ -209,9 +209,44 @@ describe("damaged gzip", () => {
     const own = told(await read(put("largeown.jsonl.gz", Buffer.concat([packed, gzipSync(rows(7, 8))]))));
     expect(own.slice(36)).toEqual([expect.stringMatching(/checksum is wrong; reading goes on/), row(7)]);
   });
+  it("behind any number of damaged members the whole ones count", async () => {
+    const damaged = (i: number): Buffer => {
+      const member = gzipSync(row(i));
+      member[member.length - 6] ^= 1;
+      return member;
+    };
+    const members = Array.from({ length: 700 }, (_, i) => damaged(i));
+    const all = await read(put("many.jsonl.gz", Buffer.concat([...members, gzipSync(rows(7, 8))])));
+    expect(told(all)).toEqual([expect.stringMatching(/checksum is wrong; reading goes on at byte \d+$/), row(7)]);
+  });
+  it("goes on behind the damaged member, not at one inside it", async () => {
+    const packed = gzipSync(Buffer.concat([Buffer.from("a record, packed: "), gzipSync(rows(0, 1000))]), { level: 0 });
+    packed[packed.length - 6] ^= 1;
+    const all = await read(put("inside.jsonl.gz", Buffer.concat([packed, gzipSync(rows(7, 8))])));
+    expect(told(all)).toEqual([expect.stringContaining(`reading goes on at byte ${packed.length}`), row(7)]);
+  });
+  it("gives nothing out twice, and ends the search where headers were put for it to meet", async () => {
+    const head = Buffer.from([0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3]);
+    const bomb = deflateRawSync(Buffer.alloc(17 << 20));
+    // Every header begins a member that holds the others, in stored blocks, and the bomb.
+    const nested = Array(400).fill(Buffer.concat([Buffer.from([0, 10, 0, 0xf5, 0xff]), head]));
+    const file = put(
+      "nested.txt.gz",
+      Buffer.concat([head, ...nested, bomb, Buffer.from("no checksum, and no member")]),
+    );
+    let size = 0;
+    const damages: string[] = [];
+    for await (const { data, damage } of readPieces(file)) {
+      size += data.length;
+      if (damage !== undefined) damages.push(damage);
+    }
+    expect(size).toBeLessThan(18 << 20);
+    expect(damages).toEqual([expect.stringMatching(/length is wrong; reading ends at byte \d+: too much looks like/)]);
+  });
   it("the checksum is the same without Node's help", () => {
-    for (const s of ["", "a", "123456789", rows(0, 20)]) expect(crc32OfTable(Buffer.from(s))).toBe(zlib.crc32(s));
-    expect(crc32OfTable(Buffer.from("6789"), zlib.crc32("12345"))).toBe(0xcbf43926);
+    for (const s of ["", "a", "123456789", rows(0, 20)])
+      expect(crc32OfTable(Buffer.from(s))).toBe(gzipSync(s).readUInt32LE(gzipSync(s).length - 8));
+    expect(crc32OfTable(Buffer.from("6789"), crc32OfTable(Buffer.from("12345")))).toBe(0xcbf43926);
   });
 });
 
@@ -326,16 +361,20 @@ describe("Parquet, pages, texts, folders", () => {
   it("gives every file of a source a name of its own, below the folder that the recipe names", () => {
     const names = (roots: string[], ...files: string[]): string[] => [...labelsOf(files, roots).values()];
     expect(names(["/c/data"], "/c/data/a/p.jsonl", "/c/data/b/p.jsonl")).toEqual(["data/a/p.jsonl", "data/b/p.jsonl"]);
-    expect(names(["/c/data/", "/d/x.txt"], "/c/data/a/p.jsonl", "/d/x.txt")).toEqual(["p.jsonl", "x.txt"]);
+    expect(names(["/c/data/", "/d/x.txt"], "/c/data/a/p.jsonl", "/d/x.txt")).toEqual(["data/a/p.jsonl", "x.txt"]);
+    expect(names(["./in"], "in/a/p.jsonl")).toEqual(["in/a/p.jsonl"]);
     // The same names in several folders.
     const [x, y] = ["/c/x/part.jsonl", "/c/y/part.jsonl"];
     expect(names([x, y, "/c/z.txt"], x, y, "/c/z.txt")).toEqual(["x/part.jsonl", "y/part.jsonl", "z.txt"]);
     expect(names(["/c/data/"], "/c/data/p/part.jsonl", "/c/data/q/part.jsonl")).toEqual([
-      "p/part.jsonl",
-      "q/part.jsonl",
+      "data/p/part.jsonl",
+      "data/q/part.jsonl",
     ]);
     expect(new Set(names(["/e/x", x, y], "/e/x/part.jsonl", x, y)).size).toBe(3);
     expect(names([x, x], x, x)).toEqual(["part.jsonl"]);
+    // Two groups of the same names, which what tells their files apart would make one.
+    const [p, q, r, s] = ["/1/p", "/1/q", "/2/p", "/2/q"].map((folder) => `${folder}/data/part.jsonl`);
+    expect(new Set(names([p, q, "/2/p/data", "/2/q/data"], p, q, r, s)).size).toBe(4);
   });
 });
 
@@ -367,10 +406,22 @@ describe("parseHttp", () => {
       expect(parseHttp(answer(`Content-Encoding: ${coding}`, "<p>x</p>"), 1000).reason).toBeUndefined();
       expect(bodyOf(answer(`Content-Encoding: ${coding}`, "<p>x</p>"))).toBe("<p>x</p>");
     }
-    expect(parseHttp(answer("Content-Encoding: zstd", "x"), 1000).reason).toMatch(/"zstd", which is not known/);
+    for (const coding of ["zstd", "aes128gcm", "sdch", "lz4", "snappy", "identity, zstd"])
+      expect(parseHttp(answer(`Content-Encoding: ${coding}`, "x"), 1000).reason).toMatch(/"\w+", which is not known/);
+    const page = "<p>hello</p>";
+    for (const [coding, packed] of [
+      ["br, utf-8", brotliCompressSync(page)],
+      ["deflate, br", brotliCompressSync(deflateSync(page))],
+      ["gzip, deflate", gzipSync(page)],
+      ["x-gzip, gzip", gzipSync(page)],
+      ["iso-8859-1, gzip;q=1", gzipSync(page)],
+      ["deflate, gzip", gzipSync(page)],
+    ] as const)
+      expect(bodyOf(answer(`Content-Encoding: ${coding}`, packed)), coding).toBe(page);
     // It was stored without its chunks, and begins with hexadecimal digits.
     const plain = "Added in 2024\nThe text goes on here.\n";
     expect(bodyOf(answer("Transfer-Encoding: chunked", plain))).toBe(plain);
     expect(bodyOf(answer("Transfer-Encoding: chunked", "3;name=x\r\nabc\r\n2 \r\nde\r\n0\r\n\r\n"))).toBe("abcde");
+    expect(bodyOf(answer("Transfer-Encoding: chunked", " 3\r\nabc\r\n0x2\r\nde\r\n0\r\n\r\n"))).toBe("abcde");
   });
 });

@@ -70,6 +70,20 @@ test("what is no document is set aside with its line; text in another encoding i
   ]);
 });
 
+test("a program or an archive with the name of a text is set aside", async () => {
+  const program = Buffer.from("\x7fELF\x02\x01\x01\0\0\0\0\xe9\xff", "latin1");
+  const aside: Rejected[] = [];
+  const { rejected } = await read(put("program.txt", program), put("zeros.md", "a\0b"));
+  for await (const _ of documentsOf([put("other.txt", program)], "", (r) => aside.push(r))) throw new Error("read");
+  expect([...rejected, ...aside].map((r) => r.reason)).toEqual(
+    Array(3).fill("not text: it holds NULs, as programs and archives do"),
+  );
+  const utf16 = put("utf16.txt", Buffer.from("\ufeffzwei Sätze.", "utf16le"));
+  expect((await read(utf16)).texts).toEqual(["zwei Sätze."]);
+  const stray = `${"A text of words. ".repeat(40)}\0`;
+  expect((await read(put("stray.txt", stray))).texts).toEqual([stray]);
+});
+
 test("a document of a row sees its own tokens only, begins with the token that closed the one before, and every token is a target", async () => {
   const tokenizer = trainBpe(["a b c"], { vocabSize: 257 });
   const eos = tokenizer.eosId as number;
@@ -98,14 +112,14 @@ test("a document of a row sees its own tokens only, begins with the token that c
 
 test("a text file that is longer than a string can be, and one whose end is damaged, are set aside", async () => {
   const large = put("large.txt", "x");
-  truncateSync(large, 2 ** 29);
+  truncateSync(large, 3 * 2 ** 29);
   const { texts, rejected } = await read(
     large,
     put("tail.txt.gz", Buffer.concat([gzipSync("begin"), gzipSync("end").fill(0, 5)])),
   );
   expect(texts).toEqual([]);
   expect(rejected.map((r) => r.reason)).toEqual([
-    expect.stringMatching(/^oversized: a text file is one document, and of at most 511 MiB; cut it/),
+    expect.stringMatching(/^oversized: a text file is one document, and of at most 536 million characters; cut it/),
     expect.stringMatching(/^it cannot be read: .*damaged/),
   ]);
 });
@@ -116,6 +130,8 @@ test("ids, languages and depth of JSON records", async () => {
     '{"text":"b","id":9007199254740992,"language":"eng"}',
     '{"text":"c","id":"","language":"English"}',
     '{"text":"d","id":{"$oid":"5f"},"language":"und"}',
+    '{"text":"l","id":"l","language":"tl"}',
+    '{"text":"s","id":"s","language":"SH_Latn"}',
     `{"text":"e","id":5,"more":${"[".repeat(400)}${"]".repeat(400)}}`,
     `{"text":"f","more":${"[".repeat(20_000)}${"]".repeat(20_000)}}`,
   ];
@@ -130,9 +146,11 @@ test("ids, languages and depth of JSON records", async () => {
     ["9007199254740992", "en", "eng"],
     ["unnamed", undefined, "English"],
     ['{"$oid":"5f"}', undefined, "und"],
+    ["l", "tl", "tl"],
+    ["s", "sh", "SH_Latn"],
     ["5", undefined, undefined],
   ]);
-  expect(rejected.map((r) => [r.line, r.reason])).toEqual([[6, "the JSON is nested more than 500 levels deep"]]);
+  expect(rejected.map((r) => [r.line, r.reason])).toEqual([[8, "the JSON is nested more than 500 levels deep"]]);
 });
 
 test("an id in tokens.bin that the vocabulary does not have is found before a kernel meets it", async () => {

@@ -234,6 +234,14 @@ test("another start that waited for the lock does not take a finished run for on
   process.kill(Number(pid));
 });
 
+test("what a process left that was killed while it tried to have the lock goes when another has it", () => {
+  const path = join(root, "swept.lock");
+  const left = `${path}.0b0a3f6e-1c1d-4c2e-9d53-0f6a0c8d2b11`;
+  for (const name of [left, `${path}.notes`]) writeFileSync(name, "");
+  takeLock(path)();
+  expect([left, `${path}.notes`].map((name) => existsSync(name))).toEqual([false, true]);
+});
+
 test("a result takes the place of an older one whole, and nothing of it is left", () => {
   const run = open(fresh());
   run.result("model", (d) => writeFileSync(`${d}/old`, ""));

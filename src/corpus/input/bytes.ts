@@ -2,7 +2,8 @@
  * Files as a stream of bytes, whatever they are packed in (gzip of one or many members, zstd, or plain).
  * A gzip file of many members (WARC: one a record) tells where each one begins, so that reading can go on there.
  *
- * Damage is reported, not thrown: what came before it counts, and a gzip file goes on at its next whole member. A member that unpacks to
+ * Damage is reported, not thrown: what came before it counts, and a gzip file goes on at its next whole member (unless looking for one
+ * costs too much: then the report says that reading ends). A member that unpacks to
  * no more than 16 MiB is compared with its checksum before anything of it is given out; of one that a wrong byte is in, nothing counts. Of a
  * larger member all that came before the damage is out already. The checksums of zstd frames are not compared (fzstd does not).
  */
@@ -25,8 +26,10 @@ const CHUNK = 1 << 18;
 const MAX_MEMBER = 1 << 26;
 /** Unpacked size up to which a member is unpacked at once. */
 const MAX_UNPACKED = 1 << 24;
-/** What looks like a member's header also stands in packed data, by chance once in 128 MB. With so many in a file that begin none, it was made so. */
-const MAX_TRIES = 300;
+/** Deflate packs no better than 1032 to 1: of members that do not overlap no more can be unpacked. */
+const MOST_PACKED = 1032;
+/** Bytes beyond that which are read and unpacked in vain while a whole member is looked for: what costs more was made to. */
+const MAX_VAIN = 1 << 28;
 
 export async function* readPieces(file: string, start = 0): AsyncGenerator<Piece> {
   if (/\.gz$/i.test(file)) yield* gzipMembers(file, start);
@@ -44,36 +47,54 @@ async function* gzipMembers(file: string, start: number): AsyncGenerator<Piece> 
   const handle = await open(file);
   try {
     const window = new Window(handle, start);
-    /** The damage behind which a whole member is looked for. */
-    let lost: { offset: number; damage: string; data?: Uint8Array | undefined } | undefined;
-    /** What was taken for one in vain. */
-    let tries = 0;
+    let lost: Lost | undefined;
     while (await window.fill(1)) {
       const { offset } = window;
       const header = await gzipHeader(window);
       // Zero bytes after the last member are padding (tar, block devices).
       if (typeof header === "string" && !lost && offset > 0 && (await onlyZeros(window))) return;
-      const member = typeof header === "string" ? { damage: header } : await inflateMember(window, header);
-      if (member === "large" || !member.damage) {
-        // A file that goes on has not ended inside the member, whatever packed data looked like with a part of them missing.
-        if (lost) {
+      let member: Member | "large" =
+        typeof header === "string"
+          ? { damage: header, cost: CHUNK }
+          : await inflateMember(window, header, lost !== undefined);
+      if (lost) {
+        // What only looks like a member must not be given out: of a large one that was searched for, all is read before.
+        const large = member === "large";
+        if (member === "large") member = await readLarge(file, window, header as number);
+        if (member.damage === undefined && (await isInside(window, offset, lost)))
+          member = { damage: lost.damage, cost: member.cost };
+        if (member.damage === undefined) {
+          // A file that goes on has not ended inside the member, whatever packed data looked like with a part of them missing.
           const damage = lost.data ? "a gzip member is damaged: its end is missing" : lost.damage;
           yield { data: NOTHING, offset: lost.offset, damage: `${damage}; reading goes on at byte ${offset}` };
+          lost = undefined;
+          if (large) {
+            window.seek(offset);
+            member = "large";
+          }
         }
-        lost = undefined;
       }
+      let from = offset + 1;
       if (member === "large") {
-        const damage = yield* inflateLarge(file, window, header as number);
-        if (damage !== undefined) lost = { offset, damage };
-      } else {
-        if (member.damage === undefined) yield { data: member.data!, offset };
-        else if (!lost) lost = { offset, damage: member.damage, data: member.data };
-        else if (++tries > MAX_TRIES) break;
+        member = yield* inflateLarge(file, window, header as number);
+        // It may have been read into the next one.
+        from = Math.max(from, window.offset - CHUNK);
+      } else if (member.damage === undefined) yield { data: member.data!, offset };
+      if (member.damage === undefined) continue;
+      if (!lost) lost = { offset, damage: member.damage, data: member.data, end: 0, vain: 0, reached: offset };
+      else {
+        lost.vain += member.cost;
+        lost.reached = Math.max(lost.reached, window.offset);
+        if (lost.vain > MAX_VAIN + MOST_PACKED * (lost.reached - lost.offset)) {
+          lost.damage += `; reading ends at byte ${offset}: too much looks like gzip members there, and is none`;
+          break;
+        }
       }
-      if (!lost) continue;
-      // A damaged member may have been read into the next one.
-      if (window.offset > offset) window.seek(Math.max(offset + 1, window.offset - CHUNK));
-      else window.drop(1);
+      if (member.end !== undefined && offset >= lost.end) {
+        window.seek(member.end);
+        if (!(await window.fill(1)) || (await beginsMember(window))) lost.end = member.end;
+      }
+      window.seek(from);
       if (!(await findMember(window))) break;
     }
     if (!lost) return;
@@ -84,6 +105,27 @@ async function* gzipMembers(file: string, start: number): AsyncGenerator<Piece> 
     await handle.close();
   }
 }
+
+/** The damage behind which a whole member is looked for. */
+interface Lost {
+  offset: number;
+  damage: string;
+  /** See Member. */
+  data: Uint8Array | undefined;
+  /** Offset behind the last damaged member that had an end with another member behind it, or the file's. */
+  end: number;
+  /** Bytes that were read and unpacked while looking, and offset up to which. */
+  vain: number;
+  reached: number;
+}
+
+/**
+ * Whether the whole member that begins at `offset`, and behind which the window stands, is content of a damaged one (a packed page in a
+ * record that is not packed further), and none of the file. If the damage is a missing piece, the file's own may seem to lie inside, too, but
+ * they end where another begins.
+ */
+const isInside = async (window: Window, offset: number, lost: Lost): Promise<boolean> =>
+  offset < lost.end && window.offset !== lost.end && !(await beginsMember(window));
 
 /** A part of the file in memory, that grows at its end and is dropped at its beginning. */
 class Window {
@@ -110,9 +152,11 @@ class Window {
   }
   /** Goes to any place in the file. */
   seek(offset: number): void {
-    this.bytes = Buffer.alloc(0);
+    const ahead = offset - this.offset;
+    const held = ahead >= 0 && ahead <= this.bytes.length;
+    this.bytes = held ? this.bytes.subarray(ahead) : Buffer.alloc(0);
     this.offset = offset;
-    this.ended = false;
+    this.ended &&= held;
   }
 }
 
@@ -133,7 +177,7 @@ async function gzipHeader(window: Window): Promise<number | string> {
     let zero = -1;
     for (let n = at + 256; zero < 0; n += 4096) {
       const all = await window.fill(n);
-      zero = window.bytes.indexOf(0, at);
+      zero = window.bytes.subarray(0, n).indexOf(0, at);
       if (zero < 0 && (!all || n > at + 65536)) return "the gzip file is truncated in a member's header";
     }
     at = zero + 1;
@@ -142,18 +186,23 @@ async function gzipHeader(window: Window): Promise<number | string> {
   return (await window.fill(at)) ? at : "the gzip file is truncated in a member's header";
 }
 
-/** `data` beside a damage: the file ends inside the member, and this came before. */
 interface Member {
+  /** Beside a damage: the file ends inside the member, and this came before. */
   data?: Uint8Array;
-  damage?: string;
+  damage?: string | undefined;
+  /** Offset behind its checksum, where a damaged one has an end. */
+  end?: number;
+  /** Bytes that were read and unpacked, at most. */
+  cost: number;
 }
 
-/** Drops the member from the window, unless it is damaged. */
-async function inflateMember(window: Window, header: number): Promise<Member | "large"> {
+/** Drops the member from the window, unless it is damaged. `doubtful`: it may be none, and is unpacked by and by, so that the cost is known. */
+async function inflateMember(window: Window, header: number, doubtful: boolean): Promise<Member | "large"> {
   let want = CHUNK;
+  let most = doubtful ? CHUNK : MAX_UNPACKED;
   for (;;) {
     const all = !(await window.fill(want));
-    const packed = window.bytes.subarray(header);
+    const packed = window.bytes.subarray(header, want);
     let data: Buffer;
     let taken: number;
     try {
@@ -161,7 +210,7 @@ async function inflateMember(window: Window, header: number): Promise<Member | "
       const { buffer, engine } = inflateRawSync(packed, {
         info: true,
         finishFlush: constants.Z_SYNC_FLUSH, // what there is, also of a member that goes on beyond the window
-        maxOutputLength: MAX_UNPACKED,
+        maxOutputLength: most,
         chunkSize: 1 << 16, // most pages in one or two pieces: with Node's 16 kB it takes twice as long
       } as never) as unknown as {
         buffer: Buffer;
@@ -170,18 +219,25 @@ async function inflateMember(window: Window, header: number): Promise<Member | "
       [data, taken] = [buffer, engine.bytesWritten];
     } catch (error) {
       const { code, message } = error as { code?: string; message: string };
-      return code === "ERR_BUFFER_TOO_LARGE" ? "large" : { damage: `a gzip member is damaged: ${message}` };
+      if (code !== "ERR_BUFFER_TOO_LARGE")
+        return { damage: `a gzip member is damaged: ${message}`, cost: packed.length + most };
+      if (most === MAX_UNPACKED) return "large";
+      most = Math.min(most * 8, MAX_UNPACKED);
+      continue;
     }
     const end = header + taken;
+    const cost = packed.length + data.length;
     if (taken < packed.length || all) {
       if (!(await window.fill(end + 8)))
         return {
           data,
           damage: `the gzip file is truncated: it ends inside a member${taken < packed.length ? "'s checksum" : ""}`,
+          cost,
         };
       const damage = checkMember(window.bytes.subarray(end, end + 8), crc32(data), data.length);
-      if (damage === undefined) window.drop(end + 8);
-      return damage === undefined ? { data } : { damage };
+      if (damage !== undefined) return { damage, end: window.offset + end + 8, cost };
+      window.drop(end + 8);
+      return { data, cost };
     }
     if (want > MAX_MEMBER) return "large";
     want = Math.max(want * 4, window.bytes.length * 2);
@@ -210,16 +266,21 @@ export function crc32OfTable(data: Uint8Array, before = 0): number {
   return ~crc >>> 0;
 }
 
+/** Whether what comes next looks like a member. The upper flags are reserved, and zero. */
+async function beginsMember(window: Window): Promise<boolean> {
+  if (!(await window.fill(4))) return false;
+  const [a, b, method, flags] = window.bytes;
+  return a === 0x1f && b === 0x8b && method === 8 && (flags & 0xe0) === 0;
+}
+
 /** Goes on to the next thing that looks like a member. */
 async function findMember(window: Window): Promise<boolean> {
   while (await window.fill(4)) {
     const at = window.bytes.indexOf("\x1f\x8b\x08", 0, "latin1");
-    // The upper flags are reserved, and zero.
-    if (at >= 0 && at + 3 < window.bytes.length && (window.bytes[at + 3] & 0xe0) === 0) {
-      window.drop(at);
-      return true;
-    }
-    window.drop(at >= 0 && at + 3 < window.bytes.length ? at + 1 : at >= 0 ? at : window.bytes.length - 2);
+    window.drop(at >= 0 ? at : window.bytes.length - 2);
+    if (at < 0) continue;
+    if (await beginsMember(window)) return true;
+    window.drop(1);
   }
   return false;
 }
@@ -232,14 +293,19 @@ async function onlyZeros(window: Window): Promise<boolean> {
   }
 }
 
-/** A member as a stream; the window stands behind it afterwards. Returns what is wrong with it. */
-async function* inflateLarge(file: string, window: Window, header: number): AsyncGenerator<Piece, string | undefined> {
+/** A member as a stream; the window stands behind it afterwards, or of a damaged one where its packed data end. */
+async function* inflateLarge(file: string, window: Window, header: number): AsyncGenerator<Piece, Member> {
   const { offset } = window;
   const inflate = createInflateRaw({ chunkSize: CHUNK, finishFlush: constants.Z_SYNC_FLUSH });
   const raw = createReadStream(file, { start: offset + header });
   raw.on("error", (e) => inflate.destroy(e));
   let crc = 0;
   let length = 0;
+  const ended = (damage?: string, end?: number): Member => ({
+    damage,
+    ...(end === undefined ? {} : { end }),
+    cost: header + inflate.bytesWritten + length,
+  });
   try {
     for await (const data of raw.pipe(inflate)) {
       yield { data, offset: length === 0 ? offset : undefined };
@@ -249,15 +315,24 @@ async function* inflateLarge(file: string, window: Window, header: number): Asyn
   } catch (error) {
     const { code, message } = error as { code?: string; message: string };
     if (!code?.startsWith("Z_")) throw error;
-    return `a gzip member is damaged: ${message}`;
+    return ended(`a gzip member is damaged: ${message}`);
   } finally {
     raw.destroy();
     window.seek(offset + header + inflate.bytesWritten);
   }
-  if (!(await window.fill(8))) return "the gzip file is truncated: it ends inside a member";
+  if (!(await window.fill(8))) return ended("the gzip file is truncated: it ends inside a member");
   const damage = checkMember(window.bytes.subarray(0, 8), crc, length);
-  if (damage === undefined) window.drop(8);
-  return damage;
+  if (damage !== undefined) return ended(damage, window.offset + 8);
+  window.drop(8);
+  return ended();
+}
+
+/** The same, and gives nothing out. */
+async function readLarge(file: string, window: Window, header: number): Promise<Member> {
+  const pieces = inflateLarge(file, window, header);
+  let step = await pieces.next();
+  while (!step.done) step = await pieces.next();
+  return step.value;
 }
 
 /** zstd frames (RFC 8878) by fzstd, which unpacks block by block: memory is bounded by the frame's window. */

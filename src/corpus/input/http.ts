@@ -26,9 +26,11 @@ export function parseHttp(bytes: Uint8Array, maxBytes: number): HttpBody {
   const contentType = fields.get("content-type") ?? "";
   // Crawlers often store the body unpacked and leave the header as it was: what does not look packed is taken as it stands.
   if (/chunked/i.test(fields.get("transfer-encoding") ?? "")) body = dechunk(body) ?? body;
-  const encoding = (fields.get("content-encoding") ?? "").toLowerCase();
-  if (encoding !== "" && encoding !== "identity") {
-    const unpacked = unpack(body, encoding, maxBytes);
+  const codings = (fields.get("content-encoding") ?? "").toLowerCase().split(",").map(nameOf).filter(packs);
+  // The last one was put on last.
+  for (const [i, coding] of codings.reverse().entries()) {
+    if (i > 0 && body[0] === 0x3c) break; // a page already: some servers name several and pack once
+    const unpacked = unpack(body, coding, maxBytes);
     if (typeof unpacked === "string") return { status, contentType, body, reason: unpacked };
     body = unpacked;
   }
@@ -43,13 +45,25 @@ export function endOfHeader(buffer: Buffer, from: number): { at: number; size: n
   return crlf < 0 ? undefined : { at: crlf, size: 4 };
 }
 
-/** Codings of the content (RFC 9110, section 8.4.1, and the registry) that pack it and are not unpacked here. */
-const UNKNOWN = /^(?:x-)?(?:compress|zstd|dcb|dcz|exi|pack200-gzip|lzma|xz|bzip2?)$/;
+const nameOf = (coding: string): string => coding.split(";")[0].trim();
 
-function unpack(body: Uint8Array, encoding: string, maxOutputLength: number): Uint8Array | string {
+/** Not of "identity", nor of what servers name by mistake: a character set, a coding of mails, a type. */
+function packs(coding: string): boolean {
+  if (/^(?:|identity|none|[78]bit|binary|plain|html|text(?:\/.*)?)$/.test(coding)) return false;
   try {
-    if (/gzip/.test(encoding))
-      return body[0] === 0x1f && body[1] === 0x8b ? gunzipSync(body, { maxOutputLength }) : body;
+    new TextDecoder(coding);
+    return false;
+  } catch {
+    return true;
+  }
+}
+
+/** A coding (RFC 9110, section 8.4.1) that is not known is refused: what it packs would be taken for a page. */
+function unpack(body: Uint8Array, encoding: string, maxOutputLength: number): Uint8Array | string {
+  const gzip = /^(?:x-)?gzip$/.test(encoding);
+  const isGzip = body[0] === 0x1f && body[1] === 0x8b;
+  try {
+    if (gzip || (encoding === "deflate" && isGzip)) return isGzip ? gunzipSync(body, { maxOutputLength }) : body;
     if (encoding === "deflate")
       return (body[0] & 15) === 8 ? inflateSync(body, { maxOutputLength }) : inflateRawSync(body, { maxOutputLength });
     if (encoding === "br") {
@@ -63,8 +77,7 @@ function unpack(body: Uint8Array, encoding: string, maxOutputLength: number): Ui
       return `oversized: the page unpacks to more than ${(maxOutputLength / 1e6).toFixed(0)} MB (limits.maxRecordBytes)`;
     return `the page's ${encoding} packing is damaged: ${message}`;
   }
-  if (UNKNOWN.test(encoding)) return `the page is packed as "${encoding}", which is not known`;
-  return body; // "none", a character set: words of servers that mean nothing by it
+  return `the page is packed as "${encoding}", which is not known`;
 }
 
 function dechunk(body: Uint8Array): Uint8Array | undefined {
@@ -74,7 +87,7 @@ function dechunk(body: Uint8Array): Uint8Array | undefined {
     const end = body.indexOf(10, at);
     if (end < 0 || end - at > 64) return pieces.length > 0 ? Buffer.concat(pieces) : undefined;
     const line = Buffer.from(body.subarray(at, end)).toString("latin1");
-    if (!/^[0-9a-f]+\s*(?:;|$)/i.test(line)) return undefined;
+    if (!/^\s*(?:0x)?[0-9a-f]+\s*(?:;|$)/i.test(line)) return undefined;
     const size = Number.parseInt(line, 16);
     if (size === 0) return Buffer.concat(pieces);
     pieces.push(body.subarray(end + 1, end + 1 + size));

@@ -79,20 +79,11 @@ interface Read {
 type Stream = AsyncIterable<Read>;
 
 function readFile(file: string, from: Position, limits: Limits, asText: boolean): Stream {
-  if (statSync(file).size === 0)
-    return once<Read>(
-      from.records > 0 ? undefined : { record: unusable(file, 1, "the file is empty", 0), next: undefined },
-    );
+  const listed = (reason: string): Stream =>
+    once(from.records > 0 ? undefined : { record: unusable(file, 1, reason, 0), next: undefined });
   const format = formatOf(file) ?? (asText ? "text" : undefined);
-  if (format === undefined)
-    return once<Read>(
-      from.records > 0
-        ? undefined
-        : {
-            record: unusable(file, 1, `its format cannot be told by its name. Known are ${KNOWN}`, 0),
-            next: undefined,
-          },
-    );
+  if (format === undefined) return listed(`its format cannot be told by its name. Known are ${KNOWN}`);
+  if (statSync(file).size === 0) return listed("the file is empty");
   if (format === "jsonl") return readLines(file, from, limits);
   if (format === "warc") return readWarc(file, from, limits);
   if (format === "parquet") return readParquet(file, from, limits);
