@@ -290,15 +290,12 @@ program.hook("preAction", (_, command) => {
 });
 process.stderr.on("error", () => {});
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  if (works) return;
-  if (error.code === "EPIPE") process.exit(0);
-  process.stderr.write(`error: standard output could not be written: ${error.message}.\n`);
-  process.exit(1);
-});
-
-// By this signal Open MPI's mpirun asks all its processes to stop. What can save first listens itself.
-process.on("SIGUSR2", () => {
-  if (process.listenerCount("SIGUSR2") === 1) process.exit(130);
+  const gone = error.code === "EPIPE" || error.code === "EIO";
+  if (gone && works) return;
+  if (gone) process.exit(0);
+  if (!process.exitCode) process.stderr.write(`error: standard output could not be written: ${error.message}.\n`);
+  process.exitCode = 1;
+  if (!works) process.exit();
 });
 
 try {

@@ -1,5 +1,5 @@
 /** `lyceum report RUN`: the page of a run, written again from its files (a run that was killed has one of its last checkpoint). */
-import { existsSync, readdirSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { UserError } from "../run/errors.js";
 import { reportOf } from "../run/report.js";
 
@@ -15,6 +15,9 @@ export function command(dir: string): void {
 
 /** Of a recipe's folder, where its stages are. */
 function stagesOf(dir: string): string {
-  const names = existsSync(dir) ? readdirSync(dir).filter((name) => existsSync(`${dir}/${name}/metrics.jsonl`)) : [];
+  const names =
+    existsSync(dir) && statSync(dir).isDirectory()
+      ? readdirSync(dir).filter((name) => existsSync(`${dir}/${name}/metrics.jsonl`))
+      : [];
   return names.length > 0 ? ` These are: ${names.map((name) => `${dir}/${name}`).join(", ")}.` : "";
 }

@@ -79,7 +79,8 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
       "shape" in entry.schema && "seed" in (entry.schema.shape as object) ? { seed: recipe.seed ?? 1 } : {};
     const value = { ...seeded, ...(locate(resolve(rest, made), dirname(file)) as Json) };
     const config = check(entry.schema, { ...at, value }) as Json;
-    if (!flags.resume || latestStep(`${out}/${name}`) === 0) checkFiles(config, at, isMade, i > 0 ? meant : undefined);
+    const begun = latestStep(`${out}/${name}`) > 0 || existsSync(`${out}/${name}/model`);
+    if (!flags.resume || !begun) checkFiles(config, at, isMade, i > 0 ? meant : undefined);
     made.set(name, madeBy(stage, `${out}/${name}`));
     return { stage, name, entry, config, given: rest };
   });

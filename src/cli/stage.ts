@@ -47,7 +47,7 @@ export function checkFiles(
   const wrong: string[] = [];
   const visit = (value: unknown, path: PropertyKey[], key: string): void => {
     if (typeof value === "string") {
-      if (!FILES.has(key) || made(value)) return;
+      if (!FILES.has(key) || value === "" || made(value)) return;
       try {
         if (!existsSync(value)) throw new UserError(`${value} does not exist.${hint(value)}`);
         if (MODELS.has(key)) readLlamaConfig(value);

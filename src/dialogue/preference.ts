@@ -100,13 +100,11 @@ export function promptOf(r: Json, shared: Message[] = []): Message[] | string {
   const first = shared[0]?.role === "system" && given[0]?.role !== "system" ? 1 : 0;
   const told = JSON.stringify(shared.slice(first, first + given.length)) === JSON.stringify(given);
   const whole = told ? shared : [...given, ...shared];
-  // Lists that tell the prompt in other words (a blank at its end, its last turn only) are believed; else a prompt that is a list itself.
+  // Lists that tell the same question in other words (a blank at its end, its last turn only): who tells more of it is believed.
   const last = (messages: Message[]): string | undefined => messages.findLast((m) => m.role === "user")?.content.trim();
   const system = given[0]?.role === "system" && shared[0]?.role !== "system" ? [given[0]] : [];
-  const others = [
-    ...(last(given) === last(shared) ? [[...system, ...shared]] : []),
-    ...(Array.isArray(r.prompt) ? [given] : []),
-  ];
+  const both = last(given) === last(shared) ? [[...system, ...shared], given] : [];
+  const others = both.sort((a, b) => b.length - a.length);
   const sound = (messages: Message[]): boolean => !checkTurns(messages) && messages.at(-1)?.role === "user";
   const prompt = sound(whole) ? whole : (others.find(sound) ?? whole);
   if (prompt.length === 0) return 'there is no "prompt"';

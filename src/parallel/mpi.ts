@@ -247,7 +247,7 @@ class MpiComm implements Comm {
       (request) => this.mpi.call.alltoall(x, count, type, all, count, type, this.comm, request),
       () => {
         this.device.sumPieces(all, n, this.size, out, add ? 1 : 0, dtype);
-        this.scratch.giveBack(all, bytes * this.size);
+        this.scratch.giveBack(all);
       },
     );
   }
@@ -271,7 +271,7 @@ class MpiComm implements Comm {
     return this.start(
       "an all-gather",
       (request) => call(own || x, request),
-      () => own && this.scratch.giveBack(own, bytes),
+      () => own && this.scratch.giveBack(own),
     );
   }
 
@@ -292,7 +292,7 @@ class MpiComm implements Comm {
     const finish = (): true => {
       if (padded && !over) {
         device.bytes(x, n * width).set(device.bytes(padded, n * width));
-        this.scratch.giveBack(padded, piece * size * width);
+        this.scratch.giveBack(padded);
       }
       over = true;
       return true;
@@ -436,7 +436,7 @@ class MpiComm implements Comm {
     this.allGather(memory, n, memory + n);
     const all = this.device.bytes(memory + n, n * this.size);
     const pieces = Array.from({ length: this.size }, (_, r) => all.slice(r * n, (r + 1) * n));
-    this.scratch.giveBack(memory, bytes);
+    this.scratch.giveBack(memory);
     return pieces;
   }
 

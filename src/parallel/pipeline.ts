@@ -106,6 +106,6 @@ export class Pipe {
     this.arrived(this.sending.splice(0));
   }
   private arrived(sent: readonly { ptr: Ptr; bytes: number }[]): void {
-    for (const { ptr, bytes } of sent) this.scratch.giveBack(ptr, bytes);
+    for (const { ptr } of sent) this.scratch.giveBack(ptr);
   }
 }

@@ -1,6 +1,7 @@
 /**
  * Memory for messages. Their lengths follow the tokens of a batch, and are hardly ever the same twice: so a block is up to an eighth longer
- * than what is asked for, in sizes of which there are few, and is kept for the next message that fits.
+ * than what is asked for, in sizes of which there are few, and is kept for the next message
+ * that fits in and fills half of it.
  */
 import type { Device, Ptr } from "../device/device.js";
 
@@ -10,6 +11,7 @@ const LEAST = 4096;
 export class Scratch {
   private static readonly pools = new WeakMap<Device, Scratch>();
   private readonly free = new Map<number, Ptr[]>();
+  private readonly sizes = new Map<Ptr, number>();
 
   private constructor(private readonly device: Device) {}
 
@@ -23,12 +25,17 @@ export class Scratch {
   /** At least `bytes`, given back with `giveBack`. */
   take(bytes: number): Ptr {
     const size = sizeOf(bytes);
-    return this.free.get(size)?.pop() ?? this.device.alloc(size);
+    for (let fits = size; fits <= 2 * size; fits = sizeOf(fits + 1)) {
+      const found = this.free.get(fits)?.pop();
+      if (found !== undefined) return found;
+    }
+    const ptr = this.device.alloc(size);
+    this.sizes.set(ptr, size);
+    return ptr;
   }
 
-  /** `bytes`: as many as were taken. */
-  giveBack(ptr: Ptr, bytes: number): void {
-    const size = sizeOf(bytes);
+  giveBack(ptr: Ptr): void {
+    const size = this.sizes.get(ptr)!;
     const list = this.free.get(size);
     if (list) list.push(ptr);
     else this.free.set(size, [ptr]);

@@ -104,10 +104,13 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   if (hasReference(config)) {
     // Numbers of other pairs or other weights may lie there, where a run is begun again. The first process says, for all.
     const file = `${run.dir}/reference.json`;
-    const key = fingerprintOf([data, precision, ...filesOf(config.from)]);
+    const of = fingerprintOf([data, precision]);
+    const files = fingerprintOf(filesOf(config.from));
     const stored = (): Reference | undefined =>
       existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as Reference) : undefined;
-    const [[known]] = grid.world.gatherNumbers([run.first && stored()?.key === key ? 1 : 0]);
+    // A run that goes on keeps its own, wherever it has been copied to.
+    const fits = (r?: Reference): boolean => r?.of === of && (run.startStep > 0 || r.files === files);
+    const [[known]] = grid.world.gatherNumbers([run.first && fits(stored()) ? 1 : 0]);
     if (!known) {
       // Before anything is trained, the model is its own reference.
       const reference = load(config.from);
@@ -117,7 +120,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
         throw new UserError(
           `${config.from}: a log-probability of the reference is not finite. The weights of this model are damaged.`,
         );
-      run.write("reference.json", JSON.stringify({ key, sums }));
+      run.write("reference.json", JSON.stringify({ of, files, sums }));
       grid.world.barrier(true);
     }
     const { sums } = stored()!;
@@ -258,7 +261,9 @@ function* filesOf(dir: string): Generator<string | number> {
 }
 /** reference.json */
 interface Reference {
-  key: string;
+  /** Hashes of the pairs, and of what the weights are known by. */
+  of: string;
+  files: string;
   sums: PairLogProbs[];
 }
 

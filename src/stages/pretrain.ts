@@ -14,7 +14,7 @@ import type { Device } from "../device/device.js";
 import { peakFlops } from "../device/peak.js";
 import { readConversations } from "../dialogue/records.js";
 import { generate } from "../generate/generate.js";
-import { type LlamaConfig, parseLlamaConfig } from "../nn/config.js";
+import { type LlamaConfig, parseLlamaConfig, readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
@@ -113,10 +113,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
       ? loadLlama(device, config.from, config.precision, { grid })
       : newModel(device, config, tokenizer, grid);
   if (tokenizer.vocabSize > model.config.vocabSize)
-    throw new UserError(
-      `The tokenizer has ${tokenizer.vocabSize} tokens, but the model ${config.from} only ${model.config.vocabSize}: it is another model's. Leave out \`tokenizer\` to take the model's own.`,
-      2,
-    );
+    throw tooManyTokens(tokenizer, `${config.from}`, model.config.vocabSize);
   model.recompute = config.recompute;
   if (contextLength > model.config.maxPositionEmbeddings)
     throw new UserError(
@@ -215,12 +212,22 @@ async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, 
   return Tokenizer.load(dir);
 }
 
+const tooManyTokens = (tokenizer: Tokenizer, from: string, vocabSize: number): UserError =>
+  new UserError(
+    `The tokenizer has ${tokenizer.vocabSize} tokens, but the model ${from} only ${vocabSize}: it is another model's. Leave out \`tokenizer\` to take the model's own.`,
+    2,
+  );
+
 /** A model that is trained on knows its tokens by their number: those must be the same, and more may follow. */
 function checkTokenizer(from: string, wanted: NonNullable<PretrainConfig["tokenizer"]>): void {
   if (typeof wanted === "string") {
     const [known, given] = [Tokenizer.load(from), Tokenizer.load(wanted)];
     const ids = Array.from({ length: known.vocabSize }, (_, id) => id);
-    if (ids.every((id) => known.idToToken(id) === given.idToToken(id))) return;
+    const { vocabSize } = readLlamaConfig(from);
+    if (ids.every((id) => known.idToToken(id) === given.idToToken(id))) {
+      if (given.vocabSize <= vocabSize) return;
+      throw tooManyTokens(given, from, vocabSize);
+    }
   }
   throw new UserError(
     `tokenizer ${typeof wanted === "string" ? `is ${wanted}` : "asks for a new one"}, but \`from\` goes on with the model ${from}, whose tokens have other numbers. Set tokenizer to ${from}, or leave it out.`,

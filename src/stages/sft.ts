@@ -5,6 +5,7 @@
  * large batch. Samples are packed into rows; none sees another. Optionally a part of every step is pretraining text,
  * which keeps what the base model knew (Ouyang et al. 2022, section 3.5, do the same under PPO).
  */
+import { existsSync } from "node:fs";
 import { z } from "zod";
 import type { Rejected } from "../corpus/read.js";
 import { isValidation, shuffled } from "../corpus/shards.js";
@@ -71,8 +72,9 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
-  const base = Tokenizer.load(config.from);
   const tokenizer = resumed ? Tokenizer.load(resumed) : tunedTokenizer(config);
+  // A run that goes on has all weights of its own; the model it began with may be gone.
+  const base = existsSync(config.from) ? Tokenizer.load(config.from) : tokenizer;
   const { train, validation, report, rejected } = readSamples(config, tokenizer);
   const mix =
     config.pretrainMix &&

@@ -1,8 +1,6 @@
 /** What `lyceum launch` makes of signals, with an mpirun that only tells which ones reach it. Runs the built program (dist/). */
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -95,19 +93,4 @@ test("Ctrl-Z stops launch and the job until both go on; Ctrl-\\ ends both", asyn
   child.kill("SIGQUIT");
   await hears("SIGTSTP", "SIGCONT", "SIGTERM");
   expect(await ended).toBe(3);
-});
-
-test("the request to stop ends a command that has nothing to save as Ctrl-C would", async () => {
-  writeFileSync(
-    join(dir, "seeds.jsonl"),
-    `${JSON.stringify({ instruction: "Say", input: "", output: "So", type: "chat" })}\n`,
-  );
-  const asked = createServer(() => child.kill("SIGUSR2")).listen(0, "127.0.0.1");
-  await new Promise((done) => asked.on("listening", done));
-  const teacher = `http://127.0.0.1:${(asked.address() as AddressInfo).port}/v1`;
-  const args = ["instruct", "seeds.jsonl", "--teacher", teacher, "--model", "m", "--out", "grown.jsonl"];
-  const child = spawn(process.execPath, [bin, ...args], { cwd: dir });
-  const code = await new Promise((done) => child.on("close", done));
-  asked.close();
-  expect(code).toBe(130);
 });

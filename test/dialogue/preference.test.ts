@@ -60,7 +60,11 @@ test("a prompt and lists that tell it in other words", () => {
   expect(toPreference({ prompt: [S, U], ...lists(U) })).toMatchObject({ prompt: [S, U] });
   expect(toPreference({ prompt: "U ", ...lists(U) })).toMatchObject({ prompt: [U] });
   expect(toPreference({ prompt: [U], ...lists(U, A, U) })).toMatchObject({ prompt: [U, A, U] });
+  expect(toPreference({ prompt: [U, A, U], ...lists(U) })).toMatchObject({ prompt: [U, A, U] });
   expect(toPreference({ prompt: [{ ...S, content: "other" }, U], ...lists(S, U) })).toMatchObject({ prompt: [S, U] });
+  expect(toPreference({ prompt: [{ ...U, content: "another question" }], ...lists(U) })).toMatch(
+    /message 2 is the user's/,
+  );
 });
 
 test.each([

@@ -475,7 +475,7 @@ test("DPO's reference is of the weights, the pairs and the loss that are trained
   rmSync(`${file("fresh")}/model`, { recursive: true });
   await run("fresh", "dpo", { ...settings, from: base, loss: "kto", steps: 2 }, true);
   const then = JSON.parse(readFileSync(`${file("fresh")}/reference.json`, "utf8"));
-  expect(then.key).not.toBe(first.key);
+  expect(then.of).not.toBe(first.of);
   expect(then.sums.every((p: { other: number }) => p.other < 0)).toBe(true);
   expect(metrics("fresh").at(-1)!.kl).toBeLessThan(1);
 }, 60_000);

@@ -60,10 +60,10 @@ function packs(coding: string): boolean {
 
 /** A coding (RFC 9110, section 8.4.1) that is not known is refused: what it packs would be taken for a page. */
 function unpack(body: Uint8Array, encoding: string, maxOutputLength: number): Uint8Array | string {
-  const gzip = /^(?:x-)?gzip$/.test(encoding);
   const isGzip = body[0] === 0x1f && body[1] === 0x8b;
   try {
-    if (gzip || (encoding === "deflate" && isGzip)) return isGzip ? gunzipSync(body, { maxOutputLength }) : body;
+    if (isGzip) return gunzipSync(body, { maxOutputLength });
+    if (/^(?:x-)?gzip$/.test(encoding)) return body;
     if (encoding === "deflate")
       return (body[0] & 15) === 8 ? inflateSync(body, { maxOutputLength }) : inflateRawSync(body, { maxOutputLength });
     if (encoding === "br") {
@@ -77,6 +77,7 @@ function unpack(body: Uint8Array, encoding: string, maxOutputLength: number): Ui
       return `oversized: the page unpacks to more than ${(maxOutputLength / 1e6).toFixed(0)} MB (limits.maxRecordBytes)`;
     return `the page's ${encoding} packing is damaged: ${message}`;
   }
+  if (body[0] === 0x3c) return body; // markup, whatever it is called
   return `the page is packed as "${encoding}", which is not known`;
 }
 
