@@ -97,10 +97,11 @@ export async function command(name: string, file: string, flags: StageFlags): Pr
   const goesOn = flags.resume && latestStep(dir) > 0;
   // What a run has begun with it may no longer need. Files may be on the first host alone.
   const { launched } = await import("../parallel/mpi.js");
-  if (!goesOn && (launched()?.rank ?? 0) === 0) checkFiles(config, source);
+  const first = (launched()?.rank ?? 0) === 0;
+  if (!goesOn && first) checkFiles(config, source);
   const world = await join(config, dir);
-  if (flags.resume && !goesOn) console.error(`${dir} holds no checkpoint to go on from: the run begins anew`);
-  tellUnused(name, source.value as Json, config);
+  if (flags.resume && !goesOn && first) console.error(`${dir} holds no checkpoint to go on from: the run begins anew`);
+  if (first) tellUnused(name, source.value as Json, config);
   const open = (): RunFolder =>
     RunFolder.open(
       dir,
