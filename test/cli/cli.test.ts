@@ -426,7 +426,7 @@ test("launch starts what shares its work, and nothing else", () => {
 
 test("Ctrl-C in a corpus build tells that the same command goes on", async () => {
   const text = JSON.stringify({ text: "A harbour is quiet when the ice of winter comes. ".repeat(9) });
-  writeFileSync(join(dir, "crawl.jsonl"), `${text}\n`.repeat(3000));
+  writeFileSync(join(dir, "crawl.jsonl"), `${text}\n`.repeat(9000));
   const recipe = "sources: [{ name: a, files: crawl.jsonl }]\nheuristics: {}\nunit: { records: 50 }\n";
   writeFileSync(join(dir, "crawl.yaml"), recipe);
   const child = spawn(process.execPath, [bin, "corpus", "build", "crawl.yaml"], { cwd: dir });
