@@ -28,6 +28,7 @@ import {
   nextStage,
 } from "./funnel.js";
 import { sha256 } from "./hash.js";
+import type { Position } from "./input/record.js";
 import { loadEvaluations } from "./judge.js";
 import { type Plan, planBuild, type SourcePlan } from "./plan.js";
 import { openPool, type Pool } from "./pool.js";
@@ -295,10 +296,10 @@ async function eachUnit(
   source: SourcePlan,
   visit: (unit: string, input: UnitInput | undefined, read: ReadMarker | undefined) => Promise<void>,
 ): Promise<void> {
-  let position = { file: 0, records: 0 };
+  let position: Position = { file: 0, records: 0 };
   for (let n = 0; ; ) {
-    const known = folder.finished<ReadMarker>(`${unitName(source.name, n)}.read`, source.readKey);
-    if (known && JSON.stringify(known.start) === JSON.stringify(position)) {
+    const known = knownUnit(folder, source, n, position);
+    if (known) {
       await visit(unitName(source.name, n++), undefined, known);
       if (known.last) return;
       position = known.next;
@@ -309,20 +310,23 @@ async function eachUnit(
       await visit(unitName(source.name, n++), input, undefined);
       position = input.next;
       if (input.last) return;
-      const next = folder.finished<ReadMarker>(`${unitName(source.name, n)}.read`, source.readKey);
-      if (next && JSON.stringify(next.start) === JSON.stringify(position)) break;
+      if (knownUnit(folder, source, n, position)) break;
     }
   }
 }
 
+/** A source's unit `n`, when an earlier run has read it from the same place on. */
+function knownUnit(folder: BuildFolder, source: SourcePlan, n: number, start: Position): ReadMarker | undefined {
+  const read = folder.finished<ReadMarker>(`${unitName(source.name, n)}.read`, source.readKey);
+  return read && JSON.stringify(read.start) === JSON.stringify(start) ? read : undefined;
+}
+
 /** Whether earlier runs have read and judged every unit of a source. */
 function isFinished(folder: BuildFolder, source: SourcePlan): boolean {
-  let position = { file: 0, records: 0 };
+  let position: Position = { file: 0, records: 0 };
   for (let n = 0; ; n++) {
-    const unit = unitName(source.name, n);
-    const read = folder.finished<ReadMarker>(`${unit}.read`, source.readKey);
-    if (!read || JSON.stringify(read.start) !== JSON.stringify(position)) return false;
-    if (!folder.finished(`${unit}.judged`, source.judgeKey)) return false;
+    const read = knownUnit(folder, source, n, position);
+    if (!read || !folder.finished(`${unitName(source.name, n)}.judged`, source.judgeKey)) return false;
     if (read.last) return true;
     position = read.next;
   }

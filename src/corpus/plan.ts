@@ -1,13 +1,12 @@
 /** What a build has to do: the sources with their files, and the keys by which finished work is recognised. */
 import { closeSync, existsSync, openSync, readdirSync, readSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { basename, dirname, join, relative, resolve, sep } from "node:path";
 import { UserError } from "../run/errors.js";
 import { sha256 } from "./hash.js";
 import { formatOf, listFiles } from "./input/source.js";
 import { evaluationFiles } from "./judge.js";
 import { checkMinHash } from "./minhash.js";
 import { AGAINST, type Recipe } from "./recipe.js";
-import { labelsOf } from "./unit.js";
 import { codeVersion } from "./version.js";
 
 export interface SourcePlan {
@@ -105,4 +104,42 @@ function fingerprints(dir: string): unknown[] {
       const { size, mtimeMs } = statSync(join(dir, file));
       return [file, size, mtimeMs];
     });
+}
+
+/**
+ * Files' names as they stand in ids: below the folder that the recipe names, so that a moved corpus keeps its ids. Files that would have the
+ * same name get as much of their paths as tells them apart.
+ */
+export function labelsOf(files: readonly string[], roots: readonly string[]): Map<string, string> {
+  const folders = roots.map((root) => resolve(root));
+  const labels = new Map<string, string>();
+  for (const file of new Set(files)) {
+    const path = resolve(file);
+    const root = folders.find((folder) => path.startsWith(folder.endsWith(sep) ? folder : folder + sep));
+    const label = root === undefined ? basename(path) : relative(dirname(root), path);
+    labels.set(file, label.split(sep).join("/"));
+  }
+  const names = new Set(labels.values());
+  for (const alike of sameNamed(labels)) {
+    const paths = alike.map((file) => resolve(file).split(sep));
+    let same = 0;
+    while (same < paths[0].length - 1 && paths.every((p) => p[same] === paths[0][same])) same++;
+    for (const [i, path] of paths.entries()) {
+      const label = path.slice(same).join("/");
+      labels.set(alike[i], names.has(label) ? path.join("/") : label);
+    }
+  }
+  // Two of these groups may have met: the whole path is nobody else's.
+  for (const alike of sameNamed(labels)) for (const file of alike) labels.set(file, resolve(file).split(sep).join("/"));
+  return labels;
+}
+
+/** Files that have a name in common, group by group. */
+function sameNamed(labels: ReadonlyMap<string, string>): string[][] {
+  const owners = new Map<string, string[]>();
+  for (const [file, label] of labels) {
+    if (!owners.has(label)) owners.set(label, []);
+    owners.get(label)!.push(file);
+  }
+  return [...owners.values()].filter((files) => files.length > 1);
 }

@@ -2,7 +2,7 @@
  * The two steps of a unit of work, as pure functions of its input: reading (records to documents) and judging (documents to
  * signals, decisions, spans, and what deduplication needs). They run in worker threads or in place, with the same bytes out.
  */
-import { basename, dirname, relative, resolve, sep } from "node:path";
+import { basename } from "node:path";
 import { getDomain } from "tldts";
 import type { Document, Finding, Rejected, Span } from "./document.js";
 import { exactKey } from "./exact.js";
@@ -270,44 +270,6 @@ export class Worker {
       classifier: await this.classifier(),
     };
   }
-}
-
-/**
- * Files' names as they stand in ids: below the folder that the recipe names, so that a moved corpus keeps its ids. Files that would have the
- * same name get as much of their paths as tells them apart.
- */
-export function labelsOf(files: readonly string[], roots: readonly string[]): Map<string, string> {
-  const folders = roots.map((root) => resolve(root));
-  const labels = new Map<string, string>();
-  for (const file of new Set(files)) {
-    const path = resolve(file);
-    const root = folders.find((folder) => path.startsWith(folder.endsWith(sep) ? folder : folder + sep));
-    const label = root === undefined ? basename(path) : relative(dirname(root), path);
-    labels.set(file, label.split(sep).join("/"));
-  }
-  const names = new Set(labels.values());
-  for (const alike of sameNamed(labels)) {
-    const paths = alike.map((file) => resolve(file).split(sep));
-    let same = 0;
-    while (same < paths[0].length - 1 && paths.every((p) => p[same] === paths[0][same])) same++;
-    for (const [i, path] of paths.entries()) {
-      const label = path.slice(same).join("/");
-      labels.set(alike[i], names.has(label) ? path.join("/") : label);
-    }
-  }
-  // Two of these groups may have met: the whole path is nobody else's.
-  for (const alike of sameNamed(labels)) for (const file of alike) labels.set(file, resolve(file).split(sep).join("/"));
-  return labels;
-}
-
-/** Files that have a name in common, group by group. */
-function sameNamed(labels: ReadonlyMap<string, string>): string[][] {
-  const owners = new Map<string, string[]>();
-  for (const [file, label] of labels) {
-    if (!owners.has(label)) owners.set(label, []);
-    owners.get(label)!.push(file);
-  }
-  return [...owners.values()].filter((files) => files.length > 1);
 }
 
 function count(counts: Counts, finding: Finding, first: boolean, bytes: number): void {

@@ -1,6 +1,5 @@
 /** What PPO tells of a step, under TRL's names. */
-import { type Experience, klOf } from "./ppo.js";
-import type { PpoConfig } from "./ppo-config.js";
+import type { Experience } from "./ppo.js";
 
 /** Numbers of the updates of a step: their means, and how much a number varied among them. */
 export class Totals {
@@ -22,11 +21,13 @@ export class Totals {
 }
 
 /**
- * How far the policy is from the reference, in nats: the sum over a reply's tokens, the mean over replies. By k1 it is
- * log p(reply) - log p_ref(reply).
+ * How far the policy is from the reference, in nats: the sum over a reply's tokens, the mean over replies. `kl`: of a token's log p - log p_ref;
+ * taken as it is (k1), the sum is log p(reply) - log p_ref(reply).
  */
-export const klOfReplies = ({ logp, ref }: Pick<Experience, "logp" | "ref">, estimator: "k1" | "k3" = "k1"): number =>
-  mean(logp.map((row, i) => row.reduce((sum, p, t) => sum + klOf(p - ref[i][t], estimator), 0)));
+export const klOfReplies = (
+  { logp, ref }: Pick<Experience, "logp" | "ref">,
+  kl = (logRatio: number) => logRatio,
+): number => mean(logp.map((row, i) => row.reduce((sum, p, t) => sum + kl(p - ref[i][t]), 0)));
 
 /** Share of the returns' variance that the critic foresaw; 1 is perfect, 0 no better than the mean. */
 function explainedVariance({ returns, values }: Experience): number {
@@ -43,11 +44,12 @@ export const replyTokens = ({ episodes }: Experience): number =>
 export function stepMetrics(
   x: Experience,
   totals: Totals,
-  { klCoef, klEstimator }: Pick<PpoConfig, "klCoef" | "klEstimator">,
+  penalty: { klCoef: number; kl: (logRatio: number) => number },
   seconds: { rollout: number; update: number },
   passes: number,
 ): { loss: number } & Record<string, number> {
-  const kl = klOfReplies(x, klEstimator);
+  const { klCoef } = penalty;
+  const kl = klOfReplies(x, penalty.kl);
   const scores = mean(x.scores);
   const tokens = replyTokens(x);
   return {

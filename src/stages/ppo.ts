@@ -384,7 +384,13 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
       const totals = new Totals();
       const passes = update(step, experience, totals);
       const seconds = { rollout: (sampled - began) / 1000, update: (performance.now() - sampled) / 1000 };
-      const metrics = stepMetrics(experience, totals, { klCoef: state.klCoef, klEstimator }, seconds, passes);
+      const metrics = stepMetrics(
+        experience,
+        totals,
+        { klCoef: state.klCoef, kl: (r) => klOf(r, klEstimator) },
+        seconds,
+        passes,
+      );
       if (config.klTarget)
         state.klCoef = adaptKlCoef(
           state.klCoef,

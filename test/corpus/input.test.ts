@@ -9,7 +9,8 @@ import { crc32OfTable, readPieces } from "../../src/corpus/input/bytes.js";
 import { parseHttp } from "../../src/corpus/input/http.js";
 import type { Position, RawRecord } from "../../src/corpus/input/record.js";
 import { listFiles, readSource } from "../../src/corpus/input/source.js";
-import { documentsIn, labelsOf } from "../../src/corpus/unit.js";
+import { labelsOf } from "../../src/corpus/plan.js";
+import { documentsIn } from "../../src/corpus/unit.js";
 
 const dir = mkdtempSync(join(tmpdir(), "lyceum-input-"));
 afterAll(() => rmSync(dir, { recursive: true }));

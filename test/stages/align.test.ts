@@ -244,7 +244,13 @@ test("what PPO tells of the KL is what it paid for, by the estimator that it was
   const x = { episodes: [], scores: [3, 1], logp, ref, values: [], advantages: none, returns: none };
   for (const klEstimator of ["k1", "k3"] as const) {
     const paid = logp.map((row, i) => tokenRewards(row, ref[i], 0, 0.5, klEstimator).reduce((a, b) => a + b, 0));
-    const told = stepMetrics(x, new Totals(), { klCoef: 0.5, klEstimator }, { rollout: 1, update: 1 }, 1);
+    const told = stepMetrics(
+      x,
+      new Totals(),
+      { klCoef: 0.5, kl: (r) => klOf(r, klEstimator) },
+      { rollout: 1, update: 1 },
+      1,
+    );
     expect(told["objective/non_score_reward"]).toBeCloseTo((paid[0] + paid[1]) / 2, 6);
     expect(told["objective/rlhf_reward"]).toBeCloseTo(2 + (paid[0] + paid[1]) / 2, 6);
     expect(told["objective/kl"]).toBeCloseTo(-(paid[0] + paid[1]), 6);
