@@ -1,24 +1,11 @@
 /* AdamW (Loshchilov & Hutter 2019) in one pass over flat buffers, and the norm that clipping needs.
- * Beside bf16 parameters, master weights are split as in Split-SGD (Kalamkar et al. 2020): a parameter is its master's upper half, rounded,
- * and `low`, -32768 to 32767, what is to be added to its bits to have the master's. Ties are rounded away from 0: to even, two masters would
- * come to the same pair, one half below an even upper half and one half above it. */
+ * Beside bf16 parameters, master weights are in halves (rows.h): a parameter is its master's upper one. */
 #include "rows.h"
 enum { PIECE = 16384 };
 typedef struct {
   int64_t n; void *param; int16_t *low; float *m, *v, *ema; const void *grad; int dt;
   double lr, b1, b2, eps, wd, c1, c2, gscale, ema_decay, *partial;
 } Adam;
-
-static inline float join(bf16 high, int16_t low) {
-  union { uint32_t bits; float x; } master = {((uint32_t)high << 16) + (uint32_t)(int32_t)low};
-  return master.x;
-}
-static inline void split(float x, bf16 *high, int16_t *low) {
-  union { float x; uint32_t bits; } master = {x};
-  uint32_t bits = (master.bits & 0x7fffffff) > 0x7f800000 ? 0x7fc00000 : master.bits; /* a NaN that is rounded may become 0 */
-  *high = (bf16)((bits + 0x8000) >> 16);
-  *low = (int16_t)bits;
-}
 
 /* `halves`: parameters and gradients are bf16. A constant where this is called, so that each type has a loop of its own. */
 static inline __attribute__((always_inline)) void update(const Adam *t, int64_t at, int64_t n, int halves) {

@@ -40,7 +40,7 @@ void ly_add_rows(const void *src, const int32_t *rows, void *dst, int64_t n, int
   for (int64_t i = 0; i < n; i++) { load_row(x, src, i * D, D, dt); add_to_row(dst, rows[i] * D, x, D, dt); }
 }
 
-typedef struct { const void *pieces; void *out; int64_t n, count; int add, dt; } Sum;
+typedef struct { const void *pieces; void *out; int16_t *low; int64_t n, count; int add, dt; } Sum;
 static void sum_body(void *ctx, int64_t item, int thread) {
   const Sum *s = ctx; (void)thread;
   float total[PIECE], x[PIECE];
@@ -51,14 +51,17 @@ static void sum_body(void *ctx, int64_t item, int thread) {
       load_row(x, s->pieces, k * s->n + at, n, s->dt);
       for (int64_t i = 0; i < n; i++) total[i] += x[i];
     }
+    bf16 *restrict high = (bf16 *)s->out + at; int16_t *restrict low = s->low + at;
     if (s->add) {
-      load_row(x, s->out, at, n, s->dt);
+      if (s->low) for (int64_t i = 0; i < n; i++) x[i] = join(high[i], low[i]);
+      else load_row(x, s->out, at, n, s->dt);
       for (int64_t i = 0; i < n; i++) total[i] += x[i];
     }
-    store_row(s->out, at, total, n, s->dt);
+    if (s->low) for (int64_t i = 0; i < n; i++) split(total[i], high + i, low + i);
+    else store_row(s->out, at, total, n, s->dt);
   }
 }
-void ly_sum_pieces(const void *pieces, int64_t n, int64_t count, void *out, int add, int dt) {
-  Sum s = {pieces, out, n, count, add, dt};
+void ly_sum_pieces(const void *pieces, int64_t n, int64_t count, void *out, int16_t *low, int add, int dt) {
+  Sum s = {pieces, out, low, n, count, add, dt};
   ly_parallel((n + PIECE * PIECES - 1) / (PIECE * PIECES), sum_body, &s);
 }

@@ -159,8 +159,9 @@ void ly_axpy(float alpha, const void *x, void *y, int64_t n, int dt);           
 void ly_mul(const void *a, const void *b, void *out, int64_t n, int dt);
 void ly_scale(const void *x, float alpha, void *out, int64_t n, int dt);
 void ly_cast(const void *src, int dts, void *dst, int dtd, int64_t n);                /* bf16 by round to nearest even */
-/* out[n] = (add ? out : 0) + the sum of pieces[count][n], added in order, in fp32, rounded once; out may be a piece. */
-void ly_sum_pieces(const void *pieces, int64_t n, int64_t count, void *out, int add, int dt);
+/* out[n] = (add ? out : 0) + the sum of pieces[count][n], added in order, in fp32, rounded once; out may be a piece. With low[n], of bf16 only,
+ * nothing is rounded: out and low are the halves of fp32 numbers, as ly_split_master has them. */
+void ly_sum_pieces(const void *pieces, int64_t n, int64_t count, void *out, int16_t *low, int add, int dt);
 void ly_copy_rows(const void *src, const int32_t *rows, void *dst, int64_t n, int64_t D, int dt);      /* dst[i] = src[rows[i]] */
 void ly_add_rows(const void *src, const int32_t *rows, void *dst, int64_t n, int64_t D, int dt);       /* dst[rows[i]] += src[i] */
 

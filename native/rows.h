@@ -21,6 +21,19 @@ static inline void store_row(void *y, int64_t at, const float *restrict x, int64
   if (dt == LY_F32) memcpy((float *)y + at, x, (size_t)n * 4);
   else round_row((bf16 *)y + at, x, n);
 }
+/* A number in fp32 as two halves, as in Split-SGD (Kalamkar et al. 2020): the upper one is the number rounded to bf16, and `low`, -32768 to
+ * 32767, what is to be added to its bits to have the number's. Ties are rounded away from 0: to even, two numbers would come to the same
+ * pair, one half below an even upper half and one half above it. */
+static inline float join(bf16 high, int16_t low) {
+  union { uint32_t bits; float x; } whole = {((uint32_t)high << 16) + (uint32_t)(int32_t)low};
+  return whole.x;
+}
+static inline void split(float x, bf16 *high, int16_t *low) {
+  union { float x; uint32_t bits; } whole = {x};
+  uint32_t bits = (whole.bits & 0x7fffffff) > 0x7f800000 ? 0x7fc00000 : whole.bits; /* a NaN that is rounded may become 0 */
+  *high = (bf16)((bits + 0x8000) >> 16);
+  *low = (int16_t)bits;
+}
 /* Asks for a row before it is needed: what goes on in another place with every row, processors do not foresee. */
 static inline __attribute__((always_inline)) void fetch_row(const void *x, int64_t at, int64_t n, int dt) {
   int64_t size = dt == LY_F32 ? 4 : 2;

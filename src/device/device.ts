@@ -86,7 +86,7 @@ export interface Device {
   mul(a: Ptr, b: Ptr, out: Ptr, n: number, dt: DType): void;
   scale(x: Ptr, alpha: number, out: Ptr, n: number, dt: DType): void;
   cast(src: Ptr, dts: DType, dst: Ptr, dtd: DType, n: number): void;
-  sumPieces(pieces: Ptr, n: number, count: number, out: Ptr, add: number, dt: DType): void;
+  sumPieces(pieces: Ptr, n: number, count: number, out: Ptr, low: Ptr, add: number, dt: DType): void;
   copyRows(src: Ptr, rows: Ptr, dst: Ptr, n: number, D: number, dt: DType): void;
   addRows(src: Ptr, rows: Ptr, dst: Ptr, n: number, D: number, dt: DType): void;
   randomNormal(out: Ptr, n: number, seed: number, stream: number, mean: number, std: number, dt: DType): void;

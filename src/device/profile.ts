@@ -102,7 +102,10 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   mul: ([, , , n, dt]) => ({ flops: n, bytes: 3 * n * w(dt) }),
   scale: ([, , , n, dt]) => ({ flops: n, bytes: 2 * n * w(dt) }),
   cast: ([, from, , to, n]) => ({ flops: 0, bytes: n * (w(from) + w(to)) }),
-  sumPieces: ([, n, count, , add, dt]) => ({ flops: n * count, bytes: n * (count + 1 + add) * w(dt) }),
+  sumPieces: ([, n, count, , low, add, dt]) => ({
+    flops: n * count,
+    bytes: n * (count + (1 + add) * (low === 0 ? 1 : 2)) * w(dt),
+  }),
   // A Philox block of ten rounds gives four draws: reckoned as bytes written only.
   randomNormal: ([, n, , , , , dt]) => ({ flops: 0, bytes: n * w(dt) }),
   randomUniform: ([, n]) => ({ flops: 0, bytes: n * 4 }),

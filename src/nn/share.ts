@@ -6,7 +6,8 @@ import { sumNumbers } from "../parallel/comm.js";
 import type { Grid } from "../parallel/grid.js";
 import { part } from "../parallel/tensor.js";
 import { UserError } from "../run/errors.js";
-import { type ParameterSet, type ParameterSpec, tensorsOf, type Unit, zeroMissing } from "../tensor/parameters.js";
+import { zeroMissing } from "../tensor/gradients.js";
+import { type ParameterSet, type ParameterSpec, tensorsOf, type Unit } from "../tensor/parameters.js";
 import type { LlamaConfig } from "./config.js";
 
 const EMBEDDING = "model.embed_tokens.weight";

@@ -31,9 +31,9 @@ export interface Comm {
   allReduce(x: Ptr, n: number, dtype: DType): void;
   /**
    * Sum over all ranks of x[size * n]; rank r keeps elements r * n .. (r + 1) * n - 1 in out[n], which may lie in x.
-   * With `add` they are added to what out holds.
+   * With `add` they are added to what out holds; with `low`, of bf16, out and low are the halves of an fp32 sum.
    */
-  reduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add?: boolean): void;
+  reduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add?: boolean, low?: Ptr): void;
   /** out[size * bytes] = every rank's x[bytes], in the order of the ranks; x may be its own place in out. */
   allGather(x: Ptr, bytes: number, out: Ptr): void;
   broadcast(x: Ptr, bytes: number, root: number): void;
@@ -42,7 +42,7 @@ export interface Comm {
 
   /** The same, begun and not waited for. Begun in the same order on every rank. */
   startAllReduce(x: Ptr, n: number, dtype: DType): Pending;
-  startReduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add?: boolean): Pending;
+  startReduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add?: boolean, low?: Ptr): Pending;
   startAllGather(x: Ptr, bytes: number, out: Ptr): Pending;
   startBroadcast(x: Ptr, bytes: number, root: number): Pending;
   startSend(x: Ptr, bytes: number, to: number, tag: number): Pending;
@@ -74,8 +74,8 @@ export function single(device: Device): Comm {
   const nobody = (): never => {
     throw new Error("There is no other rank to talk to.");
   };
-  const reduceScatter = (x: Ptr, n: number, dtype: DType, out: Ptr, add = false): void =>
-    device.sumPieces(x, n, 1, out, add ? 1 : 0, dtype);
+  const reduceScatter = (x: Ptr, n: number, dtype: DType, out: Ptr, add = false, low: Ptr = 0): void =>
+    device.sumPieces(x, n, 1, out, low, add ? 1 : 0, dtype);
   return {
     rank: 0,
     size: 1,
@@ -88,8 +88,8 @@ export function single(device: Device): Comm {
     send: nobody,
     recv: nobody,
     startAllReduce: () => done,
-    startReduceScatter(x, n, dtype, out, add) {
-      reduceScatter(x, n, dtype, out, add);
+    startReduceScatter(...args) {
+      reduceScatter(...args);
       return done;
     },
     startAllGather(x, bytes, out) {

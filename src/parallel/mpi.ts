@@ -237,7 +237,7 @@ class MpiComm implements Comm {
     return [bytes / BLOCK, this.mpi.block];
   }
 
-  startReduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add = false): Pending {
+  startReduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add = false, low: Ptr = 0): Pending {
     const bytes = n * dtypeBytes(dtype);
     const all = this.scratch.take(bytes * this.size);
     const [count, type] = this.counted(bytes);
@@ -246,7 +246,7 @@ class MpiComm implements Comm {
       "a reduce-scatter",
       (request) => this.mpi.call.alltoall(x, count, type, all, count, type, this.comm, request),
       () => {
-        this.device.sumPieces(all, n, this.size, out, add ? 1 : 0, dtype);
+        this.device.sumPieces(all, n, this.size, out, low, add ? 1 : 0, dtype);
         this.scratch.giveBack(all);
       },
     );
@@ -356,8 +356,8 @@ class MpiComm implements Comm {
   allReduce(x: Ptr, n: number, dtype: DType): void {
     this.startAllReduce(x, n, dtype).wait();
   }
-  reduceScatter(x: Ptr, n: number, dtype: DType, out: Ptr, add = false): void {
-    this.startReduceScatter(x, n, dtype, out, add).wait();
+  reduceScatter(...args: Parameters<Comm["startReduceScatter"]>): void {
+    this.startReduceScatter(...args).wait();
   }
   allGather(x: Ptr, bytes: number, out: Ptr): void {
     this.startAllGather(x, bytes, out).wait();

@@ -8,19 +8,20 @@
  *   3  and of the parameters                        16 P / N          and parameters: all-gather before a layer is used
  *
  * A unit divides into N pieces; piece r of every unit is process r's. Sums are exchanged and added as comm.ts says, so
- * all four leave the same bits in every parameter (with gradient accumulation, 2 and 3 round once more each micro-batch:
- * they add up reduced gradients, 0 and 1 reduce what was added up).
+ * all four leave the same bits in every parameter. With gradient accumulation they differ by roundings: 2 and 3 add up
+ * reduced gradients, 0 and 1 reduce what was added up.
  */
 import { createHash } from "node:crypto";
-import { type Device, type DType, dtypeBytes, type Ptr } from "../device/device.js";
+import { type Device, type DType, dtypeBytes, F32, type Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
-import { type Keeper, type ParameterSet, type Pass, type Piece, type Unit, zeroMissing } from "../tensor/parameters.js";
+import { GradientSums, type Room, zeroMissing } from "../tensor/gradients.js";
+import type { Keeper, ParameterSet, Pass, Piece, Unit } from "../tensor/parameters.js";
 import type { Comm, Pending } from "./comm.js";
 import { inMemory, type StateMemory } from "./offload.js";
 
 export type ZeroStage = 0 | 1 | 2 | 3;
 
-export class ZeroKeeper implements Keeper {
+export class ZeroKeeper implements Keeper, Room {
   readonly pieces: number;
   private set!: ParameterSet;
   private device!: Device;
@@ -32,6 +33,10 @@ export class ZeroKeeper implements Keeper {
   /** This process's pieces of the values (3) and of the gradients (2, 3), unit after unit. */
   private valuePieces: Ptr = 0;
   private gradPieces: Ptr = 0;
+  /** Lower halves of sums over micro-batches: of these pieces, once there is a second micro-batch ... */
+  private lowPieces: Ptr = 0;
+  /** ... and, with the upper ones, of what is added up before it is reduced. */
+  private sums!: GradientSums;
   /** Buffers of a unit's size that no unit uses now; 2 and 3 only. */
   private readonly spare = new Map<string, { ptr: Ptr; bytes: number }[]>();
   /** Bytes of all buffers that units pass through; not part of the state. */
@@ -41,7 +46,7 @@ export class ZeroKeeper implements Keeper {
   private readonly gathering = new Map<Unit, Pending>();
   private readonly underWay: Pending[] = [];
   private gathered: { ptr: Ptr; bytes: number } | undefined;
-  lastMicroBatch = false;
+  private lastMicroBatch = false;
   private held = false;
 
   constructor(
@@ -72,6 +77,7 @@ export class ZeroKeeper implements Keeper {
     const { device, dtype, units, length, trainable } = set;
     this.device = device;
     this.dtype = dtype;
+    this.sums = new GradientSums(device, dtype, this);
     const { bytes, comm, stage } = this;
     const keepsGrads = trainable && stage < 2;
     let values = device.alloc(this.persistentBytes());
@@ -80,7 +86,7 @@ export class ZeroKeeper implements Keeper {
     this.grads = grads;
     if (stage === 3)
       this.valuePieces = (this.memory ?? inMemory(device)).alloc("parameters", (length / comm.size) * bytes);
-    if (trainable && stage >= 2) this.gradPieces = device.alloc((length / comm.size) * bytes);
+    if (trainable && stage >= 2) this.gradPieces = device.alloc(this.pieceBytes());
     let at = 0;
     for (const unit of units) {
       const n = this.share(unit);
@@ -131,7 +137,7 @@ export class ZeroKeeper implements Keeper {
   }
 
   after(unit: Unit, pass: Pass): void {
-    if (pass === "backward" && trains(unit) && (this.stage >= 2 || this.lastMicroBatch)) this.reduce(unit);
+    if (pass === "backward" && trains(unit)) this.gradientDone(unit);
     const next = this.set.units[unit.index + 1];
     const lastLayer = !next || this.stays(next);
     // The last layer's forward is followed by its own backward, at once.
@@ -150,7 +156,7 @@ export class ZeroKeeper implements Keeper {
     const n = this.share(unit) * this.bytes;
     const own = this.own[unit.index].values;
     this.memory?.ahead(own, n);
-    unit.values = this.takeBuffer(unit);
+    unit.values = this.take(unit);
     const pending = this.comm.startAllGather(own, n, unit.values);
     this.gathering.set(unit, pending);
     this.underWay.push(pending);
@@ -165,30 +171,50 @@ export class ZeroKeeper implements Keeper {
   private giveUp(unit: Unit): void {
     if (this.held || this.persists(unit) || unit.values === 0) return;
     this.finishGather(unit);
-    this.giveBuffer(unit, unit.values);
+    this.giveBack(unit, unit.values);
     unit.values = 0;
   }
 
   // ---- gradients: summed over the processes ----
 
-  /** 2 and 3: a buffer for a unit's gradients, until they are reduced. */
+  backward(last: boolean, pass: () => void): void {
+    this.lastMicroBatch = last;
+    pass();
+    this.lastMicroBatch = false;
+    this.sums.passOver(this.set.units, last);
+  }
+
+  /** A buffer for a unit's gradients until they are reduced (2, 3) or added to those of the micro-batches before. */
   openGrads(unit: Unit): void {
-    if (this.stage < 2 || unit.grads !== 0 || !trains(unit)) return;
-    unit.grads = this.takeBuffer(unit);
+    if (unit.grads !== 0 || !trains(unit)) return;
+    unit.grads = this.take(unit);
     for (const p of unit.parameters) p.gradWritten = false;
   }
 
   /** Gradients that are summed wait in memory of their own. */
-  dropGrads(): void {}
+  dropGrads(): void {
+    for (const unit of this.set.units) this.sums.finish(unit);
+  }
 
-  private reduce(unit: Unit): void {
+  /** A layer's gradient of this micro-batch is there. */
+  private gradientDone(unit: Unit): void {
+    const { stage, lastMicroBatch } = this;
+    if (stage >= 2) this.reduce(unit, !lastMicroBatch);
+    else if (lastMicroBatch) {
+      this.sums.finish(unit);
+      this.reduce(unit);
+    } else this.sums.add(unit);
+  }
+
+  /** `more`: reduced gradients of other micro-batches will be added. */
+  private reduce(unit: Unit, more = false): void {
     const { comm, dtype, bytes, stage } = this;
     zeroMissing(unit);
     const n = this.share(unit);
     const buffer = unit.grads;
     if (stage >= 2) {
       unit.grads = 0;
-      this.reduceAway(unit, buffer);
+      this.reduceAway(unit, buffer, more);
     }
     // Data parallelism without ZeRO updates every replica in full: it needs the other pieces too.
     else if (stage === 0) this.underWay.push(comm.startAllReduce(buffer, unit.length, dtype));
@@ -197,12 +223,14 @@ export class ZeroKeeper implements Keeper {
   }
 
   /** 2 and 3: only the own piece of the sum is kept, and the buffer is given back. */
-  private reduceAway(unit: Unit, buffer: Ptr): void {
+  private reduceAway(unit: Unit, buffer: Ptr, more: boolean): void {
     const { grads } = this.own[unit.index];
-    const sum = this.comm.startReduceScatter(buffer, this.share(unit), this.dtype, grads, this.reduced.has(unit));
+    const add = this.reduced.has(unit);
+    const low = more || add ? this.lowHalf(unit) : 0;
+    const sum = this.comm.startReduceScatter(buffer, this.share(unit), this.dtype, grads, add, low);
     let over = false;
     const finish = (): true => {
-      if (!over) this.giveBuffer(unit, buffer);
+      if (!over) this.giveBack(unit, buffer);
       over = true;
       return true;
     };
@@ -215,8 +243,16 @@ export class ZeroKeeper implements Keeper {
     });
   }
 
+  /** Where the lower half of this process's piece of a sum lies; 0 in fp32. */
+  private lowHalf(unit: Unit): Ptr {
+    if (this.dtype === F32) return 0;
+    if (this.lowPieces === 0) this.lowPieces = this.device.alloc(this.pieceBytes());
+    return this.lowPieces + this.own[unit.index].grads - this.gradPieces;
+  }
+
   settle(): number[] {
     const { comm, device, dtype, bytes } = this;
+    this.sums.mustBeDone();
     for (const unit of this.set.units) {
       if (this.stage >= 2 && unit.grads === 0 && this.reduced.has(unit)) continue;
       if (this.stage < 2 && this.reduced.has(unit)) continue;
@@ -298,14 +334,14 @@ export class ZeroKeeper implements Keeper {
     this.spare.set(kind, list);
     return list;
   }
-  private takeBuffer(unit: Unit): Ptr {
+  take(unit: Unit): Ptr {
     const spare = this.spareFor(unit).pop();
     if (spare !== undefined) return spare.ptr;
     const bytes = unit.length * this.bytes;
     this.bufferBytes += bytes;
     return this.device.alloc(bytes);
   }
-  private giveBuffer(unit: Unit, ptr: Ptr): void {
+  giveBack(unit: Unit, ptr: Ptr): void {
     this.spareFor(unit).push({ ptr, bytes: unit.length * this.bytes });
   }
 
@@ -318,20 +354,25 @@ export class ZeroKeeper implements Keeper {
       gradients: set.trainable ? (set.length * this.bytes) / (stage >= 2 ? comm.size : 1) : 0,
     };
   }
+  /** Of all pieces of this process. */
+  private pieceBytes(): number {
+    return (this.set.length / this.comm.size) * this.bytes;
+  }
   private persistentBytes(): number {
     return this.set.units.filter((u) => this.persists(u)).reduce((n, u) => n + u.length * this.bytes, 0);
   }
 
   free(): void {
-    const { device, set, comm, bytes } = this;
+    const { device, set, bytes } = this;
     this.waitForAll();
     for (const unit of set.units) {
       this.giveUp(unit);
-      if (this.stage >= 2 && unit.grads !== 0) this.giveBuffer(unit, unit.grads);
+      if (this.stage >= 2 && unit.grads !== 0) this.giveBack(unit, unit.grads);
     }
     for (const { ptr, bytes } of [...this.spare.values()].flat()) device.free(ptr, bytes);
     device.free(this.values, this.persistentBytes());
-    const piece = (set.length / comm.size) * bytes;
+    const piece = this.pieceBytes();
+    if (this.lowPieces) device.free(this.lowPieces, piece);
     if (this.grads) device.free(this.grads, set.length * bytes);
     if (this.gradPieces) device.free(this.gradPieces, piece);
     if (this.valuePieces) (this.memory ?? inMemory(device)).free(this.valuePieces, piece);

@@ -128,9 +128,8 @@ export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
   const step = (n: number): void => {
     trainer.step(n, () => {
       for (let micro = 0; micro < run.gradientAccumulation; micro++) {
-        keeper.lastMicroBatch = micro === run.gradientAccumulation - 1;
         const { logp } = model.loss(tape, batch, targets, weights);
-        tape.backward(logp);
+        keeper.backward(micro === run.gradientAccumulation - 1, () => tape.backward(logp));
         tape.reset();
       }
       return 0;

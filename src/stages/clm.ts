@@ -45,12 +45,10 @@ export function backwardMeanLoss(
       loss += result.loss / scale;
       underWay[microBatch] = result.logp;
     } else {
-      keeper.lastMicroBatch = last && microBatch === batches.length - 1;
-      own.backward(underWay[microBatch]);
+      keeper.backward(last && microBatch === batches.length - 1, () => own.backward(underWay[microBatch]));
       own.reset();
     }
   }
-  keeper.lastMicroBatch = false;
   model.pipe.flush();
   return { loss: sumNumbers(data, sumNumbers(pipeline, [loss]))[0], targets };
 }

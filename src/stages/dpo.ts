@@ -336,9 +336,7 @@ export function backwardPairs(
     const slope = s % 2 === 0 ? result.dChosen[i] - config.nll / chosenTokens : result.dRejected[i];
     gradient.fill(slope / microBatches, from, to);
   });
-  trainable.keeper.lastMicroBatch = last;
-  tape.backward(logp, seed);
-  trainable.keeper.lastMicroBatch = false;
+  trainable.keeper.backward(last, () => tape.backward(logp, seed));
   tape.reset();
   return { loss: (result.loss + config.nll * meanNll(found)) / microBatches, pairs: found };
 }

@@ -153,10 +153,7 @@ export function backwardGroups(
       slopes[row] = token.slope * weight;
     }
   });
-  const { keeper } = actor.trainable;
-  keeper.lastMicroBatch = true;
-  tape.backward(logp, gradient);
-  keeper.lastMicroBatch = false;
+  actor.trainable.keeper.backward(true, () => tape.backward(logp, gradient));
   tape.reset();
   [loss, kl, clipped] = sumNumbers(actor.grid.data, [loss, kl, clipped]);
   return { loss, kl, clipped };

@@ -223,8 +223,7 @@ export function backwardPolicy(
     "policy/approxkl_avg": moved,
     "val/ratio": ratios,
   });
-  keeper.lastMicroBatch = last && entropyCoef === 0;
-  tape.backward(logp, gradient);
+  keeper.backward(last && entropyCoef === 0, () => tape.backward(logp, gradient));
   tape.reset();
   if (entropyCoef > 0) {
     const entropy = actor.entropies(tape, batch, batch.targets, temperature);
@@ -234,11 +233,9 @@ export function backwardPolicy(
     loss -= (entropyCoef * sum) / n;
     const bonus = tape.tensor(F32, entropy.shape);
     actor.device.fill(bonus.ptr, -entropyCoef / n, entropy.size, F32);
-    keeper.lastMicroBatch = last;
-    tape.backward(entropy, bonus);
+    keeper.backward(last, () => tape.backward(entropy, bonus));
     tape.reset();
   }
-  keeper.lastMicroBatch = false;
   return { loss, moved };
 }
 
@@ -269,9 +266,7 @@ export function backwardValues(
   });
   [loss, clipped] = sumNumbers(critic.grid.data, [loss, clipped]).map((sum) => sum / n);
   totals.add({ "loss/value_avg": loss, "val/clipfrac_avg": clipped });
-  critic.trainable.keeper.lastMicroBatch = true;
-  tape.backward(values, gradient);
-  critic.trainable.keeper.lastMicroBatch = false;
+  critic.trainable.keeper.backward(true, () => tape.backward(values, gradient));
   tape.reset();
   return config.vfCoef * loss;
 }

@@ -233,9 +233,8 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
           const gradient = device.f32(seedGradient.ptr, values.size).fill(0);
           s = 0;
           for (const g of gradients.flat()) gradient[last[s++]] = g / config.gradientAccumulation;
-          model.trainable.keeper.lastMicroBatch = i + config.batchSize === perStep;
-          tape.backward(values, seedGradient);
-          model.trainable.keeper.lastMicroBatch = false;
+          const isLast = i + config.batchSize === perStep;
+          model.trainable.keeper.backward(isLast, () => tape.backward(values, seedGradient));
           tape.reset();
           loss += result.loss / config.gradientAccumulation;
           differences.push(...result.differences);

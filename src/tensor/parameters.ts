@@ -6,6 +6,7 @@
  */
 import { type Device, type DType, dtypeBytes, type Ptr } from "../device/device.js";
 import type { Arena } from "./arena.js";
+import { GradientSums, type Room, zeroMissing } from "./gradients.js";
 import { Parameter } from "./tensor.js";
 
 /** A parameter stored under several names in a Hugging Face file: q, k and v are the rows of one matrix here. */
@@ -69,8 +70,11 @@ export interface Keeper {
   readonly pieces: number;
   /** While `held` all values stay in memory: for generation, in which processes go different ways. */
   hold(held: boolean): void;
-  /** Whether the backward pass that runs is the step's last: only then is a layer's whole gradient there when its turn is over. */
-  lastMicroBatch: boolean;
+  /**
+   * Runs a backward pass of a step that may have several, as with gradient accumulation. `last`: no other follows, and so a layer's whole
+   * gradient is there when its turn is over.
+   */
+  backward(last: boolean, pass: () => void): void;
   /** Called once, when the set is made. */
   place(set: ParameterSet): void;
   /** A unit is used from here to the update: the embedding, the head, the vectors. */
@@ -211,8 +215,8 @@ export class ParameterSet {
 
   /** Begins a new optimizer step: the next write to each gradient overwrites it, wherever it lies then. */
   clearGrads(): void {
-    for (const p of this.parameters) p.gradWritten = false;
     this.keeper.dropGrads();
+    for (const p of this.parameters) p.gradWritten = false;
   }
   /** Before gradients are read: parameters that took no part in the step have gradient 0. Returns the sum of all squares. */
   settleGrads(): number {
@@ -307,11 +311,6 @@ export function takePart(
   } else copy(whole + (cut?.from ?? 0) * columns * width, to, rows * columns);
 }
 
-/** Parameters without a gradient yet get one of zeros, so that a unit's gradients can be read as one piece. */
-export function zeroMissing(unit: Unit): void {
-  for (const p of unit.parameters) if (p.requiresGrad) p.gradForAccumulation();
-}
-
 /** Sets what lies between and behind a unit's gradients to 0: the optimizer goes over it, and the norm counts it. */
 function clearPadding(unit: Unit, device: Device, dtype: DType): void {
   const width = dtypeBytes(dtype);
@@ -334,18 +333,20 @@ interface Shelf {
  * One process alone: values are in memory all the time, and complete; with a shelf, while they are held. A unit's gradients are there from
  * their first write in a step until they are dropped, and lie in the step's arena: the more of them there are, the more activations are gone.
  */
-export class WholeKeeper implements Keeper {
+export class WholeKeeper implements Keeper, Room {
   readonly pieces = 1;
-  lastMicroBatch = false;
   private set!: ParameterSet;
-  /** For each unit that has gradients, what gives their memory back. */
-  private readonly grads = new Map<Unit, () => void>();
+  private sums!: GradientSums;
+  /** Memory of gradients, with what gives it back; and the arena where it was taken last. */
+  private readonly grads = new Map<Ptr, () => void>();
+  private arena: Arena | undefined;
 
   constructor(private readonly shelf?: Shelf) {}
 
   place(set: ParameterSet): void {
     this.set = set;
     const { device, dtype, length } = set;
+    this.sums = new GradientSums(device, dtype, this);
     const bytes = length * dtypeBytes(dtype);
     let values = this.shelf ? this.shelf.alloc("values", bytes) : device.alloc(bytes);
     for (const unit of set.units) {
@@ -360,23 +361,39 @@ export class WholeKeeper implements Keeper {
   }
   use(): void {}
   before(): void {}
-  after(): void {}
+  after(unit: Unit, pass: Pass): void {
+    if (pass === "backward") this.sums.add(unit);
+  }
+  backward(last: boolean, pass: () => void): void {
+    pass();
+    this.sums.passOver(this.set.units, last);
+  }
 
   openGrads(unit: Unit, arena?: Arena): void {
     if (unit.grads !== 0) return;
     const { device, dtype } = this.set;
-    const bytes = unit.length * dtypeBytes(dtype);
-    const ptr = arena ? arena.alloc(bytes, true) : device.alloc(bytes);
-    this.grads.set(unit, () => (arena ? arena.release(ptr) : device.free(ptr, bytes)));
-    unit.grads = ptr;
+    this.arena = arena;
+    unit.grads = this.take(unit);
     clearPadding(unit, device, dtype);
   }
+  take(unit: Unit): Ptr {
+    const { arena } = this;
+    const { device, dtype } = this.set;
+    const bytes = unit.length * dtypeBytes(dtype);
+    const ptr = arena ? arena.alloc(bytes, true) : device.alloc(bytes);
+    this.grads.set(ptr, () => (arena ? arena.release(ptr) : device.free(ptr, bytes)));
+    return ptr;
+  }
+  giveBack(_: Unit, ptr: Ptr): void {
+    this.grads.get(ptr)!();
+    this.grads.delete(ptr);
+  }
   dropGrads(): void {
-    for (const [unit, giveBack] of this.grads) {
-      giveBack();
+    for (const unit of this.set.units) {
+      this.sums.finish(unit);
+      if (unit.grads !== 0) this.giveBack(unit, unit.grads);
       unit.grads = 0;
     }
-    this.grads.clear();
   }
 
   poke(): void {}
@@ -399,6 +416,7 @@ export class WholeKeeper implements Keeper {
 
   settle(): number[] {
     const { device, dtype, units } = this.set;
+    this.sums.mustBeDone();
     return units.map((unit) => {
       zeroMissing(unit);
       return device.sumSquares(unit.grads, unit.length, dtype);

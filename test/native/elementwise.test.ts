@@ -49,6 +49,37 @@ test.each(DTYPES)("one operation, one rounding, %s", (_, dt) => {
   });
 });
 
+test("a sum in halves rounds as fp32 does, however many numbers are added", () => {
+  onEach((b) => {
+    const [n, terms] = [3001, 300];
+    const [high, low, x, joined] = [b.alloc(n, BF16), b.alloc(n, BF16), b.alloc(n, BF16), b.alloc(n, F32)];
+    b.device.u16(low, n).fill(0xffff); // not read when nothing is there to add to
+    const exact = new Float32Array(n);
+    const plain = b.alloc(n, BF16);
+    for (let term = 0; term < terms; term++) {
+      b.device.cast(b.put(numbers(n, term, 1), F32), F32, x, BF16, n);
+      b.get(x, n, BF16).forEach((v, i) => {
+        exact[i] += v;
+      });
+      b.device.sumPieces(x, n, 1, high, low, term === 0 ? 0 : 1, BF16);
+      b.device.sumPieces(x, n, 1, plain, 0, term === 0 ? 0 : 1, BF16);
+    }
+    b.device.joinMaster(high, low, joined, n);
+    expect(b.device.f32(joined, n)).toEqual(exact);
+    const off = (p: number): number => Math.hypot(...b.get(p, n, BF16).map((v, i) => v - exact[i]));
+    expect(off(high)).toBeLessThan(off(plain) / 5);
+    // Pieces of several processes, in one go.
+    const pieces = b.put(numbers(4 * 64, 5, 1), BF16);
+    const each = b.get(pieces, 4 * 64, BF16);
+    b.device.sumPieces(pieces, 64, 4, high, low, 0, BF16);
+    b.device.joinMaster(high, low, joined, 64);
+    const sums = Float32Array.from({ length: 64 }, (_, i) =>
+      [0, 1, 2, 3].reduce((s, k) => Math.fround(s + each[k * 64 + i]), 0),
+    );
+    expect(b.device.f32(joined, 64)).toEqual(sums);
+  });
+});
+
 test.each(DTYPES)("sum of squares, %s; NaN and infinity come through", (_, dt) => {
   onEach((b) => {
     for (const n of SIZES) {

@@ -90,6 +90,7 @@ const modes: [string, Job, Job][] = (
 const mode = (name: string): Job => modes.find(([n]) => n === name)![1];
 
 const bf16 = [0, 1, 2, 3].map((stage) => train(2, ["precision=bf16", `parallel.zero=${stage}`]));
+const bf16Micro = [0, 1, 2, 3].map((stage) => train(2, ["precision=bf16", `parallel.zero=${stage}`, ...micro]));
 
 // Two percent is what the padding of units and the vectors may add; so these models are not the tiniest.
 const L = 4;
@@ -161,6 +162,18 @@ describe.runIf(hasMpi)("on several ranks", () => {
       const [plain, ...zero] = runs.map((run) => tensors(`${run.out}/model`));
       for (const model of zero) for (const [name, x] of plain) expect(model.get(name)).toEqual(x);
     }
+  });
+
+  test("with accumulation in bf16 stages that reduce once have the same bits, and so have those that reduce each micro-batch", () => {
+    const [zero0, zero1, zero2, zero3] = bf16Micro.map((run) => tensors(`${run.out}/model`));
+    expect(zero1).toEqual(zero0);
+    expect(zero3).toEqual(zero2);
+    const exact = metrics(alone.out);
+    for (const run of bf16Micro)
+      for (const [i, { loss, gradNorm }] of metrics(run.out).entries()) {
+        expect(Math.abs((loss as number) / (exact[i].loss as number) - 1)).toBeLessThan(0.002);
+        expect(Math.abs((gradNorm as number) / (exact[i].gradNorm as number) - 1)).toBeLessThan(0.02);
+      }
   });
 
   /** What rank 0 and the others hold, or sent in the second step. */

@@ -79,6 +79,44 @@ test("the peak of a step is less than that of its activations and all gradients"
   expect(saved).toBeGreaterThan(0.7 * apart.gradientBytes);
 });
 
+test("in bf16 the gradient of many micro-batches is as near to fp32's as that of one", () => {
+  const rows = Array.from({ length: 256 }, (_, s) =>
+    Int32Array.from({ length: 24 }, (_, i) => (i * (s + 3) + s) % 100),
+  );
+  const gradient = (precision: "bf16" | "fp32", microBatches: number): number[] => {
+    const model = new Llama(device, config, precision);
+    model.parameters.initialize(1, 0.05);
+    const tape = new Tape(device);
+    const each = rows.length / microBatches;
+    const parts = Array.from({ length: microBatches }, (_, m) => allTargets(rows.slice(m * each, (m + 1) * each)));
+    backwardMeanLoss(model, tape, parts);
+    model.parameters.settleGrads();
+    const all = model.parameters.parameters.flatMap((p) => [...p.gradArray()]);
+    tape.close();
+    model.close();
+    return all;
+  };
+  const exact = gradient("fp32", 1);
+  const norm = Math.hypot(...exact);
+  const off = (microBatches: number): number =>
+    Math.hypot(...gradient("bf16", microBatches).map((x, i) => x - exact[i])) / norm;
+  const one = off(1);
+  expect(one).toBeLessThan(0.02);
+  for (const microBatches of [16, 256]) expect(off(microBatches)).toBeLessThan(1.1 * one);
+});
+
+test("gradients that are read before the step's last backward pass are refused", () => {
+  const model = new Llama(device, config, "bf16");
+  model.parameters.initialize(1, 0.02);
+  const tape = new Tape(device);
+  backwardMeanLoss(model, tape, batches, 1, false);
+  expect(() => model.parameters.settleGrads()).toThrow("no backward pass was said to be the step's last");
+  model.parameters.clearGrads();
+  expect(model.parameters.parameters.every((p) => p.gradPtr === 0 && !p.gradWritten)).toBe(true);
+  tape.close();
+  model.close();
+});
+
 test("a gradient that waits is there when its tape is closed, and its model may be closed first or last", () => {
   for (const first of ["tape", "model"]) {
     const model = new Llama(device, config, "bf16");
