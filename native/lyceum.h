@@ -71,6 +71,16 @@ void ly_rmsnorm_backward(const void *dy, const void *h, const void *weight, cons
  * Hugging Face Llama: x[i], x[i + D/2]). cos/sin [maxpos, D/2] fp32, pos[N]. inverse != 0 rotates back (backward). */
 void ly_rope(void *x, int64_t ldx, const int32_t *pos, const float *cos, const float *sin, int64_t N, int heads, int D, int inverse, int dt);
 
+/* ---- heads.c: what some models do to queries, keys and values before attention -------------------------------------- */
+
+void ly_add_bias(void *x, const void *bias, int64_t N, int64_t M, int dt);          /* x[N,M] += bias[M], in place */
+void ly_bias_backward(const void *dy, void *dbias, int64_t N, int64_t M, int dt);   /* dbias[M] += sum over rows of dy[N,M] */
+/* RMSNorm of each head of queries (weight wq[D]) and keys (wk[D]) of qkv[N, (H + 2 KV) D]; values stay as they are. y may be qkv where no gradient is asked
+ * for. rstd[N, H + KV] is for the backward pass, in which dx may be dy; dwq and dwk are added to, or NULL both. */
+void ly_head_norm_forward(const void *qkv, const void *wq, const void *wk, void *y, float *rstd, int64_t N, int H, int KV, int D, float eps, int dt);
+void ly_head_norm_backward(const void *dy, const void *qkv, const void *wq, const void *wk, const float *rstd, void *dx, void *dwq, void *dwk,
+                           int64_t N, int H, int KV, int D, int dt);
+
 /* ---- attention.c: causal, packed, grouped-query; the T x T matrix never exists -------------------------------- */
 
 /* qkv[N, (H + 2 KV) D]: queries, keys, values of one token side by side. Sequence s is rows cu[s] .. cu[s+1]-1 and

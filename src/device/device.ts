@@ -47,6 +47,12 @@ export interface Device {
   rmsnormBackward(dy: Ptr, h: Ptr, weight: Ptr, rstd: Ptr, dhExtra: Ptr, dx: Ptr, dweight: Ptr, y: Ptr, N: number, D: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   rope(x: Ptr, ldx: number, pos: Ptr, cos: Ptr, sin: Ptr, N: number, heads: number, D: number, inverse: number, dt: DType): void;
+  addBias(x: Ptr, bias: Ptr, N: number, M: number, dt: DType): void;
+  biasBackward(dy: Ptr, dbias: Ptr, N: number, M: number, dt: DType): void;
+  // biome-ignore format: one line a kernel
+  headNormForward(qkv: Ptr, wq: Ptr, wk: Ptr, y: Ptr, rstd: Ptr, N: number, H: number, KV: number, D: number, eps: number, dt: DType): void;
+  // biome-ignore format: one line a kernel
+  headNormBackward(dy: Ptr, qkv: Ptr, wq: Ptr, wk: Ptr, rstd: Ptr, dx: Ptr, dwq: Ptr, dwk: Ptr, N: number, H: number, KV: number, D: number, dt: DType): void;
   // biome-ignore format: one line a kernel
   attentionForward(qkv: Ptr, pos: Ptr, cos: Ptr, sin: Ptr, out: Ptr, lse: Ptr, cu: Ptr, nseq: number, N: number, H: number, KV: number, D: number, scale: number, dt: DType): void;
   // biome-ignore format: one line a kernel

@@ -53,6 +53,14 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
     return { flops: 8 * N * D, bytes: (3 + (extra === 0 ? 0 : 1) + (y === 0 ? 0 : 1)) * N * D * w(dt) };
   },
   rope: ([, , , , , N, heads, D, , dt]) => ({ flops: 3 * N * heads * D, bytes: 2 * N * heads * D * w(dt) }),
+  addBias: ([, , N, M, dt]) => ({ flops: N * M, bytes: 2 * N * M * w(dt) }),
+  biasBackward: ([, , N, M, dt]) => ({ flops: N * M, bytes: N * M * w(dt) }),
+  headNormForward([x, , , y, , N, H, KV, D, , dt]) {
+    return { flops: 4 * N * (H + KV) * D, bytes: 2 * N * (H + (x === y ? KV : 2 * KV)) * D * w(dt) };
+  },
+  headNormBackward([dy, , , , , dx, , , N, H, KV, D, dt]) {
+    return { flops: 8 * N * (H + KV) * D, bytes: N * (3 * (H + KV) + (dx === dy ? 0 : 2 * KV)) * D * w(dt) };
+  },
   attentionForward([, , , , , , cu, nseq, N, H, KV, D, , dt], device) {
     // Scores and their weighted sum of values.
     return { flops: 4 * causalPairs(device, cu, nseq) * H * D, bytes: N * (2 * H + 2 * KV) * D * w(dt) };

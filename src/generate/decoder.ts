@@ -3,6 +3,7 @@
  * live as long as the decoder. A step reads every weight once, whatever the batch; a row's result does not depend on the others.
  *
  *   per layer:  q = rotate(Wqkv norm(h)), keys and values to the cache;   h = h + Wo attention(q);   h = h + Wdown swiglu(Wgate-up norm(h))
+ *               (Qwen2: Wqkv norm(h) + bias; Qwen3: queries and keys are normed before they are rotated, which takes kernels of their own)
  *   logits = Wout norm(h)
  */
 import { type Device, type DType, dtypeBytes, F32, type Ptr, type WeightType } from "../device/device.js";
@@ -40,9 +41,14 @@ export class Decoder {
   private readonly mixed: Ptr;
   private readonly inner: Ptr;
   private readonly rstd: Ptr;
-  /** What an adapter adds: x A^T, and that by B^T. */
+  /** x A^T of an adapter; and what is added to a product: that by B^T, a bias. */
   private readonly low: Ptr;
   private readonly added: Ptr;
+  /** [rows] zeros, i32: the one row of a bias, for each token. */
+  private readonly nought: Ptr;
+  /** Where heads are normed: queries, keys and values side by side; rstd fp32. */
+  private readonly wide: Ptr;
+  private readonly headRstd: Ptr;
 
   constructor(
     private readonly model: Llama,
@@ -52,7 +58,8 @@ export class Decoder {
     promptTokens = 0,
   ) {
     const { device, config } = model;
-    const { hiddenSize: d, intermediateSize: F, vocabSize: V, numHeads, headDim } = config;
+    const { hiddenSize: d, intermediateSize: F, vocabSize: V, numHeads, numKvHeads, headDim } = config;
+    const [{ qkvBias, headNorms }] = model.layers;
     this.device = device;
     this.dt = dtypeOf(model.precision);
     const rows = Math.max(cache.rows, Math.min(promptTokens, CHUNK));
@@ -60,12 +67,13 @@ export class Decoder {
     const size = dtypeBytes(this.dt);
     const factors = [...(model.lora?.factors.values() ?? [])];
     const rank = Math.max(0, ...factors.map(({ A }) => A.shape[0]));
-    const widest = Math.max(0, ...factors.map(({ B }) => B.shape[0]));
+    const widest = Math.max(qkvBias?.size ?? 0, ...factors.map(({ B }) => B.shape[0]));
+    const heads = headNorms ? numHeads + numKvHeads : 0;
     // biome-ignore format: one line a kind
     const sizes = [
       4 * rows, 4 * rows, 4 * rows, 4,
       size * rows * d, size * rows * d, size * rows * numHeads * headDim, size * rows * numHeads * headDim, size * rows * F,
-      4 * rows, size * rows * rank, size * rows * widest,
+      4 * rows, size * rows * rank, size * rows * widest, qkvBias ? 4 * rows : 0, headNorms ? size * rows * (heads + numKvHeads) * headDim : 0, 4 * rows * heads,
       4 * cache.rows * V,
     ].map((n) => Math.ceil(n / 64) * 64);
     const bytes = sizes.reduce((a, b) => a + b, 0);
@@ -76,7 +84,8 @@ export class Decoder {
       return at - n;
     });
     [this.ids, this.past, this.places, this.zero, this.h, this.normed, this.q, this.mixed, this.inner] = places;
-    [this.rstd, this.low, this.added, this.logits] = places.slice(9);
+    [this.rstd, this.low, this.added, this.nought, this.wide, this.headRstd, this.logits] = places.slice(9);
+    if (qkvBias) device.i32(this.nought, rows).fill(0);
     this.integers = device.i32(this.memory.ptr, (this.zero - this.memory.ptr) / 4);
   }
 
@@ -86,9 +95,11 @@ export class Decoder {
     const { numHeads: H, numKvHeads: KV, headDim: D } = model.config;
     this.put(this.ids, ids.subarray(0, rows));
     this.put(this.past, past.subarray(0, rows));
-    this.layers(rows, 0, this.ready, (q, keys, values) => {
+    const append = (qkv: Ptr, keys: Ptr, values: Ptr): void =>
+      device.cacheAppend(qkv, keys, values, this.past, rows, 1, cache.maxLength, H, KV, D, dt);
+    this.layers(rows, 0, this.ready, append, (q, ldq, keys, values) => {
       // biome-ignore format: one call
-      device.attentionCached(q, H * D, keys, values, this.mixed, this.past, rows, 1, cache.maxLength, H, KV, D, this.scale, dt);
+      device.attentionCached(q, ldq, keys, values, this.mixed, this.past, rows, 1, cache.maxLength, H, KV, D, this.scale, dt);
     });
     this.project(this.normed, rows);
   }
@@ -128,12 +139,18 @@ export class Decoder {
         this.places,
         each((i) => rows[first + i]),
       );
-      this.layers(N, this.places, this.exact, (q, keys, values) => {
+      const place = (i: number): number => rows[first + i] * cache.rowSize * size;
+      const append = (qkv: Ptr, keys: Ptr, values: Ptr): void =>
         chunk.forEach((p, i) => {
-          const at = starts[i] * H * D * size;
-          const row = rows[first + i] * cache.rowSize * size;
+          const at = starts[i] * (H + 2 * KV) * D * size;
           // biome-ignore format: one call
-          device.attentionCached(q + at, H * D, keys + row, values + row, this.mixed + at, this.zero, 1, p.length, cache.maxLength, H, KV, D, this.scale, dt);
+          device.cacheAppend(qkv + at, keys + place(i), values + place(i), this.zero, 1, p.length, cache.maxLength, H, KV, D, dt);
+        });
+      this.layers(N, this.places, this.exact, append, (q, ldq, keys, values) => {
+        chunk.forEach((p, i) => {
+          const [from, to] = [q + starts[i] * ldq * size, this.mixed + starts[i] * H * D * size];
+          // biome-ignore format: one call
+          device.attentionCached(from, ldq, keys + place(i), values + place(i), to, this.zero, 1, p.length, cache.maxLength, H, KV, D, this.scale, dt);
         });
       });
       for (const i of chunk.keys()) take(first + i, this.normed + (starts[i + 1] - 1) * hiddenSize * size);
@@ -153,26 +170,40 @@ export class Decoder {
     return 1 / Math.sqrt(this.model.config.headDim);
   }
 
-  /** The tokens `ids` at places `past` of cache rows `places` (0: row b for token b), up to the last norm: `normed`. */
+  /**
+   * The tokens `ids` at places `past` of cache rows `places` (0: row b for token b), up to the last norm: `normed`. `append` puts the keys
+   * and values of qkv there, where that is not the product's business; rows of q are ldq apart.
+   */
   private layers(
     rows: number,
     places: Ptr,
     ready: ReadyWeights | undefined,
-    attend: (q: Ptr, keys: Ptr, values: Ptr) => void,
+    append: (qkv: Ptr, keys: Ptr, values: Ptr) => void,
+    attend: (q: Ptr, ldq: number, keys: Ptr, values: Ptr) => void,
   ): void {
     const { device, model, cache, dt } = this;
     const { hiddenSize: d, intermediateSize: F, numHeads: H, numKvHeads: KV, headDim: D } = model.config;
     const { cos, sin } = model.tables;
-    const { h, normed, q, mixed, inner } = this;
+    const { h, normed, q, mixed, inner, wide } = this;
     model.eachLayer((layer, i) => {
-      const { inputNorm, qkv, output, mlpNorm, gateUp, down } = layer;
+      const { inputNorm, qkv, qkvBias, headNorms, output, mlpNorm, gateUp, down } = layer;
       const [keys, values] = [cache.keys[i], cache.values[i]];
       if (i === 0) device.embeddingForward(this.ids, model.embeddings!.ptr, h, rows, d, dt);
       this.norm(h, inputNorm, rows);
-      const byQkv = this.adapted(qkv, normed, rows);
-      // biome-ignore format: one call
-      device.decodeQkv(normed, ...this.weights(qkv, ready), byQkv, this.past, places, cos, sin, q, keys, values, rows, cache.maxLength, d, H, KV, D, dt);
-      attend(q, keys, values);
+      const byQkv = this.adapted(qkv, normed, rows, qkvBias);
+      if (headNorms) {
+        const width = (H + 2 * KV) * D;
+        device.decodeLinear(normed, ...this.weights(qkv, ready), byQkv, 1, wide, dt, rows, width, d, dt);
+        // biome-ignore format: one call
+        device.headNormForward(wide, headNorms.query.ptr, headNorms.key.ptr, wide, this.headRstd, rows, H, KV, D, model.config.rmsNormEps, dt);
+        device.rope(wide, width, this.past, cos, sin, rows, H + KV, D, 0, dt);
+        append(wide, keys, values);
+        attend(wide, width, keys, values);
+      } else {
+        // biome-ignore format: one call
+        device.decodeQkv(normed, ...this.weights(qkv, ready), byQkv, this.past, places, cos, sin, q, keys, values, rows, cache.maxLength, d, H, KV, D, dt);
+        attend(q, H * D, keys, values);
+      }
       this.linear(mixed, output, rows, ready);
       this.norm(h, mlpNorm, rows);
       const byGateUp = this.adapted(gateUp, normed, rows);
@@ -214,16 +245,17 @@ export class Decoder {
     device.decodeLinear(low, B.ptr, 0, dt, h, lora!.scale, h, dt, rows, N, rank, dt);
   }
 
-  /** scale B A x of W's adapter, [rows, N]; 0 when it has none. */
-  private adapted(W: Parameter, x: Ptr, rows: number): Ptr {
+  /** bias + scale B A x of W's adapter, [rows, N]; 0 when it has neither. */
+  private adapted(W: Parameter, x: Ptr, rows: number, bias?: Parameter): Ptr {
     const { device, low, added, dt } = this;
     const { lora } = this.model;
     const factors = lora?.factors.get(W);
-    if (!factors) return 0;
     const [N, K] = W.shape;
+    if (bias) device.copyRows(bias.ptr, this.nought, added, rows, N, dt);
+    if (!factors) return bias ? added : 0;
     const [rank] = factors.A.shape;
     device.decodeLinear(x, factors.A.ptr, 0, dt, 0, 1, low, dt, rows, rank, K, dt);
-    device.decodeLinear(low, factors.B.ptr, 0, dt, 0, lora!.scale, added, dt, rows, N, rank, dt);
+    device.decodeLinear(low, factors.B.ptr, 0, dt, bias ? added : 0, lora!.scale, added, dt, rows, N, rank, dt);
     return added;
   }
 

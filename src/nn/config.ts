@@ -1,5 +1,5 @@
 /**
- * The shape of a Llama model, read from and written as a Hugging Face `config.json`.
+ * The shape of a Llama model or a close relative, read from and written as a Hugging Face `config.json`.
  * Both spellings of the rotary settings are read: `rope_theta` + `rope_scaling` (Transformers 4) and
  * `rope_parameters` (Transformers 5); both are written, so that either version loads the folder.
  */
@@ -22,7 +22,13 @@ export type RopeScaling =
     }
   | { type: "llama3"; factor: number; lowFreqFactor: number; highFreqFactor: number; original: number };
 
+/** Llama and those that differ from it by little: Qwen2 by biases of queries, keys and values, Qwen3 by norms of their heads. */
+const CLASSES = { llama: "Llama", mistral: "Mistral", qwen2: "Qwen2", qwen3: "Qwen3" };
+export type ModelType = keyof typeof CLASSES;
+export const MODEL_TYPES = Object.keys(CLASSES) as ModelType[];
+
 export interface LlamaConfig {
+  modelType: ModelType;
   vocabSize: number;
   hiddenSize: number;
   intermediateSize: number;
@@ -67,8 +73,9 @@ export function readLlamaConfig(dir: string): LlamaConfig {
 export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
   if (typeof json !== "object" || json === null || Array.isArray(json))
     throw new UserError(`${path} holds no JSON object, which a model's config.json is.`);
-  const type = json.model_type ?? "llama";
-  if (type !== "llama") throw new UserError(`${path}: model_type is "${type}"; Lyceum runs "llama" models.`);
+  const type = (json.model_type ?? "llama") as ModelType;
+  if (!Object.hasOwn(CLASSES, type))
+    throw new UserError(`${path}: model_type is "${type}"; Lyceum runs ${MODEL_TYPES.join(", ")}.`);
   if (json.hidden_act !== undefined && json.hidden_act !== "silu")
     throw new UserError(`${path}: hidden_act is "${json.hidden_act}"; only "silu" (SwiGLU) is implemented.`);
   for (const key of ["attention_bias", "mlp_bias"])
@@ -83,8 +90,8 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
   const hiddenSize = int("hidden_size");
   const numHeads = int("num_attention_heads");
   const numKvHeads = int("num_key_value_heads", numHeads);
-  const headDim = int("head_dim", Math.floor(hiddenSize / numHeads));
-  const maxPositionEmbeddings = int("max_position_embeddings", 2048);
+  const headDim = int("head_dim", type === "qwen3" ? 128 : Math.floor(hiddenSize / numHeads));
+  const positions = int("max_position_embeddings", 2048);
   if (numHeads % numKvHeads !== 0)
     throw new UserError(
       `${path}: num_attention_heads (${numHeads}) must be a multiple of num_key_value_heads (${numKvHeads}).`,
@@ -96,6 +103,7 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
   const token = (key: string): number | undefined =>
     typeof json[key] === "number" ? (json[key] as number) : undefined;
   return {
+    modelType: type,
     vocabSize: int("vocab_size"),
     hiddenSize,
     intermediateSize: int("intermediate_size"),
@@ -103,10 +111,10 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
     numHeads,
     numKvHeads,
     headDim,
-    maxPositionEmbeddings,
+    maxPositionEmbeddings: Math.min(positions, window(json, type) ?? positions),
     rmsNormEps: real(json.rms_norm_eps, 1e-6),
     ropeTheta: real(rope.rope_theta ?? json.rope_theta, 10000),
-    ropeScaling: parseRopeScaling(rope, maxPositionEmbeddings, path),
+    ropeScaling: parseRopeScaling(rope, positions, path),
     tieWordEmbeddings: json.tie_word_embeddings === true,
     initializerRange: real(json.initializer_range, 0.02),
     bosTokenId: token("bos_token_id"),
@@ -114,6 +122,16 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
     padTokenId: token("pad_token_id"),
   };
 }
+
+/** Tokens that a token of a layer with a sliding window sees: up to so many positions it is all of them, and beyond it is not implemented. */
+function window(json: Json, type: ModelType): number | undefined {
+  const slides = type === "mistral" || json.use_sliding_window === true;
+  return slides && typeof json.sliding_window === "number" ? json.sliding_window : undefined;
+}
+
+/** Of a model with an output matrix, or with a scalar head. */
+export const architecture = (c: LlamaConfig, head: "CausalLM" | "SequenceClassification"): string =>
+  `${CLASSES[c.modelType]}For${head}`;
 
 function parseRopeScaling(rope: Json, maxPositions: number, path: string): RopeScaling | undefined {
   const type = (rope.rope_type ?? rope.type ?? "default") as string;
@@ -177,8 +195,8 @@ export function llamaConfigJson(c: LlamaConfig, dtype: "bfloat16" | "float32"): 
         ...(s.type !== "linear" && { original_max_position_embeddings: s.original }),
       };
   return {
-    architectures: ["LlamaForCausalLM"],
-    model_type: "llama",
+    architectures: [architecture(c, "CausalLM")],
+    model_type: c.modelType,
     vocab_size: c.vocabSize,
     hidden_size: c.hiddenSize,
     intermediate_size: c.intermediateSize,
@@ -195,6 +213,7 @@ export function llamaConfigJson(c: LlamaConfig, dtype: "bfloat16" | "float32"): 
     hidden_act: "silu",
     attention_bias: false,
     mlp_bias: false,
+    ...(c.modelType !== "llama" && { sliding_window: null, use_sliding_window: false }),
     attention_dropout: 0,
     initializer_range: c.initializerRange,
     use_cache: true,

@@ -9,7 +9,7 @@ import { UserError } from "../run/errors.js";
 import { openSafetensors, SharedWriter } from "../run/safetensors.js";
 import { takePart } from "../tensor/parameters.js";
 import { dtypeOf } from "../tensor/tensor.js";
-import { llamaConfigJson, readLlamaConfig } from "./config.js";
+import { architecture, type LlamaConfig, llamaConfigJson, readLlamaConfig } from "./config.js";
 import { Llama, type Precision } from "./llama.js";
 import type { Head } from "./share.js";
 
@@ -34,10 +34,10 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
   const file = openSafetensors(dir);
   try {
     const names = new Set(file.names());
-    const stray = [...names].find((name) => !belongs(name, config.numLayers));
+    const stray = [...names].find((name) => !belongs(name, config));
     if (stray !== undefined)
       throw new UserError(
-        `${dir}: a Llama with ${config.numLayers} layers has no tensor ${stray}. config.json belongs to another model, or this is no Llama.`,
+        `${dir}: a ${config.modelType} model with ${config.numLayers} layers has no tensor ${stray}. config.json belongs to another model, or this is one that Lyceum does not run.`,
       );
     if (names.has(SCORE) && options.head !== "scalar")
       throw new UserError(
@@ -120,7 +120,7 @@ export function saveLlama(model: Llama, dir: string, extra: Record<string, unkno
   };
   const config = llamaConfigJson(model.config, bf16 ? "bfloat16" : "float32");
   const scalar = {
-    architectures: ["LlamaForSequenceClassification"],
+    architectures: [architecture(model.config, "SequenceClassification")],
     id2label: { 0: "reward" },
     label2id: { reward: 0 },
   };
@@ -143,12 +143,19 @@ export function saveLlama(model: Llama, dir: string, extra: Record<string, unkno
   file.finish();
 }
 
-/** Tensors of a Llama, and those that some folders hold beside them: another head, rotary tables that are computed here. */
+/** Tensors of every model, and those that some folders hold beside them: another head, rotary tables that are computed here. */
 const TENSOR =
   /^(?:model\.(?:embed_tokens|norm|layers\.(\d+)\.(?:input_layernorm|post_attention_layernorm|self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj))\.weight|(?:lm_head|score)\.weight|model\.(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq)$/;
-function belongs(name: string, layers: number): boolean {
-  const match = TENSOR.exec(name);
-  return match !== null && Number(match[1] ?? 0) < layers;
+/** What some have besides. */
+const OWN = {
+  qwen2: /^model\.layers\.(\d+)\.self_attn\.[qkv]_proj\.bias$/,
+  qwen3: /^model\.layers\.(\d+)\.self_attn\.[qk]_norm\.weight$/,
+  llama: undefined,
+  mistral: undefined,
+};
+function belongs(name: string, { modelType, numLayers }: LlamaConfig): boolean {
+  const match = TENSOR.exec(name) ?? OWN[modelType]?.exec(name);
+  return match ? Number(match[1] ?? 0) < numLayers : false;
 }
 
 const SCORE = "score.weight";

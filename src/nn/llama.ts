@@ -1,8 +1,9 @@
 /**
- * Llama (Touvron et al. 2023): the decoder-only transformer that all stages train.
+ * Llama (Touvron et al. 2023): the decoder-only transformer that all stages train; and its relatives Mistral, Qwen2 and Qwen3.
  *
  *   h = embedding(ids)
  *   per layer:  h = h + Wo attention(rope(Wqkv norm(h)));   h = h + Wdown swiglu(Wgate-up norm(h))
+ *   Qwen2 adds biases to Wqkv x, Qwen3 norms each head of queries and keys (`beforeAttention`)
  *   hidden = norm(h)          log p(token) = tokenLogProb(hidden, output matrix)
  *
  * Query, key and value matrices are the rows of one matrix, gate and up likewise: one product instead of three (two).
@@ -15,9 +16,11 @@ import { gatheredLinear, gatherRows, rowsEach, scatteredLinear, scatterRows } fr
 import { gatherColumns, part, partialEmbedding, sharedLogProb, sumBackward, sumForward } from "../parallel/tensor.js";
 import { UserError } from "../run/errors.js";
 import {
+  addBias,
   attention,
   crossEntropy,
   embedding,
+  headNorm,
   type Layout,
   pickRows,
   rmsNorm,
@@ -50,6 +53,9 @@ export interface TokenBatch {
 export interface Layer {
   inputNorm: Parameter;
   qkv: Parameter;
+  /** Of queries, keys and values, one after the other. */
+  qkvBias?: Parameter;
+  headNorms?: { query: Parameter; key: Parameter };
   output: Parameter;
   mlpNorm: Parameter;
   gateUp: Parameter;
@@ -107,6 +113,8 @@ export class Llama {
       this.layers.push({
         inputNorm: next(),
         qkv: next(),
+        ...(config.modelType === "qwen2" && { qkvBias: next() }),
+        ...(config.modelType === "qwen3" && { headNorms: { query: next(), key: next() } }),
         output: next(),
         mlpNorm: next(),
         gateUp: next(),
@@ -167,13 +175,21 @@ export class Llama {
       return sumForward(tape, project(x, W), residual, tensor);
     };
     const a = tape.scope(() => {
-      const mixed = mix(enter(rmsNorm(tape, h, inputNorm, eps), qkv));
+      const mixed = mix(this.beforeAttention(tape, enter(rmsNorm(tape, h, inputNorm, eps), qkv), index));
       return rows ? leave(pickRows(tape, mixed, rows), output, pickRows(tape, h, rows)) : leave(mixed, output, h);
     });
     tape.whenBack(() => this.parameters.keeper.poke());
     const y = tape.scope(() => leave(swiglu(tape, enter(rmsNorm(tape, a, mlpNorm, eps), gateUp)), down, a));
     if (!tape.recording) a.storage.release();
     return y;
+  }
+
+  /** What a relative of Llama does to queries, keys and values. */
+  private beforeAttention(tape: Tape, qkv: Tensor, index: number): Tensor {
+    const { qkvBias, headNorms } = this.layers[index];
+    const biased = qkvBias ? addBias(tape, qkv, qkvBias) : qkv;
+    if (!headNorms) return biased;
+    return headNorm(tape, biased, headNorms.query, headNorms.key, this.attentionShape, this.config.rmsNormEps);
   }
 
   /** Hidden states after the final norm: [N, d], or of the wanted rows only, which spares the last layer the others. */

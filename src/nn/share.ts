@@ -32,6 +32,11 @@ export function shareOf(c: LlamaConfig, grid: Grid, stage: number): Share {
       `parallel.tensor is ${size}, but the model has ${c.numHeads} heads and ${c.numKvHeads} key-value heads, which do not divide among ${size} processes.`,
       2,
     );
+  if (size > 1 && (c.modelType === "qwen2" || c.modelType === "qwen3"))
+    throw new UserError(
+      `parallel.tensor is ${size}: for ${c.modelType}'s ${c.modelType === "qwen2" ? "biases" : "norms of queries and keys"} it is not implemented. Use parallel.data with parallel.zero, or parallel.pipeline.`,
+      2,
+    );
   if (stages > c.numLayers)
     throw new UserError(`parallel.pipeline is ${stages}, but the model has only ${c.numLayers} layers.`, 2);
   return {
@@ -53,7 +58,7 @@ export function stagesOf(c: LlamaConfig, head: Head, grid: Grid): { name: string
   });
 }
 
-/** In the order in which `Llama` takes them: the table, layer by layer, final norm, output matrix. */
+/** In the order in which `Llama` takes them: the table, layer by layer, final norm, output matrix. Vectors of queries and keys are whole. */
 export function parametersOf(c: LlamaConfig, head: Head, share: Share): ParameterSpec[] {
   const { hiddenSize: d, intermediateSize: f, headDim } = c;
   const { rank, size } = share.tensor;
@@ -81,11 +86,18 @@ export function parametersOf(c: LlamaConfig, head: Head, share: Share): Paramete
     init: "normal",
     stream: stream++,
   });
-  const norm = (name: string): ParameterSpec => ({
+  const norm = (name: string, width = d): ParameterSpec => ({
     unit: "vectors",
-    shape: [d],
-    parts: [{ name: `${name}.weight`, rows: d }],
+    shape: [width],
+    parts: [{ name: `${name}.weight`, rows: width }],
     init: "ones",
+    stream: stream++,
+  });
+  const bias = (...parts: [string, number][]): ParameterSpec => ({
+    unit: "vectors",
+    shape: [parts.reduce((n, [, rows]) => n + rows, 0)],
+    parts: parts.map(([name, rows]) => ({ name: `${name}.bias`, rows })),
+    init: "zeros",
     stream: stream++,
   });
   const width = whole(d);
@@ -103,6 +115,10 @@ export function parametersOf(c: LlamaConfig, head: Head, share: Share): Paramete
     const layer = [
       norm(`${at}.input_layernorm`),
       matrix(unit, width, [`${self}.q_proj`, q], [`${self}.k_proj`, kv], [`${self}.v_proj`, kv]),
+      ...(c.modelType === "qwen2"
+        ? [bias([`${self}.q_proj`, q.rows], [`${self}.k_proj`, kv.rows], [`${self}.v_proj`, kv.rows])]
+        : []),
+      ...(c.modelType === "qwen3" ? [norm(`${self}.q_norm`, headDim), norm(`${self}.k_norm`, headDim)] : []),
       matrix(unit, q, [`${self}.o_proj`, width]),
       norm(`${at}.post_attention_layernorm`),
       matrix(unit, width, [`${at}.mlp.gate_proj`, inner], [`${at}.mlp.up_proj`, inner]),

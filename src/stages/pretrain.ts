@@ -14,7 +14,7 @@ import type { Device } from "../device/device.js";
 import { peakFlops } from "../device/peak.js";
 import { readConversations } from "../dialogue/records.js";
 import { generate } from "../generate/generate.js";
-import { type LlamaConfig, parseLlamaConfig, readLlamaConfig } from "../nn/config.js";
+import { type LlamaConfig, MODEL_TYPES, parseLlamaConfig, readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
@@ -34,6 +34,7 @@ import { backwardMeanLoss, meanLoss } from "./clm.js";
 const natural = z.int().min(1);
 
 export const modelSchema = z.strictObject({
+  modelType: z.enum(MODEL_TYPES).default("llama"),
   hiddenSize: natural,
   intermediateSize: natural,
   numLayers: natural,
@@ -348,13 +349,14 @@ function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer, 
     );
   const llama: LlamaConfig = parseLlamaConfig(
     {
+      model_type: shape.modelType,
       vocab_size: tokenizer.vocabSize,
       hidden_size: shape.hiddenSize,
       intermediate_size: shape.intermediateSize,
       num_hidden_layers: shape.numLayers,
       num_attention_heads: shape.numHeads,
       num_key_value_heads: shape.numKvHeads,
-      head_dim: shape.headDim,
+      head_dim: headDim,
       max_position_embeddings: shape.maxPositionEmbeddings ?? Math.max(data.contextLength, 512),
       rope_theta: shape.ropeTheta,
       rms_norm_eps: shape.rmsNormEps,

@@ -94,6 +94,46 @@ export function rmsNorm(tape: Tape, x: Tensor, weight: Parameter, eps: number): 
   return tape.record(y, backward, [rstd]);
 }
 
+/** x[N, M] + bias[M], in the place of x: the product that made it does not need its own result to go backward. */
+export function addBias(tape: Tape, x: Tensor, bias: Parameter): Tensor {
+  const { device } = tape;
+  const [N, M] = x.shape;
+  const dt = x.dtype;
+  device.addBias(x.ptr, bias.ptr, N, M, dt);
+  if (!tape.recording || !(x.requiresGrad || bias.requiresGrad)) return x;
+  const y = tape.share(x);
+  y.requiresGrad = true;
+  return tape.record(y, (dy) => {
+    if (bias.requiresGrad) device.biasBackward(dy.ptr, bias.gradForAccumulation(tape.arena), N, M, dt);
+    tape.accumulate(x, tape.share(dy));
+  });
+}
+
+/** RMSNorm of each head of queries and of keys (Qwen3; Henry et al. 2020), each kind with one weight[D]; values stay: qkv[N, (H + 2 KV) D]. */
+export function headNorm(
+  tape: Tape,
+  qkv: Tensor,
+  query: Parameter,
+  key: Parameter,
+  { numHeads: H, numKvHeads: KV, headDim: D }: AttentionShape,
+  eps: number,
+): Tensor {
+  const { device } = tape;
+  const N = qkv.shape[0];
+  const dt = qkv.dtype;
+  const y = tape.tensor(dt, qkv.shape, qkv.requiresGrad || query.requiresGrad);
+  const rstd = tape.tensor(F32, [N, H + KV]);
+  device.headNormForward(qkv.ptr, query.ptr, key.ptr, y.ptr, rstd.ptr, N, H, KV, D, eps, dt);
+  const backward = (dy: Tensor): void => {
+    const dx = dy.storage.refs === 1 ? tape.share(dy) : tape.tensor(dt, qkv.shape);
+    const [dq, dk] = [query, key].map((w) => (w.requiresGrad ? w.gradForAccumulation(tape.arena) : 0));
+    // biome-ignore format: one call
+    device.headNormBackward(dy.ptr, qkv.ptr, query.ptr, key.ptr, rstd.ptr, dx.ptr, dq, dk, N, H, KV, D, dt);
+    tape.accumulate(qkv, dx);
+  };
+  return tape.record(y, backward, [rstd]);
+}
+
 /** Where each sequence of the step begins and ends, and which rotary angle each token has. On the device. */
 export interface Layout {
   /** cu[nseq + 1] i32: sequence s is rows cu[s] .. cu[s+1]-1. */

@@ -4,7 +4,7 @@ import { offeredIsas, openCpu } from "../../src/device/cpu.js";
 import { Decoder } from "../../src/generate/decoder.js";
 import { generate } from "../../src/generate/generate.js";
 import { Int8Weights, PackedWeights } from "../../src/generate/weights.js";
-import { parseLlamaConfig } from "../../src/nn/config.js";
+import { type ModelType, parseLlamaConfig } from "../../src/nn/config.js";
 import { Llama, type Precision, packSequences } from "../../src/nn/llama.js";
 import { attachLora, LORA_TARGETS } from "../../src/nn/lora.js";
 import { Tape } from "../../src/tensor/tensor.js";
@@ -29,9 +29,12 @@ const models: Llama[] = [];
 afterAll(() => {
   for (const model of models) model.close();
 });
-function make(precision: Precision, on = device): Llama {
-  const model = new Llama(on, CONFIG, precision, { trainable: false });
+function make(precision: Precision, on = device, modelType: ModelType = "llama"): Llama {
+  const model = new Llama(on, { ...CONFIG, modelType }, precision, { trainable: false });
   model.parameters.initialize(7, 0.15);
+  for (const { qkvBias, headNorms } of model.layers)
+    for (const [mean, p] of [[0, qkvBias] as const, [1, headNorms?.query] as const, [1, headNorms?.key] as const])
+      if (p) on.randomNormal(p.ptr, p.size, 5, p.size, mean, 0.5, p.dtype);
   models.push(model);
   return model;
 }
@@ -80,10 +83,17 @@ const LENGTHS = [2, 17, 33, 5, 40];
 /** Measured: 1e-6 and 0.012, with adapters 0.022. */
 const TOLERANCE = { fp32: 1e-5, bf16: 0.03 };
 
-describe.each(["fp32", "bf16"] as const)("%s", (precision) => {
+describe.each([
+  ["fp32", "llama"],
+  ["bf16", "llama"],
+  ["fp32", "qwen2"],
+  ["bf16", "qwen2"],
+  ["fp32", "qwen3"],
+  ["bf16", "qwen3"],
+] as const)("%s, %s", (precision, modelType) => {
   test("a decoded token has the logits of the whole forward pass, on every instruction set", () => {
     for (const isa of offeredIsas()) {
-      const model = make(precision, openCpu({ isa, threads: 2 }));
+      const model = make(precision, openCpu({ isa, threads: 2 }), modelType);
       const sequences = LENGTHS.map((n, i) => ids(n, i + 1));
       decoded(model, sequences).forEach((logits, i) => {
         expect(difference(logits, whole(model, sequences[i]))).toBeLessThan(TOLERANCE[precision]);
@@ -92,7 +102,7 @@ describe.each(["fp32", "bf16"] as const)("%s", (precision) => {
   });
 
   test("adapters on every matrix", () => {
-    const model = make(precision);
+    const model = make(precision, device, modelType);
     attachLora(model, { rank: 5, alpha: 10, targets: [...LORA_TARGETS] }, 3);
     const plain = whole(model, ids(9, 4));
     for (const p of model.lora!.parameters.parameters) device.randomNormal(p.ptr, p.size, 11, p.size, 0, 0.1, p.dtype); // B is zero at first
@@ -104,7 +114,7 @@ describe.each(["fp32", "bf16"] as const)("%s", (precision) => {
   });
 
   test("short prompts in one piece or several, into any rows of the cache, leave what the forward pass leaves", () => {
-    const model = make(precision);
+    const model = make(precision, device, modelType);
     const sequences = [30, 2, 41, 64, 1, 17].map((n, i) => ids(n, i + 1));
     const order = [3, 0, 5, 1, 4, 2];
     for (const promptTokens of [0, 100, 1000]) {
@@ -137,7 +147,7 @@ describe.each(["fp32", "bf16"] as const)("%s", (precision) => {
   });
 
   test("a reply is the same bytes alone and among others, rows that end early and all", () => {
-    const model = make(precision);
+    const model = make(precision, device, modelType);
     const prompts = [3, 20, 70, 11, 2, 90, 5].map((n, i) => ids(n, i + 1));
     const options = {
       maxTokens: 20,

@@ -1,4 +1,4 @@
-/** The whole Llama against Transformers' LlamaForCausalLM: logits, log probabilities, loss, gradients, packing, config. */
+/** The whole Llama, and its relatives, against Transformers: logits, log probabilities, loss, gradients, packing, config. */
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -17,6 +17,8 @@ afterAll(() => {
   for (const model of models.values()) model.close();
   tape.arena.close();
 });
+
+const SMALL = { vocab_size: 9, hidden_size: 16, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2 };
 
 function load(variant: string, precision: Precision): Llama {
   const key = `${variant} ${precision}`;
@@ -111,6 +113,18 @@ for (const variant of gold.VARIANTS) {
   });
 }
 
+it("a sliding window bounds the context: up to it, it changes nothing", () => {
+  const context = (json: Record<string, unknown>): number =>
+    parseLlamaConfig({ ...SMALL, max_position_embeddings: 128, ...json }, "test").maxPositionEmbeddings;
+  expect(readLlamaConfig(gold.folder("mistral")).maxPositionEmbeddings).toBe(100);
+  expect(context({ model_type: "mistral", sliding_window: null })).toBe(128);
+  expect(context({ model_type: "mistral", sliding_window: 4096 })).toBe(128);
+  expect(context({ model_type: "qwen2", sliding_window: 64, use_sliding_window: false })).toBe(128);
+  expect(context({ model_type: "qwen2", sliding_window: 64, use_sliding_window: true })).toBe(64);
+  // A Qwen3 whose file does not say it has heads of 128.
+  expect(parseLlamaConfig({ ...SMALL, model_type: "qwen3" }, "test").headDim).toBe(128);
+});
+
 it("the tolerances notice a wrong rotary base", () => {
   const dir = mkdtempSync(join(tmpdir(), "lyceum-golden-"));
   try {
@@ -142,10 +156,17 @@ it("a folder whose files do not belong together is refused, with what does not f
   try {
     cpSync(gold.folder("linear-3-layers"), dir, { recursive: true });
     expect(said(config)).toBe("loaded");
-    expect(said({ ...config, num_hidden_layers: 2 })).toMatch(/a Llama with 2 layers has no tensor model\.layers\.2\./);
+    expect(said({ ...config, num_hidden_layers: 2 })).toMatch(
+      /a llama model with 2 layers has no tensor model\.layers\.2\./,
+    );
     expect(said({ ...config, num_hidden_layers: 4 })).toMatch(/tensor model\.layers\.3\.\S+ is missing/);
     expect(said({ ...config, hidden_size: 4 * (config.hidden_size as number) })).toMatch(/has shape \[.*asks for \[/);
-    expect(said({ ...config, model_type: "qwen3" })).toMatch(/model_type is "qwen3"; Lyceum runs "llama" models/);
+    expect(said({ ...config, model_type: "gemma" })).toMatch(
+      /model_type is "gemma"; Lyceum runs llama, mistral, qwen2, qwen3/,
+    );
+    expect(said({ ...config, model_type: "qwen2" })).toMatch(
+      /tensor model\.layers\.0\.self_attn\.q_proj\.bias is missing/,
+    );
     expect(said(null)).toMatch(/config\.json holds no JSON object/);
   } finally {
     rmSync(dir, { recursive: true });

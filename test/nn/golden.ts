@@ -5,7 +5,15 @@ import { expect } from "vitest";
 import { F32 } from "../../src/device/device.js";
 import { type Llama, packSequences, type TokenBatch } from "../../src/nn/llama.js";
 
-export const VARIANTS = ["mha-untied", "gqa-tied", "head-dim-llama3", "linear-3-layers"] as const;
+export const VARIANTS = [
+  "mha-untied",
+  "gqa-tied",
+  "head-dim-llama3",
+  "linear-3-layers",
+  "qwen2-tied",
+  "qwen3-untied",
+  "mistral",
+] as const;
 export const CASES = ["single", "pair", "long", "packed"] as const;
 /** Relative tolerances of the project: fp32 against fp32, bf16 against fp32. */
 export const TOLERANCE = { fp32: 1e-4, bf16: 2e-2 } as const;

@@ -1,6 +1,6 @@
-"""Golden numbers for the Llama of src/nn, made with PyTorch and Transformers' LlamaForCausalLM.
+"""Golden numbers for the Llama of src/nn and its relatives, made with PyTorch and Transformers.
 
-    python make.py            (made with torch 2.13, transformers 5.18; writes beside this file)
+    python make.py [VARIANT ...]           (made with torch 2.13, transformers 5.18; writes beside this file)
 
 For each variant: a Hugging Face folder written by save_pretrained, config.v4.json (the same config in Transformers 4
 spelling) and golden.json. Everything is computed in fp32, eager attention, one thread, fixed seeds. The weights are
@@ -14,11 +14,12 @@ import json
 import math
 import pathlib
 import shutil
+import sys
 
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 HERE = pathlib.Path(__file__).parent
 transformers.utils.logging.disable_progress_bar()
@@ -29,7 +30,7 @@ SHAPE = dict(hidden_size=64, intermediate_size=172, num_hidden_layers=2, num_att
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}
-# name: config, storage type of the weights on disk, shard size
+# name: config (a Llama's, where it does not say another model_type), storage type of the weights on disk, shard size
 VARIANTS = {
     "mha-untied": (dict(vocab_size=97, num_key_value_heads=4, tie_word_embeddings=False, rope_parameters=PLAIN), torch.float32, "5GB"),
     "gqa-tied": (dict(vocab_size=128, num_key_value_heads=2, tie_word_embeddings=True, rms_norm_eps=1e-5,
@@ -37,6 +38,12 @@ VARIANTS = {
     "head-dim-llama3": (dict(vocab_size=101, num_key_value_heads=1, head_dim=32, tie_word_embeddings=False, rope_parameters=LLAMA3), torch.bfloat16, "5GB"),
     "linear-3-layers": (dict(vocab_size=97, num_key_value_heads=2, num_hidden_layers=3, tie_word_embeddings=True,
                              rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}), torch.bfloat16, "5GB"),
+    "qwen2-tied": (dict(model_type="qwen2", vocab_size=97, num_key_value_heads=2, tie_word_embeddings=True, sliding_window=64, use_sliding_window=False,
+                        rope_parameters={"rope_type": "default", "rope_theta": 1e6}), torch.bfloat16, "5GB"),
+    "qwen3-untied": (dict(model_type="qwen3", vocab_size=101, num_key_value_heads=2, head_dim=32, tie_word_embeddings=False,
+                          rope_parameters={"rope_type": "default", "rope_theta": 1e6}), torch.bfloat16, "5GB"),
+    "mistral": (dict(model_type="mistral", vocab_size=97, num_key_value_heads=2, tie_word_embeddings=False, sliding_window=100,
+                     rope_parameters=PLAIN), torch.bfloat16, "5GB"),
 }
 # No batch holds token 0, the padding: Transformers keeps its row of the embedding out of the gradient.
 # Sequences of input tokens; each has its next tokens as targets, -1 where the loss does not look.
@@ -60,10 +67,12 @@ def summary(t):
 
 def draw_model(config, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
-    model = LlamaForCausalLM(config).float()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if p.ndim == 1:
+            if name.endswith(".bias"):
+                p.copy_(0.3 * torch.randn(p.shape, generator=generator))
+            elif p.ndim == 1:
                 p.copy_(1 + 0.25 * torch.randn(p.shape, generator=generator))
             else:
                 p.copy_(torch.randn(p.shape, generator=generator) * (0.15 if "embed" in name else 0.7 / math.sqrt(p.shape[1])))
@@ -153,16 +162,18 @@ def version4(config):
 
 
 for seed, (name, (extra, dtype, shard)) in enumerate(VARIANTS.items()):
+    if len(sys.argv) > 1 and name not in sys.argv[1:]:
+        continue
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
-    config = LlamaConfig(**(SHAPE | extra), attn_implementation="eager", bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    config = AutoConfig.for_model(**({"model_type": "llama"} | SHAPE | extra), attn_implementation="eager", bos_token_id=1, eos_token_id=2, pad_token_id=0)
     model = draw_model(config, dtype, 100 + seed)
     generator = torch.Generator().manual_seed(200 + seed)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)
     # Loaded again, not cast back: .to(bfloat16) has rounded the rotary frequencies too.
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").train()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").train()
     written = json.loads((folder / "config.json").read_text())
     (folder / "config.v4.json").write_text(json.dumps(version4(written), indent=2) + "\n")
     out = {"cases": golden(model, config.vocab_size, generator)}
