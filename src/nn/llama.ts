@@ -450,11 +450,21 @@ export class Llama {
     return makeCache(this.device, rows, maxLength, this.layers.length, this.attentionShape, this.precision);
   }
 
-  /** Floating point operations of one training token, forward and backward: 6 per matrix weight, 12 L d T / 2 for causal attention. */
-  trainingFlopsPerToken(contextLength: number): number {
-    const c = this.config;
-    const embeddings = c.tieWordEmbeddings ? 0 : c.vocabSize * c.hiddenSize;
-    return 6 * (this.count - embeddings) + 6 * c.numLayers * c.numHeads * c.headDim * contextLength;
+  /**
+   * Floating point operations that training on a batch takes, forward and backward, none of them twice: 6 for a weight and a token (4 for
+   * one that is frozen), what stands behind the last attention for targets only; and of attention, that is causal, 6 L H D T^2 for a sequence of T.
+   */
+  trainingFlops({ cuSeqlens, ids }: TokenBatch, targets: Int32Array): number {
+    const { vocabSize, hiddenSize, intermediateSize, tieWordEmbeddings, numLayers, numHeads, headDim } = this.config;
+    const table = vocabSize * hiddenSize;
+    const behind = hiddenSize * (numHeads * headDim + 3 * intermediateSize);
+    const before = this.count - (tieWordEmbeddings ? 1 : 2) * table - behind;
+    const wanted = targets.reduce((n, t) => n + (t >= 0 ? 1 : 0), 0);
+    const products = (this.lora ? 4 : 6) * (before * ids.length + (behind + table) * wanted);
+    const adapters = this.lora ? 6 * this.lora.parameters.count * ids.length : 0;
+    let squares = 0;
+    for (let s = 1; s < cuSeqlens.length; s++) squares += (cuSeqlens[s] - cuSeqlens[s - 1]) ** 2;
+    return products + adapters + 6 * numLayers * numHeads * headDim * squares;
   }
 
   close(): void {

@@ -9,8 +9,9 @@ import { duration, mebibytes, openProgress, type Progress, peakMemory } from "./
 import { writeReport } from "./report.js";
 
 export interface StepResult {
-  /** Tokens trained on, for the speed. */
+  /** Tokens trained on, for the speed; and, for the utilisation (MFU), operations that this takes. Of all processes. */
   tokens: number;
+  flops?: number;
   /** Written to metrics.jsonl; `loss` is shown. */
   metrics: { loss: number } & Record<string, number>;
 }
@@ -31,8 +32,7 @@ export interface LoopStage {
   batch(): unknown;
   /** The metrics of the progress line; default: those without a "/" in their name. All are in metrics.jsonl. */
   show?: readonly string[];
-  /** Operations of one training token, and what the processor can do, per second: for the utilisation (MFU). */
-  flopsPerToken?: number;
+  /** Operations that all processes together can do in a second, for the utilisation. */
   peakFlops?: number;
 }
 
@@ -73,7 +73,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
   for (const signal of SIGNALS) process.on(signal, onSignal);
   let reported = began;
   let trained = 0;
-  let tokens = 0;
+  let [tokens, flops] = [0, 0];
   let loss = Number.NaN;
   let sent = run.world?.bytesSent ?? 0;
   try {
@@ -85,11 +85,11 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const seconds = (performance.now() - start) / 1000;
       trained += seconds;
       tokens += result.tokens;
+      flops += result.flops ?? 0;
       loss = result.metrics.loss;
-      const speed = result.tokens / seconds;
-      const mfu = (speed * (stage.flopsPerToken ?? 0)) / (stage.peakFlops ?? 1);
+      const mfu = (result.flops ?? 0) / seconds / (stage.peakFlops ?? 1);
       const timing = {
-        tokensPerSecond: Math.round(speed),
+        tokensPerSecond: Math.round(result.tokens / seconds),
         seconds: Number(seconds.toFixed(4)),
         ...(mfu > 0 && { mfu: Number(mfu.toFixed(3)) }),
         peakMemoryMiB: Math.round(peakMemory() / 2 ** 20),
@@ -111,10 +111,9 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const shown = Object.entries({ ...result.metrics, ...evaluated }).filter(
         ([key]) => stage.show?.includes(key) ?? !key.includes("/"),
       );
-      const average = tokens / trained;
-      const share = (average * (stage.flopsPerToken ?? 0)) / (stage.peakFlops ?? 1);
+      const share = flops / trained / (stage.peakFlops ?? 1);
       const utilisation = share > 0 ? `  MFU ${Math.round(share * 100)}%` : "";
-      const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(average)} tokens/s${utilisation}  ${duration(left)} left`;
+      const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(tokens / trained)} tokens/s${utilisation}  ${duration(left)} left`;
       progress.status(line, due(settings.logEvery, step) || evaluated !== undefined);
       if (evaluated) showSample(run, stage, step, progress);
       if (due(settings.saveEvery, step) || stop) {

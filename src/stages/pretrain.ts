@@ -151,8 +151,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   const rowAt = (index: number): number => shuffled(index % rows, rows, config.seed, Math.floor(index / rows));
   await runLoop(run, config, {
     steps,
-    flopsPerToken: model.trainingFlopsPerToken(rowLength),
-    peakFlops: peakFlops(device, config.precision),
+    peakFlops: grid.world.size * peakFlops(device, config.precision),
     step(step) {
       batches = Array.from({ length: config.gradientAccumulation }, (_, micro) => {
         const first = ((step - 1) * config.gradientAccumulation + micro) * config.batchSize + mine.from;
@@ -162,7 +161,9 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
         );
       });
       const metrics = trainer.step(step, () => backwardMeanLoss(model, tape, batches).loss);
-      return { tokens: grid.data.size * batches.reduce((n, b) => n + b.ids.length, 0), metrics };
+      const all = (of: (batch: PretrainBatch) => number): number =>
+        grid.data.size * batches.reduce((n, b) => n + of(b), 0);
+      return { tokens: all((b) => b.ids.length), flops: all((b) => model.trainingFlops(b, b.targets)), metrics };
     },
     ...(validation && { evaluate: () => evaluate(model, validation, config, tape.arena) }),
     sample: () => sampleText(model, tokenizer, config),

@@ -126,8 +126,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   let batches: TargetBatch[] = [];
   await runLoop(run, config, {
     steps,
-    flopsPerToken: model.trainingFlopsPerToken(config.data.contextLength),
-    peakFlops: peakFlops(device, config.precision),
+    peakFlops: grid.world.size * peakFlops(device, config.precision),
     step(step) {
       const first = (step - 1) * rowsPerStep;
       batches = Array.from({ length: config.gradientAccumulation }, (_, micro) =>
@@ -140,16 +139,20 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
       const text =
         mix &&
         config.pretrainMix &&
-        Array.from({ length: mixed!.to - mixed!.from }, (_, i) => mix((step - 1) * perStep + mixed!.from + i));
+        allTargets(
+          Array.from({ length: mixed!.to - mixed!.from }, (_, i) => mix((step - 1) * perStep + mixed!.from + i)),
+        );
       let pretrainLoss: number | undefined;
       const metrics = trainer.step(step, () => {
         const { loss } = backwardMeanLoss(model, tape, batches, 1, !text);
-        if (text) pretrainLoss = backwardMeanLoss(model, tape, [allTargets(text)], config.pretrainMix!.weight).loss;
+        if (text) pretrainLoss = backwardMeanLoss(model, tape, [text], config.pretrainMix!.weight).loss;
         return loss;
       });
-      const tokens = batches.reduce((n, b) => n + b.ids.length, 0) + (text ?? []).reduce((n, t) => n + t.length, 0);
+      const all = (of: (batch: TargetBatch) => number): number =>
+        grid.data.size * [...batches, ...(text ? [text] : [])].reduce((n, b) => n + of(b), 0);
       return {
-        tokens: tokens * grid.data.size,
+        tokens: all((b) => b.ids.length),
+        flops: all((b) => model.trainingFlops(b, b.targets)),
         metrics: { ...metrics, ...(pretrainLoss !== undefined && { pretrainLoss }) },
       };
     },
