@@ -1,12 +1,14 @@
 /* log p(token) from hidden states and the output matrix, in chunks of rows: the full logits never exist.
  * Backward: d(logit)[v] = g (1[v = target] - p[v]) * inv_temperature, which two products turn into dhidden and dW. */
 #include "rows.h"
-/* About 16 MiB of fp32 logits at a time: enough rows that W, which every chunk reads, does not pass by too often. Their gradients in
- * bf16 are gathered up to 32 MiB: to the gradient of W, every piece of them is one more pass over it. */
-static int64_t rows_in(int64_t bytes, int64_t N, int64_t row) {
-  int64_t rows = bytes / row;
-  rows = rows < 64 ? 64 : rows / 64 * 64;
-  return rows < N ? rows : N;
+/* About 16 MiB of fp32 logits at a time, and of a large vocabulary D / 2 rows, up to 512: as many bytes as W has in bf16, which every chunk
+ * reads and packs; of 64 rows that takes longer than their products. Gradients of logits in bf16 are gathered up to 32 MiB: to the gradient
+ * of W, every piece of them is one more pass over it. */
+static int64_t rows_in(int64_t bytes, int64_t N, int64_t row, int64_t D) {
+  int64_t rows = bytes / row / 64 * 64, least = smaller(D / 2 / 64 * 64, 512);
+  if (least < 64) least = 64;
+  if (rows < least) rows = least;
+  return smaller(rows, N);
 }
 
 enum { PART = 1024 }; /* numbers of a row that are worked on at a time */
@@ -71,7 +73,8 @@ static void add_sum_body(void *ctx, int64_t v, int thread) {
 static void run(const void *hidden, const void *W, const int32_t *target, float *logp, float *lse, float *entropy, const float *known_lse,
                 const float *known_entropy, const float *g, void *dhidden, void *dW, int64_t N, int64_t D, int64_t V, float scale, int dt) {
   int64_t size = dt == LY_F32 ? 4 : 2, ld = V + 32; /* rows a multiple of 4 KiB apart would share a set of the cache */
-  int64_t rows = rows_in(16 << 20, N, 4 * V), all = !g ? N : dt == LY_F32 ? rows : rows_in(32 << 20, N, 2 * V);
+  int64_t rows = rows_in(16 << 20, N, 4 * V, D), all = !g ? N : dt == LY_F32 ? rows : rows_in(32 << 20, N, 2 * V, D);
+  if (g && dW && dt == LY_BF16 && N <= 2 * D) all = N; /* no more memory than the sum below would take */
   float *logits = ly_scratch(-1, 2, (size_t)(rows * ld) * 4);
   char *dlogits = !g ? NULL : dt == LY_F32 ? (char *)logits : ly_scratch(-1, 3, (size_t)(all * ld) * 2);
   /* Several pieces add to dW: in bf16 that would round each time, so they meet in fp32 and are added once. */
