@@ -106,6 +106,14 @@ sampling(program.command("chat").description("talk to a model that was fine-tune
   .action(async (model, options) => (await import("./chat.js")).command(model, options));
 
 program
+  .command("export")
+  .description("a model as one GGUF file, for llama.cpp and what is built on it (Ollama, LM Studio)")
+  .argument("<model>", "model folder")
+  .requiredOption("--out <file>", "the file to write, NAME.gguf")
+  .option("--type <type>", "of matrices: bf16, f16, f32 or q8_0 (default: as the model was saved)")
+  .action(async (model, options) => (await import("./export.js")).command(model, options));
+
+program
   .command("logprobs")
   .description("log p of each token of a sequence under a model")
   .argument("<model>", "model folder (config.json, model.safetensors)")

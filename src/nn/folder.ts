@@ -158,7 +158,7 @@ function belongs(name: string, { modelType, numLayers }: LlamaConfig): boolean {
   return match ? Number(match[1] ?? 0) < numLayers : false;
 }
 
-const SCORE = "score.weight";
+export const SCORE = "score.weight";
 /** Whether a folder holds a model with a scalar head. */
 export function hasScalarHead(dir: string): boolean {
   const file = openSafetensors(dir);
@@ -191,7 +191,7 @@ function addMeanRows(device: Device, matrix: Ptr, dtype: DType, from: number, to
 }
 
 /** IEEE half precision to fp32. */
-function halfToFloat(raw: Uint8Array): Float32Array {
+export function halfToFloat(raw: Uint8Array): Float32Array {
   const half = new Uint16Array(raw.buffer, raw.byteOffset, raw.length / 2);
   return Float32Array.from(half, (h) => {
     const sign = h & 0x8000 ? -1 : 1;

@@ -1,0 +1,319 @@
+/**
+ * A model folder as one GGUF file, for llama.cpp and what is built on it (Ollama, LM Studio, node-llama-cpp): weights, shape, tokenizer
+ * and chat template. Names and conventions are those of llama.cpp's own converter, so that it computes the same logits and ids.
+ */
+import { existsSync } from "node:fs";
+import { resolve, sep } from "node:path";
+import { type LlamaConfig, readLlamaConfig } from "../nn/config.js";
+import { halfToFloat, SCORE } from "../nn/folder.js";
+import { inverseFrequencies } from "../nn/rope.js";
+import { UserError } from "../run/errors.js";
+import { type GgufTensor, type GgufType, type GgufValue, writeGguf } from "../run/gguf.js";
+import { openSafetensors, type SafetensorsFile } from "../run/safetensors.js";
+import { CHAR_TO_BYTE } from "../tokenizer/bytes.js";
+import { knownSteps, PATTERNS, pretokenizerSteps } from "../tokenizer/pretokenize.js";
+import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { IDEOGRAPH } from "../tokenizer/unicode.js";
+
+/** How matrices are stored; vectors are always fp32. With the number that names the whole file's type. */
+export const EXPORT_TYPES = { bf16: ["BF16", 32], f16: ["F16", 1], f32: ["F32", 0], q8_0: ["Q8_0", 7] } as const;
+export type ExportType = keyof typeof EXPORT_TYPES;
+
+/** Writes `dir` as `out`. Throws UserError for what llama.cpp could not run as it runs here. */
+export function exportGguf(dir: string, out: string, type?: ExportType): { bytes: number; type: ExportType } {
+  const config = readLlamaConfig(dir);
+  const tokenizer = Tokenizer.load(dir);
+  if (tokenizer.modelSize > config.vocabSize)
+    throw new UserError(
+      `${dir}: the tokenizer has ${tokenizer.modelSize} tokens, and the model knows ${config.vocabSize}: tokenizer.json is not the model's own tokenizer.`,
+    );
+  if (existsSync(out)) throw new UserError(`${out} is there already: remove it, or name another file.`, 2);
+  const file = openSafetensors(dir);
+  try {
+    if (file.names().includes(SCORE))
+      throw new UserError(`${dir} is a reward or value model: llama.cpp has no such head. Name a language model.`, 2);
+    const kept = file.names().some((name) => file.info(name).dtype === "F32") ? "f32" : "bf16";
+    const chosen = type ?? kept;
+    const pairs = { ...shapeOf(config, chosen, dir), ...tokenizerOf(tokenizer, config, dir) };
+    const bytes = writeGguf(out, pairs, tensorsOf(file, config, EXPORT_TYPES[chosen][0]));
+    return { bytes, type: chosen };
+  } finally {
+    file.close();
+  }
+}
+
+// ---- shape ----
+
+/** llama.cpp runs Mistral as a Llama. */
+const architectureOf = ({ modelType }: LlamaConfig): string => (modelType === "mistral" ? "llama" : modelType);
+
+function shapeOf(c: LlamaConfig, type: ExportType, dir: string): Record<string, GgufValue> {
+  const arch = architectureOf(c);
+  const [folder, above] = resolve(dir).split(sep).reverse(); // runs/quickstart/ppo/model is called ppo
+  const ownHeads = c.headDim * c.numHeads !== c.hiddenSize;
+  if (ownHeads && arch === "qwen2")
+    throw new UserError(
+      `${dir}: llama.cpp runs a qwen2 model only where its heads together are as wide as a token (${c.numHeads} x ${c.headDim}, and ${c.hiddenSize}).`,
+    );
+  return {
+    "general.architecture": { string: arch },
+    "general.type": { string: "model" },
+    "general.name": { string: folder === "model" && above ? above : folder },
+    "general.file_type": { u32: EXPORT_TYPES[type][1] },
+    "general.quantization_version": { u32: 2 },
+    [`${arch}.vocab_size`]: { u32: c.vocabSize },
+    [`${arch}.context_length`]: { u32: c.maxPositionEmbeddings },
+    [`${arch}.embedding_length`]: { u32: c.hiddenSize },
+    [`${arch}.block_count`]: { u32: c.numLayers },
+    [`${arch}.feed_forward_length`]: { u32: c.intermediateSize },
+    [`${arch}.attention.head_count`]: { u32: c.numHeads },
+    [`${arch}.attention.head_count_kv`]: { u32: c.numKvHeads },
+    [`${arch}.attention.layer_norm_rms_epsilon`]: { f32: c.rmsNormEps },
+    ...((ownHeads || arch === "qwen3") && {
+      [`${arch}.attention.key_length`]: { u32: c.headDim },
+      [`${arch}.attention.value_length`]: { u32: c.headDim },
+    }),
+    [`${arch}.rope.dimension_count`]: { u32: c.headDim },
+    [`${arch}.rope.freq_base`]: { f32: c.ropeTheta },
+    ...scalingOf(c, arch, dir),
+  };
+}
+
+function scalingOf({ ropeScaling: s }: LlamaConfig, arch: string, dir: string): Record<string, GgufValue> {
+  if (!s || s.type === "llama3") return {}; // Llama 3's is a tensor
+  const key = `${arch}.rope.scaling`;
+  if (s.type === "linear") return { [`${key}.type`]: { string: "linear" }, [`${key}.factor`]: { f32: s.factor } };
+  if (s.type === "dynamic" || !s.truncate)
+    throw new UserError(
+      `${dir}: llama.cpp has no rotary scaling "${s.type}"${s.type === "yarn" ? " with truncate off" : ""}.`,
+    );
+  return {
+    [`${key}.type`]: { string: "yarn" },
+    [`${key}.factor`]: { f32: s.factor },
+    [`${key}.original_context_length`]: { u32: s.original },
+    // llama.cpp has the paper's factor, and multiplies it by this one.
+    [`${key}.attn_factor`]: { f32: s.attentionFactor / (0.1 * Math.log(s.factor) + 1) },
+    [`${key}.yarn_beta_fast`]: { f32: s.betaFast },
+    [`${key}.yarn_beta_slow`]: { f32: s.betaSlow },
+  };
+}
+
+// ---- tokenizer ----
+
+const NORMAL = 1;
+const CONTROL = 3;
+const USER_DEFINED = 4;
+const UNUSED = 5;
+
+function tokenizerOf(tokenizer: Tokenizer, c: LlamaConfig, dir: string): Record<string, GgufValue> {
+  const model = tokenizer.json.model as { merges: (string | [string, string])[] };
+  const added = new Map(
+    ((tokenizer.json.added_tokens ?? []) as { content: string; special?: boolean }[]).map((t) => [t.content, t]),
+  );
+  const tokens: string[] = [];
+  const types: number[] = [];
+  for (let id = 0; id < c.vocabSize; id++) {
+    const token = tokenizer.idToToken(id);
+    const special = token === undefined ? undefined : added.get(token);
+    tokens.push(token ?? `[PAD${id}]`);
+    types.push(token === undefined ? UNUSED : !special ? NORMAL : special.special ? CONTROL : USER_DEFINED);
+  }
+  const { bosId, eosId, padId, chatTemplate } = tokenizer;
+  const ids = {
+    bos: bosId ?? c.bosTokenId,
+    eos: eosId ?? [c.eosTokenId ?? []].flat()[0],
+    padding: padId ?? c.padTokenId,
+  };
+  const begins = tokenizer.encode("", { addSpecialTokens: true });
+  return {
+    "tokenizer.ggml.model": { string: "gpt2" },
+    "tokenizer.ggml.pre": { string: pretokenizerOf(tokenizer, tokens, dir) },
+    "tokenizer.ggml.tokens": { strings: tokens },
+    "tokenizer.ggml.token_type": { i32s: types },
+    "tokenizer.ggml.merges": { strings: model.merges.map((m) => (typeof m === "string" ? m : m.join(" "))) },
+    ...Object.fromEntries(
+      Object.entries(ids).flatMap(([name, id]) =>
+        id === undefined || id >= c.vocabSize ? [] : [[`tokenizer.ggml.${name}_token_id`, { u32: id }]],
+      ),
+    ),
+    "tokenizer.ggml.add_bos_token": { bool: ids.bos !== undefined && begins[0] === ids.bos },
+    ...(typeof chatTemplate === "string" && { "tokenizer.chat_template": { string: chatTemplate } }),
+  };
+}
+
+/** llama.cpp knows ways of cutting words by name. */
+function pretokenizerOf(tokenizer: Tokenizer, tokens: readonly string[], dir: string): string {
+  const { pre_tokenizer, model } = tokenizer.json as { pre_tokenizer: null; model: { ignore_merges?: boolean } };
+  const steps = pretokenizerSteps(pre_tokenizer, dir);
+  const known = knownSteps(steps);
+  const refuse = (why: string): UserError =>
+    new UserError(
+      `${dir}: llama.cpp would cut texts into other tokens: ${why}. Its weights can be used with Hugging Face's tools.`,
+    );
+  if (known?.prefixSpace) throw refuse("this tokenizer puts a space before each text");
+  // Both are Llama 3's; with the first, a word that is in the vocabulary is one token, whatever the merges say.
+  const llama3 = model.ignore_merges ? "llama-bpe" : "smaug-bpe";
+  switch (known?.pretokenizer) {
+    case "llama3":
+      return llama3;
+    case "qwen":
+      return "qwen2";
+    case "gpt2":
+      return "gpt-2";
+    case "han": {
+      // No merge leads over the border of a Chinese character, where this tokenizer cuts: it need not be cut there.
+      const mixed = tokens.find(mixesIdeographs);
+      if (mixed === undefined) return llama3;
+      throw refuse(`it has no pre-tokenizer that cuts at every Chinese character, and "${decoded(mixed)}" is a token`);
+    }
+  }
+  const sources = steps.map((s) => s.source);
+  if (sources.length === 2 && sources[0] === "\\p{N}" && sources[1] === PATTERNS.gpt2) return "smollm";
+  throw refuse("it does not know this pre-tokenizer");
+}
+
+const decoded = (token: string): string =>
+  Buffer.from(Array.from(token, (c) => CHAR_TO_BYTE.get(c) ?? 0x3f)).toString("utf8");
+const CHINESE = new RegExp(`[${IDEOGRAPH}]`, "u");
+const LETTER = /^\p{L}/u;
+
+/** Whether a token, of a byte-level alphabet, reaches over the border of a Chinese character, or may be such a piece of one and of a letter. */
+export function mixesIdeographs(token: string): boolean {
+  const bytes = Array.from(token, (c) => CHAR_TO_BYTE.get(c) ?? -1);
+  if (bytes.includes(-1)) return false; // an added one: no merge makes it
+  const tail = bytes.findIndex((b) => b < 0x80 || b > 0xbf);
+  if (tail < 0) return false; // within one character
+  // The end of a character, whole ones, and the beginning of another.
+  const pieces: { begins: boolean; may: (pattern: RegExp) => boolean }[] = [];
+  for (let at = tail; at < bytes.length; ) {
+    const length = bytes[at] < 0x80 ? 1 : bytes[at] < 0xe0 ? 2 : bytes[at] < 0xf0 ? 3 : 4;
+    const known = bytes.slice(at, at + length);
+    // What it may become, with the least and the greatest bytes that may follow.
+    const ends = [0x80, 0xbf].map((b) =>
+      Buffer.from(known.concat(Array(length - known.length).fill(b))).toString("utf8"),
+    );
+    const begins = known.length < length;
+    pieces.push({ begins, may: (pattern) => (begins ? possible(ends, pattern) : pattern.test(ends[0])) });
+    at += length;
+  }
+  if (tail > 0 && pieces[0].may(LETTER)) return true;
+  return pieces.length + (tail > 0 ? 1 : 0) > 1 && pieces.some((p) => p.may(CHINESE));
+}
+
+/** Whether some character from the first to the second matches. Where these are none, every 64th between them tells. */
+function possible([first, last]: string[], pattern: RegExp): boolean {
+  const [from, to] = [first, last].map((s) => (s.includes("\uFFFD") ? Number.NaN : s.codePointAt(0)!));
+  if (Number.isNaN(from + to)) return true;
+  for (let c = from; c <= to; c += 16) if (pattern.test(String.fromCodePoint(c))) return true;
+  return pattern.test(String.fromCodePoint(to));
+}
+
+// ---- weights ----
+
+const NAMES: [RegExp, string][] = [
+  [/^model\.embed_tokens\./, "token_embd."],
+  [/^model\.norm\./, "output_norm."],
+  [/^lm_head\./, "output."],
+  [/^model\.layers\.(\d+)\.input_layernorm\./, "blk.$1.attn_norm."],
+  [/^model\.layers\.(\d+)\.post_attention_layernorm\./, "blk.$1.ffn_norm."],
+  [/^model\.layers\.(\d+)\.self_attn\.o_proj\./, "blk.$1.attn_output."],
+  [/^model\.layers\.(\d+)\.self_attn\.([qkv])_proj\./, "blk.$1.attn_$2."],
+  [/^model\.layers\.(\d+)\.self_attn\.([qk])_norm\./, "blk.$1.attn_$2_norm."],
+  [/^model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\./, "blk.$1.ffn_$2."],
+];
+
+function tensorsOf(file: SafetensorsFile, c: LlamaConfig, type: GgufType): GgufTensor[] {
+  const tensors = file.names().flatMap((name): GgufTensor[] => {
+    const [pattern, to] = NAMES.find(([p]) => p.test(name)) ?? [];
+    if (!pattern || (c.tieWordEmbeddings && name.startsWith("lm_head."))) return []; // rotary tables: computed
+    const { shape } = file.info(name);
+    const stored: GgufType = shape.length === 1 ? "F32" : type === "Q8_0" && shape[1] % 32 !== 0 ? "F16" : type;
+    return [{ name: name.replace(pattern, to!), type: stored, shape, data: () => converted(file, name, c, stored) }];
+  });
+  if (c.ropeScaling?.type !== "llama3") return tensors;
+  // By how much each pair turns slower.
+  const [scaled, plain] = [c, { ...c, ropeScaling: undefined }].map((of) => inverseFrequencies(of, 1));
+  const factors = Float32Array.from(plain, (x, i) => x / scaled[i]);
+  const rope: GgufTensor = {
+    name: "rope_freqs.weight",
+    type: "F32",
+    shape: [factors.length],
+    data: () => new Uint8Array(factors.buffer),
+  };
+  return [...tensors, rope];
+}
+
+function converted(file: SafetensorsFile, name: string, c: LlamaConfig, type: GgufType): Uint8Array {
+  const { dtype, shape, bytes } = file.info(name);
+  const raw = new Uint8Array(bytes);
+  file.readInto(name, raw);
+  const rows = rotatedInPairs(raw, name, shape[0], c);
+  if (dtype === type) return rows;
+  const values = widened(rows, dtype);
+  if (type === "F32") return new Uint8Array(values.buffer);
+  if (type === "Q8_0") return quantized(values);
+  const bits = new Uint32Array(values.buffer);
+  return new Uint8Array(Uint16Array.from(bits, type === "F16" ? toHalf : toBf16).buffer);
+}
+
+/** Where a Llama's rotation turns x[i] with x[i + D / 2], llama.cpp's turns x[2 i] with x[2 i + 1]: rows of queries and keys are in its order. */
+function rotatedInPairs(raw: Uint8Array, name: string, count: number, c: LlamaConfig): Uint8Array {
+  if (architectureOf(c) !== "llama" || !/\.[qk]_proj\./.test(name)) return raw;
+  const width = raw.length / count;
+  const half = c.headDim / 2;
+  const out = new Uint8Array(raw.length);
+  for (let row = 0; row < count; row++) {
+    const [head, at] = [Math.floor(row / c.headDim) * c.headDim, row % c.headDim];
+    const to = head + (at < half ? 2 * at : 2 * (at - half) + 1);
+    out.set(raw.subarray(row * width, (row + 1) * width), to * width);
+  }
+  return out;
+}
+
+function widened(raw: Uint8Array, dtype: string): Float32Array {
+  if (dtype === "F32") return new Float32Array(raw.buffer);
+  if (dtype === "F16") return halfToFloat(raw);
+  const bits = Uint32Array.from(new Uint16Array(raw.buffer), (x) => x << 16);
+  return new Float32Array(bits.buffer);
+}
+
+/** Bits of fp32 to those of bf16, rounded to nearest even; NaN stays NaN. */
+const toBf16 = (bits: number): number =>
+  (bits & 0x7fffffff) > 0x7f800000 ? (bits >>> 16) | 0x40 : (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16;
+
+/** ... and to those of IEEE half precision. */
+function toHalf(bits: number): number {
+  const sign = (bits >>> 16) & 0x8000;
+  const exponent = ((bits >>> 23) & 0xff) - 112;
+  const fraction = bits & 0x7fffff;
+  if ((bits & 0x7fffffff) > 0x7f800000) return sign | 0x7e00;
+  if (exponent >= 31) return sign | 0x7c00;
+  if (exponent < -10) return sign;
+  const shift = exponent > 0 ? 13 : 14 - exponent; // subnormal below
+  const whole = exponent > 0 ? (exponent << 23) | fraction : fraction | 0x800000;
+  const rest = whole & ((1 << shift) - 1);
+  const up = rest > 1 << (shift - 1) || (rest === 1 << (shift - 1) && ((whole >>> shift) & 1) === 1);
+  return sign | ((whole >>> shift) + (up ? 1 : 0));
+}
+
+/** Blocks of 32: a scale in half precision, the largest / 127, and 32 whole numbers. */
+function quantized(values: Float32Array): Uint8Array {
+  const { block, bytes } = { block: 32, bytes: 34 };
+  const out = new Uint8Array((values.length / block) * bytes);
+  const scale = new Float32Array(1);
+  const bits = new Uint32Array(scale.buffer);
+  for (let b = 0; b * block < values.length; b++) {
+    let largest = 0;
+    for (let i = 0; i < block; i++) largest = Math.max(largest, Math.abs(values[b * block + i]));
+    scale[0] = largest / 127;
+    const inverse = scale[0] === 0 ? 0 : Math.fround(1 / scale[0]);
+    const half = toHalf(bits[0]);
+    out[b * bytes] = half & 0xff;
+    out[b * bytes + 1] = half >>> 8;
+    for (let i = 0; i < block; i++) {
+      const x = Math.fround(values[b * block + i] * inverse);
+      out[b * bytes + 2 + i] = Math.sign(x) * Math.floor(Math.abs(x) + 0.5); // halves away from 0
+    }
+  }
+  return out;
+}

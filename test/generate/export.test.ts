@@ -1,0 +1,319 @@
+/** GGUF files: what is in them, to the bit where a format says so, and what is refused. That llama.cpp computes the same is in docs/training.md. */
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { openCpu } from "../../src/device/cpu.js";
+import { exportGguf } from "../../src/generate/export.js";
+import { type LlamaConfig, parseLlamaConfig } from "../../src/nn/config.js";
+import { saveLlama } from "../../src/nn/folder.js";
+import { Llama } from "../../src/nn/llama.js";
+import { ALPHABET, BYTE_TO_CHAR } from "../../src/tokenizer/bytes.js";
+import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
+
+const root = mkdtempSync(join(tmpdir(), "lyceum-gguf-"));
+const golden = (name: string): Tokenizer => Tokenizer.load(`test/golden/tokenizer/${name}.json`);
+const device = openCpu({ threads: 1 });
+
+interface Parsed {
+  pairs: Map<string, unknown>;
+  tensors: Map<string, { type: number; shape: number[]; data: Buffer }>;
+}
+/** A reader of its own: strict about order, types and alignment. */
+function parse(path: string): Parsed {
+  const file = readFileSync(path);
+  let at = 0;
+  /** Where the next bytes begin. */
+  const next = (bytes: number): number => {
+    at += bytes;
+    return at - bytes;
+  };
+  const u32 = (): number => file.readUInt32LE(next(4));
+  const u64 = (): number => Number(file.readBigUInt64LE(next(8)));
+  const string = (): string => {
+    const n = u64();
+    return file.toString("utf8", next(n), at);
+  };
+  const value = (type: number): unknown => {
+    if (type === 4) return u32();
+    if (type === 5) return file.readInt32LE(next(4));
+    if (type === 6) return file.readFloatLE(next(4));
+    if (type === 7) return file[next(1)] === 1;
+    if (type === 8) return string();
+    expect(type).toBe(9);
+    const of = u32();
+    return Array.from({ length: u64() }, () => value(of));
+  };
+  expect(file.toString("latin1", 0, 4)).toBe("GGUF");
+  next(4);
+  expect(u32()).toBe(3);
+  const [count, keys] = [u64(), u64()];
+  const pairs = new Map(Array.from({ length: keys }, () => [string(), value(u32())] as const));
+  const list = Array.from({ length: count }, () => {
+    const name = string();
+    const shape = Array.from({ length: u32() }, u64).reverse();
+    return { name, shape, type: u32(), offset: u64() };
+  });
+  const start = Math.ceil(at / 32) * 32;
+  let end = start;
+  const tensors = new Map(
+    list.map(({ name, shape, type, offset }) => {
+      const n = shape.reduce((a, b) => a * b, 1);
+      const bytes = { 0: 4 * n, 1: 2 * n, 30: 2 * n, 8: (n / 32) * 34 }[type]!;
+      expect(start + offset).toBe(Math.ceil(end / 32) * 32);
+      end = start + offset + bytes;
+      return [name, { type, shape, data: file.subarray(start + offset, end) }];
+    }),
+  );
+  expect(file.length).toBe(Math.ceil(end / 32) * 32);
+  return { pairs, tensors };
+}
+
+/** A random model with one of the tokenizers; `put` are the first numbers of layer 0's output projection. */
+function make(
+  name: string,
+  more: Record<string, unknown> = {},
+  tokenizer = golden("llama3"),
+  put: number[] = [],
+): string {
+  const config: LlamaConfig = parseLlamaConfig(
+    {
+      vocab_size: tokenizer.vocabSize + 3,
+      hidden_size: 64,
+      intermediate_size: 40,
+      num_hidden_layers: 2,
+      num_attention_heads: 4,
+      num_key_value_heads: 2,
+      head_dim: 16,
+      max_position_embeddings: 128,
+      tie_word_embeddings: true,
+      ...more,
+    },
+    name,
+  );
+  const model = new Llama(device, config, "fp32");
+  model.parameters.initialize(1, 0.1);
+  device.f32(model.layers[0].output.ptr, put.length).set(put);
+  saveLlama(model, join(root, name));
+  model.close();
+  tokenizer.save(join(root, name));
+  return join(root, name);
+}
+const floats = (data: Buffer): Float32Array => new Float32Array(new Uint8Array(data).buffer);
+
+beforeAll(() => mkdirSync(root, { recursive: true }));
+afterAll(() => rmSync(root, { recursive: true }));
+
+test("a Llama: shape, tokenizer, and rows of queries and keys in the order of llama.cpp's rotation", () => {
+  const tokenizer = golden("llama3");
+  const dir = make("llama", { rope_theta: 5000, rms_norm_eps: 1e-4 }, tokenizer);
+  const { bytes } = exportGguf(dir, join(root, "llama.gguf"));
+  const { pairs, tensors } = parse(join(root, "llama.gguf"));
+  expect(bytes).toBe(readFileSync(join(root, "llama.gguf")).length);
+  expect(Object.fromEntries([...pairs].filter(([key]) => !key.startsWith("tokenizer")))).toEqual({
+    "general.architecture": "llama",
+    "general.type": "model",
+    "general.name": "llama",
+    "general.file_type": 0,
+    "general.quantization_version": 2,
+    "llama.vocab_size": tokenizer.vocabSize + 3,
+    "llama.context_length": 128,
+    "llama.embedding_length": 64,
+    "llama.block_count": 2,
+    "llama.feed_forward_length": 40,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": Math.fround(1e-4),
+    "llama.rope.dimension_count": 16,
+    "llama.rope.freq_base": 5000,
+  });
+  const tokens = pairs.get("tokenizer.ggml.tokens") as string[];
+  expect(tokens).toHaveLength(tokenizer.vocabSize + 3);
+  expect(tokens.slice(0, tokenizer.vocabSize)).toEqual(
+    Array.from({ length: tokenizer.vocabSize }, (_, id) => tokenizer.idToToken(id)),
+  );
+  expect(tokens.at(-1)).toBe(`[PAD${tokens.length - 1}]`);
+  expect((pairs.get("tokenizer.ggml.token_type") as number[]).at(-1)).toBe(5);
+  expect(pairs.get("tokenizer.ggml.pre")).toBe("smaug-bpe");
+  const names = [...tensors.keys()];
+  expect(names).toHaveLength(2 + 2 * 9);
+  expect(names).not.toContain("output.weight"); // tied
+  const values = loadWeights(dir);
+  for (const name of ["attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"])
+    expect(floats(tensors.get(`blk.1.${name}.weight`)!.data)).toEqual(values.get(`1.${name}`));
+  for (const name of ["attn_q", "attn_k"]) {
+    const [there, here] = [floats(tensors.get(`blk.1.${name}.weight`)!.data), values.get(`1.${name}`)!];
+    const row = (x: Float32Array, r: number): Float32Array => x.subarray(r * 64, (r + 1) * 64);
+    for (const [pair, first, second] of [
+      [0, 0, 8],
+      [3, 3, 11],
+      [7, 7, 15],
+    ]) {
+      // Of the second head.
+      expect(row(there, 16 + 2 * pair)).toEqual(row(here, 16 + first));
+      expect(row(there, 16 + 2 * pair + 1)).toEqual(row(here, 16 + second));
+    }
+  }
+});
+
+/** The weights of a folder by layer and llama.cpp's short name. */
+function loadWeights(dir: string): Map<string, Float32Array> {
+  const file = readFileSync(`${dir}/model.safetensors`);
+  const length = Number(file.readBigUInt64LE(0));
+  const header = JSON.parse(file.toString("utf8", 8, 8 + length)) as Record<string, { data_offsets: [number, number] }>;
+  const short: Record<string, string> = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+  };
+  const found = new Map<string, Float32Array>();
+  for (const [name, entry] of Object.entries(header)) {
+    const match = /^model\.layers\.(\d+)\.(.+)\.weight$/.exec(name);
+    if (!match || !short[match[2]]) continue;
+    const [from, to] = entry.data_offsets.map((n) => 8 + length + n);
+    found.set(`${match[1]}.${short[match[2]]}`, floats(file.subarray(from, to)));
+  }
+  return found;
+}
+
+test("types: half precision and bf16 to the bit, Q8_0 as ggml's reference makes it, vectors in fp32", () => {
+  // Made with gguf.quants.quantize of gguf 0.19, and numpy's float16.
+  const q8 =
+    "684700000000010ba100000000000ef100000000ff0a4700000000ff037f00000000c747fffa7a000000000000470000000000f3f60000000001f8a90000000001008100";
+  const wave = Array.from({ length: 64 }, (_, i) =>
+    i === 40 ? 0 : Math.fround(Math.sin(i * 1.7) * 10 ** ((i % 7) - 3)),
+  );
+  const halves: [number, number][] = [
+    [0, 0], [1, 0x3c00], [-1, 0xbc00], [65504, 0x7bff], [65520, 0x7c00], [1e-8, 0], [6e-8, 1], [3.1e-5, 0x208], [6.1e-5, 0x3ff],
+    [0.1, 0x2e66], [1 / 3, 0x3555], [Number.POSITIVE_INFINITY, 0x7c00], [2049, 0x6800], [2051, 0x6802], [-6.0975e-5, 0x83ff],
+  ]; // biome-ignore format: a table
+  const dir = make("types", {}, golden("llama3"), [...wave, ...halves.map(([x]) => x)]);
+  const of = (type: "q8_0" | "f16" | "bf16") => {
+    exportGguf(dir, join(root, `${type}.gguf`), type);
+    return parse(join(root, `${type}.gguf`));
+  };
+  const quantized = of("q8_0");
+  expect(quantized.pairs.get("general.file_type")).toBe(7);
+  expect(quantized.tensors.get("blk.0.attn_output.weight")!.data.toString("hex", 0, 68)).toBe(q8);
+  expect(quantized.tensors.get("blk.0.ffn_down.weight")!.type).toBe(1); // rows of 40 are no blocks of 32
+  const half = of("f16").tensors.get("blk.0.attn_output.weight")!.data;
+  halves.forEach(([x, bits], i) => {
+    expect(half.readUInt16LE(2 * (64 + i)), String(x)).toBe(bits);
+  });
+  const short = of("bf16");
+  for (const [i, x] of wave.entries()) {
+    const bits = device.alloc(64);
+    device.f32(bits + 4, 1)[0] = x;
+    device.cast(bits + 4, 0, bits, 1, 1);
+    expect(short.tensors.get("blk.0.attn_output.weight")!.data.readUInt16LE(2 * i)).toBe(device.u16(bits, 1)[0]);
+    device.free(bits, 64);
+  }
+  for (const { type, shape } of short.tensors.values()) expect(type).toBe(shape.length === 1 ? 0 : 30);
+});
+
+test("Qwen2 and Qwen3 keep their rows as they are, and have biases and norms of heads", () => {
+  const qwen = golden("qwen");
+  exportGguf(make("q2", { model_type: "qwen2" }, qwen), join(root, "q2.gguf"));
+  exportGguf(make("q3", { model_type: "qwen3", head_dim: 24 }, qwen), join(root, "q3.gguf"));
+  const [two, three] = ["q2", "q3"].map((name) => parse(join(root, `${name}.gguf`)));
+  expect(two.pairs.get("tokenizer.ggml.pre")).toBe("qwen2");
+  expect(two.tensors.get("blk.1.attn_k.bias")!.shape).toEqual([32]);
+  expect(floats(two.tensors.get("blk.1.attn_q.weight")!.data)).toEqual(loadWeights(join(root, "q2")).get("1.attn_q"));
+  expect(three.pairs.get("general.architecture")).toBe("qwen3");
+  expect(three.pairs.get("qwen3.attention.key_length")).toBe(24);
+  expect(three.tensors.get("blk.0.attn_q_norm.weight")!.shape).toEqual([24]);
+  expect(three.tensors.get("blk.0.attn_q.weight")!.shape).toEqual([96, 64]);
+});
+
+test("rotary scalings, as keys or as factors", () => {
+  const llama3 = {
+    rope_type: "llama3",
+    factor: 4,
+    low_freq_factor: 1,
+    high_freq_factor: 4,
+    original_max_position_embeddings: 32,
+  };
+  exportGguf(make("scaled", { rope_scaling: llama3 }), join(root, "scaled.gguf"));
+  const factors = floats(parse(join(root, "scaled.gguf")).tensors.get("rope_freqs.weight")!.data);
+  expect(factors[0]).toBe(1);
+  expect(factors[7]).toBe(4);
+  const yarn = { rope_type: "yarn", factor: 4, original_max_position_embeddings: 32, attention_factor: 1.5 };
+  exportGguf(make("yarn", { rope_scaling: yarn }), join(root, "yarn.gguf"));
+  const { pairs } = parse(join(root, "yarn.gguf"));
+  expect(pairs.get("llama.rope.scaling.type")).toBe("yarn");
+  expect(pairs.get("llama.rope.scaling.original_context_length")).toBe(32);
+  expect(pairs.get("llama.rope.scaling.attn_factor")).toBeCloseTo(1.5 / (0.1 * Math.log(4) + 1), 6);
+  const dynamic = make("dynamic", { rope_scaling: { rope_type: "dynamic", factor: 2 } });
+  expect(() => exportGguf(dynamic, join(root, "no.gguf"))).toThrow(/no rotary scaling "dynamic"/);
+});
+
+test("what llama.cpp would run otherwise is refused, and nothing is left behind", () => {
+  const out = join(root, "refused.gguf");
+  const before = readdirSync(root);
+  const refused = (dir: string): string => {
+    try {
+      exportGguf(dir, out);
+    } catch (error) {
+      return (error as Error).message;
+    }
+    return "exported";
+  };
+  // Cut at every Chinese character: the same tokens as Llama 3's way where none of them reaches over one.
+  const spell = (text: string, from = 0, to = 99): string =>
+    Array.from(Buffer.from(text, "utf8").subarray(from, to), (b) => BYTE_TO_CHAR[b]).join("");
+  const han = (left: string, right: string): string => {
+    const vocab = [...new Set([...ALPHABET, left, right, left + right])];
+    return make("mixed", {}, Tokenizer.fromParts(vocab, [[left, right]], "han", []));
+  };
+  for (const [left, right] of [
+    ["t", "h"],
+    [spell("é", 0, 1), spell("é", 1)],
+    [spell("中", 0, 2), spell("中", 2)],
+    [" ", spell("é", 0, 1)],
+  ].map((p) => p.map((t) => (t === " " ? spell(t) : t)))) {
+    expect(refused(han(left, right)), left + right).toBe("exported");
+    expect(parse(out).pairs.get("tokenizer.ggml.pre")).toBe("smaug-bpe");
+    rmSync(out);
+  }
+  const borders = [
+    [spell("中"), spell("文")],
+    [spell("，"), spell("中")],
+    ["a", spell("中", 0, 1)], // a letter and what only a Chinese character begins with
+    [spell("中", 2), "a"], // the end of one, and a letter
+    [spell("の"), spell("㐀", 0, 2)],
+  ];
+  for (const [left, right] of borders)
+    expect(refused(han(left, right))).toMatch(/cuts at every Chinese character, and ".*" is a token/);
+  const mixed = han("t", "h");
+  const config = JSON.parse(readFileSync(join(mixed, "config.json"), "utf8"));
+  writeFileSync(join(mixed, "config.json"), JSON.stringify({ ...config, vocab_size: 20 }));
+  expect(refused(mixed)).toMatch(/the tokenizer has \d+ tokens, and the model knows 20/);
+
+  const strange = make("strange");
+  const json = JSON.parse(readFileSync(join(strange, "tokenizer.json"), "utf8"));
+  json.pre_tokenizer = { type: "ByteLevel", add_prefix_space: true, use_regex: true };
+  writeFileSync(join(strange, "tokenizer.json"), JSON.stringify(json));
+  expect(refused(strange)).toMatch(/puts a space before each text/);
+  const byteLevel = { type: "ByteLevel", add_prefix_space: false, use_regex: true };
+  const letters = { type: "Split", pattern: { Regex: "[a-z]+" }, behavior: "Isolated", invert: false };
+  json.pre_tokenizer = { type: "Sequence", pretokenizers: [letters, byteLevel] };
+  writeFileSync(join(strange, "tokenizer.json"), JSON.stringify(json));
+  expect(refused(strange)).toMatch(/it does not know this pre-tokenizer/);
+  json.pre_tokenizer = {
+    type: "Sequence",
+    pretokenizers: [{ type: "Digits", individual_digits: true }, byteLevel],
+  };
+  writeFileSync(join(strange, "tokenizer.json"), JSON.stringify(json));
+  expect(refused(strange)).toBe("exported");
+  expect(parse(out).pairs.get("tokenizer.ggml.pre")).toBe("smollm");
+  expect(refused(strange)).toMatch(/is there already/);
+  rmSync(out);
+  expect(refused(make("wide", { model_type: "qwen2", head_dim: 24 }, golden("qwen")))).toMatch(/4 x 24, and 64/);
+  expect(readdirSync(root).filter((name) => name.includes("refused"))).toEqual(
+    before.filter((n) => n.includes("refused")),
+  );
+});
