@@ -1,4 +1,5 @@
-// Speed of generation: greedy decoding with a KV cache, beside Transformers doing the same in bf16 with the same weights.
+// Speed of generation: greedy decoding with a KV cache, beside Transformers doing the same in bf16 with the same weights, and for one
+// reply beside llama.cpp with the same weights, exported: in bf16, and in Q8_0 beside int8.
 //
 // Contestants take turns (peers/player.mjs). A turn continues random prompts by a fixed number of tokens, the pass over the
 // prompts included. Figures are medians over the rounds, in new tokens a second of the whole batch.
@@ -22,6 +23,7 @@ const CASES = [
 ];
 const HELP = `npm run bench -- decode [options]
   --python PYTHON   a Python with torch and transformers to compare with; without it only Lyceum is measured
+  --llama-cpp DIR   a folder in which node-llama-cpp is installed, to compare with
   --json            one JSON object a line instead of the table
   --only NAME       one case: ${CASES.map((c) => c.name).join(", ")}
   --tokens N        new tokens of each row (128)
@@ -40,6 +42,7 @@ export default async function main(args) {
       make: { type: "string" },
       worker: { type: "string" },
       int8: { type: "boolean", default: false },
+      "llama-cpp": { type: "string" },
     },
   });
   if (o.help) return console.log(HELP);
@@ -59,9 +62,10 @@ export default async function main(args) {
     if (made.status !== 0) throw new UsageError(`The model could not be made: ${made.stderr.trim()}`);
     const rows = [];
     for (const one of chosen) {
-      const row = await measure(one, dir, o);
-      rows.push(row);
-      if (o.json) console.log(JSON.stringify(row));
+      for (const row of await measure(one, dir, o)) {
+        rows.push(row);
+        if (o.json) console.log(JSON.stringify(row));
+      }
     }
     if (!o.json) table(rows);
   } finally {
@@ -71,7 +75,7 @@ export default async function main(args) {
 
 const self = fileURLToPath(import.meta.url);
 
-/** One case: both contestants in turns. */
+/** One case: all contestants in turns. */
 async function measure(one, dir, o) {
   const tokens = Number(o.tokens ?? one.tokens);
   const turn = { batch: one.batch, prompt: Number(o.prompt), tokens };
@@ -85,6 +89,19 @@ async function measure(one, dir, o) {
       [script, "--threads", o.threads, "--model", dir],
       { needs: "torch and transformers" },
     ]);
+  const llama = o["llama-cpp"];
+  if (llama && one.batch === 1) {
+    const { exportGguf } = await import("../dist/generate/export.js");
+    const file = join(dir, `${one.name}.gguf`);
+    exportGguf(dir, file, one.int8 ? "q8_0" : "bf16");
+    const peer = fileURLToPath(new URL("peers/llama_decode.mjs", import.meta.url));
+    players.push([
+      "llama.cpp",
+      process.execPath,
+      [peer, llama, file, o.threads],
+      { needs: "node-llama-cpp", where: llama },
+    ]);
+  }
   const started = [];
   try {
     for (const contestant of players) {
@@ -100,15 +117,18 @@ async function measure(one, dir, o) {
         speeds.get(player.name).push(speed);
         process.stderr.write(`${one.name} round ${round + 1} ${player.name}: ${speed.toFixed(1)} tokens/s\n`);
       }
-    const speed = median(speeds.get("ours"));
-    const peer = o.python ? median(speeds.get("transformers")) : undefined;
-    return {
-      name: `decode/${one.name}`,
-      ours: rounded(speed),
+    const ours = median(speeds.get("ours"));
+    const row = (name, peer) => ({
+      name: `decode/${name}`,
+      ours: rounded(ours),
       peer: peer === undefined ? null : rounded(peer),
-      ratio: peer === undefined ? null : Number((speed / peer).toFixed(3)),
+      ratio: peer === undefined ? null : Number((ours / peer).toFixed(3)),
       unit: "tokens/s",
-    };
+    });
+    const [transformers, cpp] = ["transformers", "llama.cpp"].map(
+      (name) => speeds.get(name) && median(speeds.get(name)),
+    );
+    return [row(one.name, transformers), ...(cpp === undefined ? [] : [row(`${one.name}-llama.cpp`, cpp)])];
   } finally {
     for (const player of started) player.close();
   }
@@ -137,6 +157,10 @@ async function makeModel(dir) {
   const model = new Llama(openCpu(), config, "bf16", { trainable: false });
   model.parameters.initialize(1, 0.02);
   saveLlama(model, dir);
+  // No text is read: the bytes are tokens enough for a file of llama.cpp's, which must have some.
+  const { ALPHABET } = await import("../dist/tokenizer/bytes.js");
+  const { Tokenizer } = await import("../dist/tokenizer/tokenizer.js");
+  Tokenizer.fromParts(ALPHABET, [], "llama3", []).save(dir);
 }
 
 /** Our side, in its own process. */
@@ -162,7 +186,7 @@ async function work(dir, int8, threads) {
 }
 
 function table(rows) {
-  const columns = ["case", "ours tokens/s", "Transformers", "ratio"];
+  const columns = ["case", "ours tokens/s", "peer", "ratio"];
   const cells = rows.map((r) => [r.name, r.ours, r.peer ?? "-", r.ratio ?? "-"]);
   const widths = columns.map((c, i) => Math.max(c.length, ...cells.map((row) => String(row[i]).length)));
   for (const row of [columns, ...cells]) console.log(row.map((c, i) => String(c).padStart(widths[i])).join("  "));

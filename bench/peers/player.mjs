@@ -11,8 +11,8 @@ export class UsageError extends Error {}
 
 /** A process that does what a line names and answers with one line of JSON. */
 export class Player {
-  /** `needs`: what a peer's Python must have for it to run; `env`: added to the environment. */
-  constructor(name, command, args, { needs, env } = {}) {
+  /** `needs`: what a peer's Python, or else `where`, must have for it to run; `env`: added to the environment. */
+  constructor(name, command, args, { needs, where = "that Python", env } = {}) {
     this.name = name;
     this.child = spawn(command, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, ...env } });
     this.errors = "";
@@ -23,7 +23,7 @@ export class Player {
     this.ended = new Promise((_, reject) => {
       const fail = (why) => {
         const last = this.errors.trim().split("\n").at(-1);
-        const advice = needs ? ` Does that Python have ${needs}? Without --python only Lyceum is measured.` : "";
+        const advice = needs ? ` Does ${where} have ${needs}? Without it only Lyceum is measured.` : "";
         reject(new UsageError(`"${name}", run by ${command}, ${why}.${last ? ` It said: ${last}.` : ""}${advice}`));
       };
       this.child.on("error", (error) => fail(`could not be started (${error.message})`));

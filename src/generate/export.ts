@@ -3,7 +3,7 @@
  * and chat template. Names and conventions are those of llama.cpp's own converter, so that it computes the same logits and ids.
  */
 import { existsSync } from "node:fs";
-import { resolve, sep } from "node:path";
+import { dirname, resolve, sep } from "node:path";
 import { type LlamaConfig, readLlamaConfig } from "../nn/config.js";
 import { halfToFloat, SCORE } from "../nn/folder.js";
 import { inverseFrequencies } from "../nn/rope.js";
@@ -27,6 +27,8 @@ export function exportGguf(dir: string, out: string, type?: ExportType): { bytes
     throw new UserError(
       `${dir}: the tokenizer has ${tokenizer.modelSize} tokens, and the model knows ${config.vocabSize}: tokenizer.json is not the model's own tokenizer.`,
     );
+  if (!existsSync(dirname(resolve(out))))
+    throw new UserError(`${dirname(out)} is no folder: make it first, or name another.`, 2);
   if (existsSync(out)) throw new UserError(`${out} is there already: remove it, or name another file.`, 2);
   const file = openSafetensors(dir);
   try {
