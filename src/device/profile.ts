@@ -31,6 +31,12 @@ function causalPairs(device: Device, cu: Ptr, sequences: number): number {
   return pairs;
 }
 
+/** Logits, and what they pass back: to the hidden states, to the output matrix, to one of them or both. */
+function outputMatrix(dhidden: Ptr, dW: Ptr, N: number, D: number, V: number, dt: number): Cost {
+  const products = 1 + (dhidden === 0 ? 0 : 1) + (dW === 0 ? 0 : 1);
+  return { flops: 2 * products * N * D * V, bytes: (2 * N + (dW === 0 ? 1 : 3) * V) * D * w(dt) };
+}
+
 /** A product of few rows: x[B, K] by weights [N, K] of type `wt`. */
 function few(B: number, N: number, K: number, wt: number, dt: number, written: number): Cost {
   const weight = wt === INT8 ? 1 : wt === BF12 ? 1.5 : w(wt);
@@ -92,11 +98,9 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   swigluForward: ([, , N, F, dt]) => ({ flops: 6 * N * F, bytes: 3 * N * F * w(dt) }),
   swigluBackward: ([, , , y, N, F, dt]) => ({ flops: 12 * N * F, bytes: (y === 0 ? 5 : 6) * N * F * w(dt) }),
   logprobForward: ([, , , , , , N, D, V, , dt]) => ({ flops: 2 * N * D * V, bytes: (N + V) * D * w(dt) }),
-  logprobBackward: ([, , , , , , , N, D, V, , dt]) => ({ flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) }),
-  entropyBackward: ([, , , , , , , , N, D, V, , dt]) => ({ flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) }),
-  logprobForwardBackward([, , , , , , , , N, D, V, , dt]) {
-    return { flops: 6 * N * D * V, bytes: (2 * N + 3 * V) * D * w(dt) };
-  },
+  logprobBackward: ([, , , , , dh, dW, N, D, V, , dt]) => outputMatrix(dh, dW, N, D, V, dt),
+  entropyBackward: ([, , , , , , dh, dW, N, D, V, , dt]) => outputMatrix(dh, dW, N, D, V, dt),
+  logprobForwardBackward: ([, , , , , , dh, dW, N, D, V, , dt]) => outputMatrix(dh, dW, N, D, V, dt),
   // m and v are read and written, and so are the parameter and, in bf16, the lower half of its master; the gradient is read.
   adamw([n, , low, , , ema, , dt]) {
     return { flops: 15 * n, bytes: n * (16 + (low === 0 ? 0 : 4) + 3 * w(dt) + (ema === 0 ? 0 : 8)) };

@@ -37,7 +37,7 @@ export class ZeroKeeper implements Keeper, Room {
   private lowPieces: Ptr = 0;
   /** ... and, with the upper ones, of what is added up before it is reduced. */
   private sums!: GradientSums;
-  /** Buffers of a unit's size that no unit uses now; 2 and 3 only. */
+  /** Buffers of a unit's size that no unit uses now. */
   private readonly spare = new Map<string, { ptr: Ptr; bytes: number }[]>();
   /** Bytes of all buffers that units pass through; not part of the state. */
   bufferBytes = 0;
@@ -179,8 +179,11 @@ export class ZeroKeeper implements Keeper, Room {
 
   backward(last: boolean, pass: () => void): void {
     this.lastMicroBatch = last;
-    pass();
-    this.lastMicroBatch = false;
+    try {
+      pass();
+    } finally {
+      this.lastMicroBatch = false;
+    }
     this.sums.passOver(this.set.units, last);
   }
 
@@ -191,9 +194,16 @@ export class ZeroKeeper implements Keeper, Room {
     for (const p of unit.parameters) p.gradWritten = false;
   }
 
-  /** Gradients that are summed wait in memory of their own. */
+  /** Gradients that are summed wait in memory of their own; what a step that was given up has left is forgotten. */
   dropGrads(): void {
-    for (const unit of this.set.units) this.sums.finish(unit);
+    this.waitForAll();
+    this.reduced.clear();
+    for (const unit of this.set.units) {
+      this.sums.finish(unit);
+      if (this.stage < 2 || unit.grads === 0) continue;
+      this.giveBack(unit, unit.grads);
+      unit.grads = 0;
+    }
   }
 
   /** A layer's gradient of this micro-batch is there. */
@@ -364,11 +374,8 @@ export class ZeroKeeper implements Keeper, Room {
 
   free(): void {
     const { device, set, bytes } = this;
-    this.waitForAll();
-    for (const unit of set.units) {
-      this.giveUp(unit);
-      if (this.stage >= 2 && unit.grads !== 0) this.giveBack(unit, unit.grads);
-    }
+    this.dropGrads();
+    for (const unit of set.units) this.giveUp(unit);
     for (const { ptr, bytes } of [...this.spare.values()].flat()) device.free(ptr, bytes);
     device.free(this.values, this.persistentBytes());
     const piece = this.pieceBytes();

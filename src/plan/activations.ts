@@ -41,11 +41,20 @@ export const layerInput = (shape: ModelShape, c: ActivationCase): number =>
 /** Bytes around the layers, where the last one is: final norm's input and result, and their gradient. */
 export const headActivations = (shape: ModelShape, c: ActivationCase): number => 3 * layerInput(shape, c);
 
-/** Logits: full ones are fp32 with their gradient in place; in chunks, 16 MiB at most, and 32 of their gradients (as Lyceum makes them). */
-export const logitBytes = (shape: ModelShape, c: ActivationCase, logits: "chunked" | "full"): number =>
-  logits === "full"
-    ? (c.tokens * shape.vocabSize * 4) / c.tensor
-    : Math.min(c.tokens * shape.vocabSize * 4, 16 * 2 ** 20) + Math.min(c.tokens * shape.vocabSize * 2, 32 * 2 ** 20);
+/** Logits: full ones are fp32 with their gradient in place; in chunks, as Lyceum makes them (native/logprob.c). */
+export function logitBytes(shape: ModelShape, c: ActivationCase, logits: "chunked" | "full"): number {
+  const { tokens } = c;
+  const [d, v] = [shape.hiddenSize, shape.vocabSize / c.tensor];
+  if (logits === "full") return tokens * v * 4;
+  const by64 = (rows: number): number => Math.floor(rows / 64) * 64;
+  const least = Math.max(64, Math.min(512, by64(d / 2)));
+  const rowsIn = (bytes: number, row: number): number => Math.min(tokens, Math.max(least, by64(bytes / row)));
+  const chunk = rowsIn(16 * 2 ** 20, 4 * v) * v * 4;
+  if (c.precision === "fp32") return chunk;
+  const gathered = tokens <= 2 * d ? tokens : rowsIn(32 * 2 ** 20, 2 * v);
+  // Where the gradient of the output matrix comes in several pieces, they meet in fp32.
+  return chunk + gathered * v * 2 + (gathered < tokens ? v * d * 4 : 0);
+}
 
 /** Gradients of activations, and results made again, that live while the backward pass is in one layer. */
 export function backwardWorkspace(shape: ModelShape, c: ActivationCase): number {

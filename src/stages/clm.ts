@@ -35,15 +35,18 @@ export function backwardMeanLoss(
   let loss = 0;
   const underWay: Tensor[] = [];
   const place = [schedule, pipeline.rank, pipeline.size, batches.length] as const;
+  const lanes = inFlight(...place);
   // One after the other; in a pipeline several are under way at once, each with a tape of its own.
   for (const { pass, microBatch } of scheduleOf(...place)) {
     const batch = batches[microBatch];
-    const own = tape.lane(microBatch % inFlight(...place));
+    const own = tape.lane(microBatch % lanes);
     if (pass === "forward") {
       const weights = Float32Array.from(batch.targets, (t) => (t >= 0 ? scale / Math.max(1, targets) : 0));
       const result = model.loss(own, batch, batch.targets, weights);
       loss += result.loss / scale;
       underWay[microBatch] = result.logp;
+      // The output matrix has its gradient now already (crossEntropy). Where other passes come before this one's backward pass, it is added up here.
+      if (model.pipe.last && lanes > 1) keeper.backward(false, () => {});
     } else {
       keeper.backward(last && microBatch === batches.length - 1, () => own.backward(underWay[microBatch]));
       own.reset();

@@ -2,7 +2,8 @@
  * Gradients of several micro-batches, added up in fp32 where they are bf16. Rounded after every addition, a sum loses what is less than half
  * its last digit: with hundreds of micro-batches that is most of what they say. So a sum is kept in halves, as master weights are
  * (native/rows.h; Kalamkar et al. 2020): the upper one lies where the optimizer will read the gradient, and beside it are the lower 16 bits,
- * 2 bytes a parameter, until the step's last micro-batch is over. Each micro-batch's own gradient is there for as long as its unit's turn.
+ * 2 bytes a parameter, until the step's last micro-batch is over. Each micro-batch's own gradient is there for as long as its unit's turn,
+ * of a layer; the table's, the output matrix's and the vectors' until the pass is over.
  */
 import { type Device, type DType, F32, type Ptr } from "../device/device.js";
 import type { Unit } from "./parameters.js";

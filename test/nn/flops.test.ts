@@ -26,6 +26,7 @@ test.each([
   { what: "pretraining: every token is a target", every: 1, lora: false },
   { what: "fine-tuning: one token in four is", every: 4, lora: false },
   { what: "adapters on frozen matrices", every: 4, lora: true },
+  { what: "adapters, every token a target", every: 1, lora: true },
 ])("$what", ({ every, lora }) => {
   const events: KernelEvent[] = [];
   const device = profiled(currentCpu(), (event) => events.push(event));

@@ -101,6 +101,19 @@ const mode = (name: string): Job => modes.find(([n]) => n === name)![1];
 const bf16 = [0, 1, 2, 3].map((stage) => train(2, ["precision=bf16", `parallel.zero=${stage}`]));
 const bf16Micro = [0, 1, 2, 3].map((stage) => train(2, ["precision=bf16", `parallel.zero=${stage}`, ...micro]));
 
+/** An output matrix of its own, 64 micro-batches, one step. */
+const pipelined = ["1f1b", "gpipe"].map((schedule) =>
+  train(2, [
+    "precision=bf16",
+    untied,
+    "steps=1",
+    "batchSize=1",
+    "gradientAccumulation=64",
+    "parallel.pipeline=2",
+    `parallel.schedule=${schedule}`,
+  ]),
+);
+
 // Two percent is what the padding of units and the vectors may add; so these models are not the tiniest.
 const L = 4;
 const [d, f] = [128, 256];
@@ -184,6 +197,12 @@ describe.runIf(hasMpi)("on several ranks", () => {
         expect(Math.abs((loss as number) / (exact[i].loss as number) - 1)).toBeLessThan(0.002);
         expect(Math.abs((gradNorm as number) / (exact[i].gradNorm as number) - 1)).toBeLessThan(0.02);
       }
+  });
+
+  test("in bf16 both schedules of a pipeline add up the same gradients, the output matrix's among them", () => {
+    const [oneByOne, allForward] = pipelined.map((run) => metrics(run.out)[0]);
+    expect(allForward.gradNorm).toBe(oneByOne.gradNorm);
+    expect(allForward.loss).toBe(oneByOne.loss);
   });
 
   /** What rank 0 and the others hold, or sent in the second step. */
