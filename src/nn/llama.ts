@@ -377,7 +377,8 @@ export class Llama {
   entropies(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
     const { rows, kept } = targetRows(targets, this.config.vocabSize);
     return this.pipe.fromLast(tape, this.forward(tape, batch, rows), [targets.length], (hidden) => {
-      const entropy = tokenEntropy(tape, hidden, this.outputMatrix!, tape.upload(kept), 1 / temperature);
+      const W = this.outputMatrix!;
+      const entropy = tokenEntropy(tape, hidden, W, tape.upload(kept), 1 / temperature, this.lora?.rows.get(W));
       return rows ? spreadRows(tape, entropy, rows, targets.length) : entropy;
     });
   }

@@ -289,12 +289,19 @@ export function tokenLogProb(
 }
 
 /** Entropy (nats) of softmax(hidden W^T * invTemperature) per row: [N] fp32; rows with a target below 0 are skipped. */
-export function tokenEntropy(tape: Tape, hidden: Tensor, W: Parameter, targets: Ptr, invTemperature = 1): Tensor {
+export function tokenEntropy(
+  tape: Tape,
+  hidden: Tensor,
+  W: Parameter,
+  targets: Ptr,
+  invTemperature = 1,
+  rows?: TrainedRows,
+): Tensor {
   const { device } = tape;
   const [N, D] = hidden.shape;
   const V = W.shape[0];
   const dt = hidden.dtype;
-  const entropy = tape.tensor(F32, [N], hidden.requiresGrad || W.requiresGrad);
+  const entropy = tape.tensor(F32, [N], hidden.requiresGrad || W.requiresGrad || rows !== undefined);
   const lse = tape.tensor(F32, [N]);
   device.logprobForward(hidden.ptr, W.ptr, targets, 0, lse.ptr, entropy.ptr, N, D, V, invTemperature, dt);
   const backward = (g: Tensor): void => {
@@ -302,6 +309,12 @@ export function tokenEntropy(tape: Tape, hidden: Tensor, W: Parameter, targets: 
     const dW = W.requiresGrad ? W.gradForAccumulation(tape.arena) : 0;
     // biome-ignore format: one call
     device.entropyBackward(hidden.ptr, W.ptr, targets, lse.ptr, entropy.ptr, g.ptr, dh?.ptr ?? 0, dW, N, D, V, invTemperature, dt);
+    if (rows) {
+      const { trained } = rows; // with lse and entropy known, it asks for no other row
+      const dRows = trained.gradForAccumulation(tape.arena);
+      // biome-ignore format: one call
+      device.entropyBackward(hidden.ptr, trained.ptr, targets, lse.ptr, entropy.ptr, g.ptr, 0, dRows, N, D, trained.shape[0], invTemperature, dt);
+    }
     if (dh) tape.accumulate(hidden, dh);
   };
   return tape.record(entropy, backward, [lse]);
