@@ -164,8 +164,9 @@ function describe(issue: z.core.$ZodIssue, schema: z.ZodType, source: ConfigSour
     return issue.keys.map((key) => {
       const path = [...issue.path, key];
       const near = nearest(key, known);
-      const elsewhere = near === undefined ? placesOf(schema, key)[0] : undefined;
-      if (elsewhere) return `${at(path)}: there is no key "${path.join(".")}". Write ${elsewhere}.`;
+      const elsewhere = near === undefined ? placeElsewhere(schema, key) : undefined;
+      if (elsewhere?.exact) return `${at(path)}: there is no key "${path.join(".")}". Write ${elsewhere.path}.`;
+      if (elsewhere) return `${at(path)}: there is no key "${path.join(".")}". Did you mean ${elsewhere.path}?`;
       const hint = near ? `Did you mean "${near}"?` : `Known here: ${known.join(", ")}.`;
       return `${at(path)}: there is no key "${path.join(".")}". ${hint}`;
     });
@@ -205,13 +206,22 @@ function keysAt(schema: z.ZodType, path: readonly PropertyKey[]): string[] {
   for (const key of path) options = options.flatMap(unwrap).flatMap((s) => child(s, key));
   return options.flatMap(unwrap).flatMap((s) => (s instanceof z.ZodObject ? Object.keys(s.shape) : []));
 }
-/** Where else in the schema a key stands: learningRate is optimizer.learningRate. */
-function placesOf(schema: z.ZodType, key: string, path = ""): string[] {
+/** Where else in the schema a key stands, or one that is spelled much like it: learningRate is optimizer.learningRate. */
+function placeElsewhere(schema: z.ZodType, key: string): { path: string; exact: boolean } | undefined {
+  const all = placesOf(schema);
+  const name = all.some((p) => p.name === key)
+    ? key
+    : nearest(key, [...new Set(all.map((p) => p.name))], Math.floor(key.length / 3));
+  const path = all.find((p) => p.name === name)?.path;
+  return path === undefined ? undefined : { path, exact: name === key };
+}
+/** Every key of the schema, and the path to it. */
+function placesOf(schema: z.ZodType, path = ""): { name: string; path: string }[] {
   return unwrap(schema).flatMap((s) =>
     s instanceof z.ZodObject
       ? Object.entries(s.shape).flatMap(([name, inner]) => [
-          ...(name === key ? [path + name] : []),
-          ...placesOf(inner as z.ZodType, key, `${path}${name}.`),
+          { name, path: path + name },
+          ...placesOf(inner as z.ZodType, `${path}${name}.`),
         ])
       : [],
   );
@@ -231,10 +241,14 @@ function child(schema: z.ZodType, key: PropertyKey): z.ZodType[] {
   return [];
 }
 
-/** The candidate with the smallest edit distance (Levenshtein 1966), when it is close enough to be meant. */
-export function nearest(word: string, candidates: readonly string[]): string | undefined {
+/** The candidate with the smallest edit distance (Levenshtein 1966), when it is close enough to be meant: `within` so many letters. */
+export function nearest(
+  word: string,
+  candidates: readonly string[],
+  within = Math.max(2, Math.ceil(word.length / 3)),
+): string | undefined {
   let best: string | undefined;
-  let least = Math.max(2, Math.ceil(word.length / 3)) + 1;
+  let least = within + 1;
   for (const candidate of candidates) {
     const distance = editDistance(word.toLowerCase(), candidate.toLowerCase());
     if (distance < least) [best, least] = [candidate, distance];

@@ -151,6 +151,8 @@ test("a key that belongs elsewhere is told where", () => {
     /there is no key "learningRate"\. Write optimizer\.learningRate\./,
   );
   expect(complaint(GOOD, ["optimizer.contextLength=3"])).toMatch(/Write data\.contextLength\./);
+  expect(complaint(GOOD, ["learnRate=1"])).toMatch(/no key "learnRate"\. Did you mean optimizer\.learningRate\?/);
+  expect(complaint(GOOD, ["zebra=1"])).toMatch(/Known here: /); // and not parallel.zero
 });
 
 test("an alias of nothing, of far too much, or of what it stands in is told as the file's mistake", () => {
