@@ -64,7 +64,7 @@ export function command(dir: string, flags: SamplingFlags & { prompt: string[]; 
   const prompts = flags.prompt.map((p) => Array.from(tokenizer.encode(p, { addSpecialTokens: true })));
   prompts.forEach((ids, i) => {
     if (ids.length > 0) return;
-    const start = tokenizer.bosId ?? tokenizer.eosId;
+    const start = tokenizer.bosId ?? tokenizer.separatorId;
     if (start === undefined)
       throw new UserError(`--prompt ${i + 1} is empty, and the tokenizer has no token to begin with.`, 2);
     ids.push(start);

@@ -387,7 +387,7 @@ function finishKey(
       split,
       tokenizer,
       // What the ids go by, and what ends a document; not the chat template.
-      named && [named.fingerprint, named.eosId],
+      named && [named.fingerprint, named.separatorId],
       seed,
       weights,
     ]),

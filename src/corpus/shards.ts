@@ -1,6 +1,6 @@
 /**
  * Token shards: a corpus as the trainer reads it. A folder with
- *   tokens.bin      all documents end to end, uint16 (vocabulary up to 65,536) or uint32, each closed by the eos token
+ *   tokens.bin      all documents end to end, uint16 (vocabulary up to 65,536) or uint32, each closed by the token between documents
  *   documents.bin   uint32 length of each document, in tokens
  *   manifest.json   counts, the UTF-8 bytes they stand for (for bits per byte), and the tokenizer's fingerprint
  * and the packed rows a training step takes from it.
@@ -59,12 +59,13 @@ export async function writeShards(
     vocabSize: tokenizer.vocabSize,
     tokenizer: tokenizer.fingerprint,
   };
+  const separator = tokenizer.separatorId;
   const flush = (texts: string[]): void => {
     for (const [i, encoded] of tokenizer.encodeBatch(texts, { allowSpecial: false }).entries()) {
-      const n = encoded.length + (tokenizer.eosId === undefined ? 0 : 1);
+      const n = encoded.length + (separator === undefined ? 0 : 1);
       const ids = wide ? new Uint32Array(n) : new Uint16Array(n);
       ids.set(encoded);
-      if (tokenizer.eosId !== undefined) ids[n - 1] = tokenizer.eosId;
+      if (separator !== undefined) ids[n - 1] = separator;
       writeSync(tokensFile, ids);
       writeSync(lengthsFile, Uint32Array.of(n));
       manifest.tokens += n;
@@ -138,7 +139,7 @@ export class Shards {
       width === 2
         ? new Uint16Array(bytes.buffer, bytes.byteOffset, m.tokens)
         : new Uint32Array(bytes.buffer, bytes.byteOffset, m.tokens);
-    this.closed = this.tokens[m.tokens - 1] === tokenizer.eosId;
+    this.closed = this.tokens[m.tokens - 1] === tokenizer.separatorId;
     const lengths = readFileSync(`${dir}/documents.bin`);
     this.starts = new Float64Array(lengths.length / 4 + 1);
     for (let i = 0; i < lengths.length / 4; i++) this.starts[i + 1] = this.starts[i] + lengths.readUInt32LE(i * 4);

@@ -44,6 +44,15 @@ export class DialogueEncoder {
     return Int32Array.from(this.encoder.encode(rendering, { start: 0, end: rendering.text.length }, borders));
   }
 
+  /** What the template writes between the generation prompt and a reply: an empty thought (Qwen3), mostly nothing. */
+  beforeReply(messages: readonly Message[]): string {
+    const mark = "\uE0F2";
+    const [prompt, whole] = [messages, [...messages, { role: "assistant" as const, content: mark }]].map((list, i) =>
+      this.renderer.text(list, i === 0),
+    );
+    return whole.startsWith(prompt) ? whole.slice(prompt.length, Math.max(prompt.length, whole.indexOf(mark))) : "";
+  }
+
   /**
    * The samples of a conversation: one for `all` (every reply is a target) and for `last`, one per reply for `split`.
    * Cut at maxLength tokens. What the template writes after the last reply is left out. Returns the reason when no target

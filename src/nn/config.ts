@@ -36,7 +36,10 @@ export interface LlamaConfig {
   numHeads: number;
   numKvHeads: number;
   headDim: number;
+  /** Of a model with a sliding window no more than that: up to it, all of its layers see everything. */
   maxPositionEmbeddings: number;
+  /** What config.json says of the window, to be written back. */
+  sliding?: { window: number; maxPositionEmbeddings: number; keys: Json };
   rmsNormEps: number;
   ropeTheta: number;
   ropeScaling: RopeScaling | undefined;
@@ -102,6 +105,7 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
     throw new UserError(`${path}: the rotary settings must be a JSON object, not ${JSON.stringify(rope)}.`);
   const token = (key: string): number | undefined =>
     typeof json[key] === "number" ? (json[key] as number) : undefined;
+  const sliding = slidingOf(json, type, int("num_hidden_layers"), positions);
   return {
     modelType: type,
     vocabSize: int("vocab_size"),
@@ -111,7 +115,8 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
     numHeads,
     numKvHeads,
     headDim,
-    maxPositionEmbeddings: Math.min(positions, window(json, type) ?? positions),
+    maxPositionEmbeddings: Math.min(positions, sliding?.window ?? positions),
+    ...(sliding && { sliding }),
     rmsNormEps: real(json.rms_norm_eps, 1e-6),
     ropeTheta: real(rope.rope_theta ?? json.rope_theta, 10000),
     ropeScaling: parseRopeScaling(rope, positions, path),
@@ -123,11 +128,30 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
   };
 }
 
-/** Tokens that a token of a layer with a sliding window sees: up to so many positions it is all of them, and beyond it is not implemented. */
-function window(json: Json, type: ModelType): number | undefined {
-  const slides = type === "mistral" || json.use_sliding_window === true;
-  return slides && typeof json.sliding_window === "number" ? json.sliding_window : undefined;
+const SLIDING_KEYS = ["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"];
+/**
+ * The window of a model in which some layer has one that is shorter than its positions, with the defaults of Transformers: a token sees
+ * so many tokens at most. Beyond it is not implemented.
+ */
+function slidingOf(json: Json, type: ModelType, layers: number, positions: number): LlamaConfig["sliding"] {
+  if (type === "llama" || json.sliding_window === null) return undefined;
+  if (type !== "mistral") {
+    if (json.use_sliding_window !== true) return undefined;
+    const kinds = json.layer_types;
+    const from = typeof json.max_window_layers === "number" ? json.max_window_layers : 28;
+    if (Array.isArray(kinds) ? !kinds.includes("sliding_attention") : from >= layers) return undefined;
+  }
+  const window = typeof json.sliding_window === "number" ? json.sliding_window : 4096;
+  if (window >= positions) return undefined;
+  const keys = Object.fromEntries(SLIDING_KEYS.flatMap((key) => (key in json ? [[key, json[key]]] : [])));
+  return { window, maxPositionEmbeddings: positions, keys };
 }
+
+/** Why a sequence may have no more tokens than `maxPositionEmbeddings`. */
+export const positionsOf = ({ maxPositionEmbeddings: n, sliding }: LlamaConfig): string =>
+  sliding
+    ? `${n} positions at once: its layers see no further (sliding_window), and what lies beyond is not implemented`
+    : `${n} positions (max_position_embeddings)`;
 
 /** Of a model with an output matrix, or with a scalar head. */
 export const architecture = (c: LlamaConfig, head: "CausalLM" | "SequenceClassification"): string =>
@@ -204,7 +228,7 @@ export function llamaConfigJson(c: LlamaConfig, dtype: "bfloat16" | "float32"): 
     num_attention_heads: c.numHeads,
     num_key_value_heads: c.numKvHeads,
     head_dim: c.headDim,
-    max_position_embeddings: c.maxPositionEmbeddings,
+    max_position_embeddings: c.sliding?.maxPositionEmbeddings ?? c.maxPositionEmbeddings,
     rms_norm_eps: c.rmsNormEps,
     rope_theta: c.ropeTheta,
     rope_scaling: scaling,
@@ -213,7 +237,7 @@ export function llamaConfigJson(c: LlamaConfig, dtype: "bfloat16" | "float32"): 
     hidden_act: "silu",
     attention_bias: false,
     mlp_bias: false,
-    ...(c.modelType !== "llama" && { sliding_window: null, use_sliding_window: false }),
+    ...(c.modelType !== "llama" && (c.sliding?.keys ?? { sliding_window: null, use_sliding_window: false })),
     attention_dropout: 0,
     initializer_range: c.initializerRange,
     use_cache: true,

@@ -33,7 +33,7 @@ import {
 } from "../tensor/ops.js";
 import { ParameterSet, type Unit } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
-import type { LlamaConfig } from "./config.js";
+import { type LlamaConfig, positionsOf } from "./config.js";
 import { type KvCache, makeCache } from "./kv-cache.js";
 import { type LoraAdapter, loraLinear, putRows } from "./lora.js";
 import { ropeTables } from "./rope.js";
@@ -307,7 +307,7 @@ export class Llama {
     checkId(id, vocabSize);
     if (position >= maxPositionEmbeddings)
       throw new UserError(
-        `A sequence has ${position + 1} tokens, but the model was made for ${maxPositionEmbeddings} positions (max_position_embeddings).`,
+        `A sequence has ${position + 1} tokens, but the model was made for ${positionsOf(this.config)}.`,
       );
   }
 

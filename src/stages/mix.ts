@@ -17,17 +17,6 @@ export const pretrainMixSchema = z.strictObject({
   weight: z.number().positive().default(1),
 });
 
-/** The usual names of the token between documents. */
-const SEPARATORS = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
-/**
- * What stood between documents in pretraining: a base model's eos. A chat model's may be the end of a turn, so that there the usual
- * names are looked for; undefined where there is none of them.
- */
-export function separatorOf(tokenizer: Tokenizer): number | undefined {
-  if (tokenizer.chatTemplate === undefined) return tokenizer.eosId;
-  return SEPARATORS.map((name) => tokenizer.tokenToId(name)).find((id) => id !== undefined);
-}
-
 /**
  * Documents as rows of `contextLength` tokens at most: row(index) in an endless shuffled order. A longer document is several rows, of
  * which each begins with the last token of the one before, so that every token is a target once. As in pretraining,

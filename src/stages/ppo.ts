@@ -30,7 +30,7 @@ import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss } from "./clm.js";
 import { FourModels } from "./four-models.js";
-import { pretrainingRows, separatorOf } from "./mix.js";
+import { pretrainingRows } from "./mix.js";
 import type { PpoConfig } from "./ppo-config.js";
 import { klOfReplies, replyTokens, shownMetrics, stepMetrics, Totals } from "./ppo-metrics.js";
 import {
@@ -299,7 +299,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const models = await FourModels.open(device, grid, config, policy, config.steps * epochs * minibatches, resumed);
   const { actor, critic, actorTrainer, criticTrainer, state } = models;
   const rowLength = Math.min(Math.max(MIX_ROW, policy.longest), actor.config.maxPositionEmbeddings);
-  const separator = separatorOf(tokenizer);
+  const separator = tokenizer.separatorId;
   const text =
     pretrainMix && (await pretrainingRows(pretrainMix.train, tokenizer, separator, rowLength, seed, rejected));
   for (const line of [run.setAside(rejected), models.memory()]) if (line) console.error(line);

@@ -14,7 +14,7 @@ import type { Device } from "../device/device.js";
 import { peakFlops } from "../device/peak.js";
 import { readConversations } from "../dialogue/records.js";
 import { generate } from "../generate/generate.js";
-import { type LlamaConfig, MODEL_TYPES, parseLlamaConfig, readLlamaConfig } from "../nn/config.js";
+import { type LlamaConfig, MODEL_TYPES, parseLlamaConfig, positionsOf, readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
@@ -34,7 +34,7 @@ import { backwardMeanLoss, meanLoss } from "./clm.js";
 const natural = z.int().min(1);
 
 export const modelSchema = z.strictObject({
-  modelType: z.enum(MODEL_TYPES).default("llama"),
+  modelType: z.enum(MODEL_TYPES).optional(),
   hiddenSize: natural,
   intermediateSize: natural,
   numLayers: natural,
@@ -118,7 +118,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   model.recompute = config.recompute;
   if (contextLength > model.config.maxPositionEmbeddings)
     throw new UserError(
-      `data.contextLength is ${contextLength}, but the model was made for ${model.config.maxPositionEmbeddings} positions.`,
+      `data.contextLength is ${contextLength}, but the model was made for ${positionsOf(model.config)}.`,
       2,
     );
   const { tokens, documents } = train.manifest;
@@ -351,6 +351,7 @@ function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer, 
   const llama: LlamaConfig = parseLlamaConfig(
     {
       model_type: shape.modelType,
+      sliding_window: null,
       vocab_size: tokenizer.vocabSize,
       hidden_size: shape.hiddenSize,
       intermediate_size: shape.intermediateSize,
@@ -397,7 +398,7 @@ function evaluate(model: Llama, validation: Shards, config: PretrainConfig, aren
 function sampleText(model: Llama, tokenizer: Tokenizer, config: PretrainConfig): string | undefined {
   const { prompts, maxTokens, temperature } = config.samples;
   if (prompts.length === 0) return undefined;
-  const ids = prompts.map((p) => (p === "" ? [tokenizer.eosId ?? 0] : tokenizer.encode(p)));
+  const ids = prompts.map((p) => (p === "" ? [tokenizer.separatorId ?? 0] : tokenizer.encode(p)));
   const stop = tokenizer.eosId === undefined ? [] : [tokenizer.eosId];
   return generate(model, ids, { maxTokens, temperature, seed: config.seed, stop })
     .map((reply, i) => `${prompts[i]}|${tokenizer.decode(reply.ids, { skipSpecialTokens: true })}`)

@@ -17,7 +17,7 @@ import { fingerprintOf, packRows, sampleBatch } from "../dialogue/pack.js";
 import { type Conversation, readConversations } from "../dialogue/records.js";
 import { installTemplate, RecordError } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
-import { readLlamaConfig } from "../nn/config.js";
+import { positionsOf, readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
@@ -30,7 +30,7 @@ import { batchSizeSchema, loraSchema, pathsSchema, trainingSettings } from "../r
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss, meanLoss, type TargetBatch } from "./clm.js";
-import { pretrainingRows, pretrainMixSchema, separatorOf } from "./mix.js";
+import { pretrainingRows, pretrainMixSchema } from "./mix.js";
 
 const natural = z.int().min(1);
 
@@ -81,7 +81,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     (await pretrainingRows(
       config.pretrainMix.train,
       tokenizer,
-      separatorOf(base),
+      base.separatorId,
       config.data.contextLength,
       config.seed,
       rejected,
@@ -96,7 +96,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   if (config.data.contextLength > model.config.maxPositionEmbeddings)
     throw new UserError(
-      `data.contextLength is ${config.data.contextLength}, but the model was made for ${model.config.maxPositionEmbeddings} positions.`,
+      `data.contextLength is ${config.data.contextLength}, but the model was made for ${positionsOf(model.config)}.`,
       2,
     );
   if (config.lora) attachLora(model, config.lora, config.seed, { from: base.vocabSize, to: tokenizer.vocabSize });

@@ -39,6 +39,8 @@ export interface StreamDecoder {
   end(): string;
 }
 
+/** The usual names of the token between documents. */
+const SEPARATORS = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
 /** Below this many characters the engine's start costs more than it saves. */
 const ENGINE_FROM = 20_000;
 
@@ -274,6 +276,11 @@ export class Tokenizer {
   }
   get padId(): number | undefined {
     return this.named("pad_token");
+  }
+  /** What stands between documents in pretraining: a base model's eos. A chat model's may be the end of a turn, so there the usual names come first. */
+  get separatorId(): number | undefined {
+    const named = this.chatTemplate === undefined ? [] : SEPARATORS.map((name) => this.ids.get(name));
+    return named.find((id) => id !== undefined) ?? this.eosId;
   }
   get chatTemplate(): string | undefined {
     return this.config.chat_template as string | undefined;

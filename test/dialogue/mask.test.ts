@@ -192,6 +192,9 @@ test("a turn that changes when another follows: split and last work, all says wh
     `${head}1<|im_end|>\n${turn("user", "Two?in words")}<|im_start|>assistant\n⟦${thought}two<|im_end|>⟧`,
   ]);
   expect(showMask(one(encoder.samples(messages, "last", LONG)), t, false)).toBe(shown[1]);
+  // What comes before a choice that is weighed as a reply.
+  expect(encoder.beforeReply([user("One?")])).toBe(thought);
+  expect(new DialogueEncoder(tokenizerWith("chatml")).beforeReply([user("One?")])).toBe("");
 });
 
 test("contents that a template takes apart: its text is taken as it is, unless somebody typed a special token", () => {

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { openCpu } from "../../src/device/cpu.js";
-import { parseLlamaConfig, readLlamaConfig } from "../../src/nn/config.js";
+import { llamaConfigJson, parseLlamaConfig, positionsOf, readLlamaConfig } from "../../src/nn/config.js";
 import { loadLlama, saveLlama } from "../../src/nn/folder.js";
 import { type Llama, type Precision, packSequences } from "../../src/nn/llama.js";
 import { Tape } from "../../src/tensor/tensor.js";
@@ -116,11 +116,21 @@ for (const variant of gold.VARIANTS) {
 it("a sliding window bounds the context: up to it, it changes nothing", () => {
   const context = (json: Record<string, unknown>): number =>
     parseLlamaConfig({ ...SMALL, max_position_embeddings: 128, ...json }, "test").maxPositionEmbeddings;
-  expect(readLlamaConfig(gold.folder("mistral")).maxPositionEmbeddings).toBe(100);
+  const mistral = readLlamaConfig(gold.folder("mistral"));
+  expect(mistral.maxPositionEmbeddings).toBe(100);
+  expect(llamaConfigJson(mistral, "bfloat16")).toMatchObject({ max_position_embeddings: 128, sliding_window: 100 });
+  expect(positionsOf(mistral)).toMatch(/^100 positions at once: its layers see no further \(sliding_window\)/);
+  // Transformers' defaults: a window of 4,096, from layer 28 on.
+  expect(context({ model_type: "mistral", max_position_embeddings: 8192 })).toBe(4096);
+  expect(context({ model_type: "qwen3", max_position_embeddings: 8192, use_sliding_window: true })).toBe(8192);
+  const slides = { model_type: "qwen2", sliding_window: 64, use_sliding_window: true };
+  expect(context({ ...slides, max_window_layers: 1 })).toBe(128); // of one layer, none slides
+  expect(context({ ...slides, max_window_layers: 0 })).toBe(64);
+  expect(context({ ...slides, layer_types: ["full_attention"] })).toBe(128);
+  expect(context({ ...slides, layer_types: ["sliding_attention"] })).toBe(64);
   expect(context({ model_type: "mistral", sliding_window: null })).toBe(128);
   expect(context({ model_type: "mistral", sliding_window: 4096 })).toBe(128);
   expect(context({ model_type: "qwen2", sliding_window: 64, use_sliding_window: false })).toBe(128);
-  expect(context({ model_type: "qwen2", sliding_window: 64, use_sliding_window: true })).toBe(64);
   // A Qwen3 whose file does not say it has heads of 128.
   expect(parseLlamaConfig({ ...SMALL, model_type: "qwen3" }, "test").headDim).toBe(128);
 });

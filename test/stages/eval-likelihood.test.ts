@@ -132,6 +132,10 @@ test("what cannot be scored is told with its record: too long, a foreign tokeniz
   expect(startToken(chat.tokenizer, "m")).toBe(chat.tokenizer.tokenToId("<|endoftext|>"));
   const bos = variant("bos", { bos_token: "<|pad|>" });
   expect(startToken(bos.tokenizer, "m")).toBe(bos.tokenizer.tokenToId("<|pad|>"));
-  const none = { bosId: undefined, eosId: undefined, tokenToId: () => undefined } as unknown as typeof bos.tokenizer;
+  const none = {
+    bosId: undefined,
+    separatorId: undefined,
+    tokenToId: () => undefined,
+  } as unknown as typeof bos.tokenizer;
   expect(() => startToken(none, "the-model")).toThrow(/the-model: the tokenizer names neither/);
 });

@@ -13,7 +13,7 @@ import { loadLlama, saveLlama } from "../../src/nn/folder.js";
 import { type Llama, packSequences } from "../../src/nn/llama.js";
 import { RunFolder } from "../../src/run/folder.js";
 import { backwardMeanLoss, meanLoss, type TargetBatch } from "../../src/stages/clm.js";
-import { pretrainingRows, separatorOf } from "../../src/stages/mix.js";
+import { pretrainingRows } from "../../src/stages/mix.js";
 import { pretrain, pretrainSchema } from "../../src/stages/pretrain.js";
 import { sft, sftSchema } from "../../src/stages/sft.js";
 import { Tape } from "../../src/tensor/tensor.js";
@@ -149,7 +149,7 @@ test("pretraining text in a later stage: every token of a document is a target o
   const bad = join(root, "mix.jsonl");
   writeFileSync(bad, `${JSON.stringify({ text: long })}\nno json\n${JSON.stringify({ text: "a cat" })}\n`);
   const rejected: Rejected[] = [];
-  const row = await pretrainingRows([bad], tokenizer, separatorOf(tokenizer), 8, 1, rejected);
+  const row = await pretrainingRows([bad], tokenizer, tokenizer.separatorId, 8, 1, rejected);
   expect(rejected.map((r) => r.line)).toEqual([2]);
   const documents = [long, "a cat"].map((text) => [end, ...tokenizer.encode(text), end]);
   const count = documents.reduce((n, d) => n + Math.ceil((d.length - 1) / 7), 0);

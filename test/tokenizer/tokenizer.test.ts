@@ -6,6 +6,7 @@ import { Tokenizer as Peer } from "@huggingface/tokenizers";
 import fc from "fast-check";
 import { afterAll, describe, expect, test } from "vitest";
 import { UserError } from "../../src/run/errors.js";
+import { ALPHABET } from "../../src/tokenizer/bytes.js";
 import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 import { trainBpe } from "../../src/tokenizer/train.js";
 import { changed, fromJson, golden, type Json } from "./golden.js";
@@ -211,4 +212,16 @@ describe("refused", () => {
     writeFileSync(join(empty, "chat_template.jinja"), "x");
     expect(() => Tokenizer.load(empty)).toThrow(/tokenizer_config.json holds no JSON object/);
   });
+});
+
+test("between documents stands a base model's eos, and of a chat model the usual token, where it has one", () => {
+  const tokenizer = Tokenizer.fromParts([...ALPHABET], [], "qwen", ["<|im_end|>", "<|endoftext|>"]);
+  const [turn, text] = ["<|im_end|>", "<|endoftext|>"].map((t) => tokenizer.tokenToId(t));
+  expect(tokenizer.separatorId).toBe(turn);
+  tokenizer.config.chat_template = "{{ messages }}";
+  expect(tokenizer.eosId).toBe(turn);
+  expect(tokenizer.separatorId).toBe(text);
+  const bare = Tokenizer.fromParts([...ALPHABET], [], "qwen", ["<|end|>"]);
+  bare.config.chat_template = "{{ messages }}";
+  expect(bare.separatorId).toBe(bare.eosId);
 });

@@ -8,6 +8,7 @@
  * it; a base model reads the choice as the question's continuation.
  */
 import { DialogueEncoder } from "../../dialogue/mask.js";
+import type { Message } from "../../dialogue/templates.js";
 import type { Loaded } from "../../generate/loaded.js";
 import { average, wilson } from "./interval.js";
 import { logLikelihoods, type Scored } from "./likelihood.js";
@@ -79,8 +80,9 @@ function choiceEncoder({ tokenizer }: Loaded): (task: Choice) => { ids: Int32Arr
     // White space belongs to the word after it, as in training: " Paris" is one token where " " and "Paris" are two.
     const text = question.trimEnd();
     const gap = question.slice(text.length);
+    const asked: Message[] = [{ role: "user", content: question }];
     const before = chat
-      ? chat.prompt([{ role: "user", content: question }])
+      ? [...chat.prompt(asked), ...tokenizer.encode(chat.beforeReply(asked))]
       : tokenizer.encode(text, { ...plain, addSpecialTokens: true });
     return choices.map((choice) => {
       const after = chat ? choice : `${gap || gapBetween(text, choice)}${choice}`;

@@ -58,7 +58,7 @@ export function logLikelihoods(model: Llama, sequences: readonly Scored[]): PerT
  * separates documents. A chat model's eos is the end of a turn, so that the usual name of the separator goes before it.
  */
 export function startToken(tokenizer: Tokenizer, dir: string): number {
-  const start = tokenizer.bosId ?? tokenizer.tokenToId("<|endoftext|>") ?? tokenizer.eosId;
+  const start = tokenizer.bosId ?? tokenizer.tokenToId("<|endoftext|>") ?? tokenizer.separatorId;
   if (start === undefined)
     throw new UserError(
       `${dir}: the tokenizer names neither bos_token nor eos_token, so that nothing can stand before the first token of a text. Name one in tokenizer_config.json.`,

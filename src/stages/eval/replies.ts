@@ -62,12 +62,15 @@ export function replyTo(
       seed: seed + i,
     }))
       replies.push({
-        text: tokenizer.decode(ids, { skipSpecialTokens: true }).trim(),
+        text: withoutThought(tokenizer.decode(ids, { skipSpecialTokens: true })).trim(),
         tokens: ids.length - (finish === "stop" ? 1 : 0),
         finished: finish === "stop",
       });
   return replies;
 }
+
+/** What a model says, without what it thought before (Qwen3, DeepSeek-R1): that is not its answer. */
+const withoutThought = (text: string): string => text.replace(/^\s*<think>[\s\S]*?<\/think>/, "");
 
 /** A conversation for a model that knows no turns. */
 export const plainText = (messages: readonly Message[]): string =>
