@@ -23,6 +23,15 @@ export interface Share {
   last: boolean;
 }
 
+/** Throws UserError for a kind of model whose layers cannot be shared by `size` processes. */
+export function refuseTensor(modelType: LlamaConfig["modelType"] | undefined, size: number): void {
+  if (size > 1 && (modelType === "qwen2" || modelType === "qwen3"))
+    throw new UserError(
+      `parallel.tensor is ${size}: for ${modelType}'s ${modelType === "qwen2" ? "biases" : "norms of queries and keys"} it is not implemented. Use parallel.data with parallel.zero, or parallel.pipeline.`,
+      2,
+    );
+}
+
 /** What stage `stage` of the pipeline has. Throws a UserError where the model does not divide among the processes. */
 export function shareOf(c: LlamaConfig, grid: Grid, stage: number): Share {
   const { rank, size } = grid.tensor;
@@ -32,11 +41,7 @@ export function shareOf(c: LlamaConfig, grid: Grid, stage: number): Share {
       `parallel.tensor is ${size}, but the model has ${c.numHeads} heads and ${c.numKvHeads} key-value heads, which do not divide among ${size} processes.`,
       2,
     );
-  if (size > 1 && (c.modelType === "qwen2" || c.modelType === "qwen3"))
-    throw new UserError(
-      `parallel.tensor is ${size}: for ${c.modelType}'s ${c.modelType === "qwen2" ? "biases" : "norms of queries and keys"} it is not implemented. Use parallel.data with parallel.zero, or parallel.pipeline.`,
-      2,
-    );
+  refuseTensor(c.modelType, size);
   if (stages > c.numLayers)
     throw new UserError(`parallel.pipeline is ${stages}, but the model has only ${c.numLayers} layers.`, 2);
   return {

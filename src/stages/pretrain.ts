@@ -17,6 +17,7 @@ import { generate } from "../generate/generate.js";
 import { type LlamaConfig, MODEL_TYPES, parseLlamaConfig, positionsOf, readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
+import { refuseTensor } from "../nn/share.js";
 import { Trainer } from "../optim/trainer.js";
 import { type Comm, sumNumbers } from "../parallel/comm.js";
 import { Grid } from "../parallel/grid.js";
@@ -100,6 +101,8 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
 
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
+  const kind = config.from && !resumed ? readLlamaConfig(config.from).modelType : config.model?.modelType;
+  refuseTensor(kind, grid.tensor.size);
   const tokenizer = await tokenizerOf(config, resumed, run);
   const rejected: Rejected[] = [];
   const { train, validation } = await tokenize(device, config, tokenizer, run, rejected);
@@ -205,6 +208,11 @@ async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, 
   if (shards)
     throw new UserError(
       `${shards.train} holds token shards, which a tokenizer has made already: name its folder under \`tokenizer\`.`,
+      2,
+    );
+  if (config.model?.modelType === "qwen2" && wanted.pretokenizer !== "qwen")
+    throw new UserError(
+      `model.modelType is qwen2, and tokenizer.pretokenizer ${wanted.pretokenizer}: Transformers cuts texts for every such model as Qwen's tokenizer does. Set it to qwen, or model.modelType to qwen3 or llama.`,
       2,
     );
   const trained = await trainTokenizer(config, wanted, run.world);

@@ -45,10 +45,10 @@ function train(ranks: number, set: string[], resume?: string): Job {
 
 const untied = "model.tieWordEmbeddings=false";
 const odd = ["data.contextLength=33", "batchSize=1"];
-const [qwen2, qwen3] = ["model.modelType=qwen2", "model.modelType=qwen3"];
+const [qwen2, qwen3] = [["model.modelType=qwen2", "tokenizer.pretokenizer=qwen"], ["model.modelType=qwen3"]];
 const alone = train(1, []);
 /** Runs with one of these settings are held against one process that has it too. */
-const others = new Map([[untied], odd, [qwen2], [qwen3]].map((set) => [set[0], train(1, set)]));
+const others = new Map([[untied], odd, qwen2, qwen3].map((set) => [set[0], train(1, set)]));
 
 const micro = ["batchSize=2", "gradientAccumulation=4"];
 const half = ["batchSize=4", "gradientAccumulation=2"];
@@ -85,11 +85,11 @@ const modes: [string, Job, Job][] = (
     ["offload of one process", 1, ["parallel.zero=3", "parallel.offload=disk"]],
     ["ZeRO-1 with offload", 2, ["parallel.zero=1", "parallel.offload=disk"]],
     ["ZeRO-3 with offload", 2, ["parallel.zero=3", "parallel.offload=disk"]],
-    ["Qwen2, ZeRO-2 with accumulation", 2, ["parallel.zero=2", qwen2, ...micro]],
+    ["Qwen2, ZeRO-2 with accumulation", 2, ["parallel.zero=2", ...qwen2, ...micro]],
     [
       "Qwen3, ZeRO-3 x pipeline with recomputation",
       4,
-      ["parallel.zero=3", "parallel.pipeline=2", "recompute=true", qwen3],
+      ["parallel.zero=3", "parallel.pipeline=2", "recompute=true", ...qwen3],
     ],
   ] as [string, number, string[]][]
 ).map(([name, ranks, set]) => {
@@ -150,7 +150,8 @@ const refused = {
   sequence: train(2, ["parallel.sequence=true"]),
   heads: train(4, ["parallel.tensor=4"]),
   layers: train(2, ["parallel.pipeline=2", "model.numLayers=1"]),
-  biases: train(2, ["parallel.tensor=2", qwen2]),
+  biases: train(2, ["parallel.tensor=2", ...qwen2]),
+  pretokenizer: train(1, qwen2.slice(0, 1)),
 };
 
 describe.runIf(hasMpi)("on several ranks", () => {
@@ -262,6 +263,7 @@ describe.runIf(hasMpi)("on several ranks", () => {
     expect(refused.sequence.stderr).toMatch(/parallel\.sequence shares out norms .* but parallel\.tensor is 1/);
     expect(refused.heads.stderr).toMatch(/parallel\.tensor is 4, but the model has 4 heads and 2 key-value heads/);
     expect(refused.biases.stderr).toMatch(/parallel\.tensor is 2: for qwen2's biases it is not implemented/);
+    expect(refused.pretokenizer.stderr).toMatch(/modelType is qwen2, and tokenizer\.pretokenizer .*Set it to qwen/);
     expect(refused.layers.stderr).toMatch(/parallel\.pipeline is 2, but the model has only 1 layers/);
     const lyceum = program("../../dist/cli/main.js");
     const unknown = runRanks(2, lyceum, ["pretrain", file, "--out", `${root}/refused`, "--set", "parallel.zero=4"]);
