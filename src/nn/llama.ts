@@ -9,7 +9,7 @@
  * Query, key and value matrices are the rows of one matrix, gate and up likewise: one product instead of three (two).
  * On disk they carry their Hugging Face names.
  */
-import { type Device, F32, type Ptr } from "../device/device.js";
+import { type Device, F32 } from "../device/device.js";
 import { Grid } from "../parallel/grid.js";
 import { Pipe } from "../parallel/pipeline.js";
 import { gatheredLinear, gatherRows, rowsEach, scatteredLinear, scatterRows } from "../parallel/sequence.js";
@@ -36,7 +36,7 @@ import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tenso
 import { type LlamaConfig, positionsOf } from "./config.js";
 import { type KvCache, makeCache } from "./kv-cache.js";
 import { type LoraAdapter, loraLinear, putRows } from "./lora.js";
-import { ropeTables } from "./rope.js";
+import { RopeTables } from "./rope.js";
 import { type Head, joinParts, parametersOf, type Share, shareOf, stagesOf } from "./share.js";
 
 export type Precision = "bf16" | "fp32";
@@ -80,8 +80,8 @@ export class Llama {
   lora: LoraAdapter | undefined;
   readonly layers: Layer[] = [];
   private readonly layerUnits: Unit[];
-  /** Of the rotary angles: [context, headDim / 2]. */
-  readonly tables: { cos: Ptr; sin: Ptr; bytes: number };
+  /** Of the rotary angles. */
+  readonly tables: RopeTables;
 
   constructor(
     readonly device: Device,
@@ -123,7 +123,7 @@ export class Llama {
     if (last) this.finalNorm = next();
     if (last) this.outputMatrix = tied ? table : next();
     joinParts(this.parameters, this.grid, this.share, config, this.head);
-    this.tables = ropeTables(device, config, config.maxPositionEmbeddings);
+    this.tables = new RopeTables(device, config);
   }
 
   /** Parameters of the whole model, wherever they are. */
@@ -296,7 +296,7 @@ export class Llama {
     return rows ? pickRows(tape, all, rows) : all;
   }
 
-  /** Kernels index by ids and positions, and check nothing. */
+  /** Kernels index by ids and positions, and check nothing. Sees that there are angles for these positions. */
   private check({ ids, positions }: TokenBatch): void {
     const { vocabSize, maxPositionEmbeddings } = this.config;
     let [id, position] = [0, 0];
@@ -309,6 +309,7 @@ export class Llama {
       throw new UserError(
         `A sequence has ${position + 1} tokens, but the model was made for ${positionsOf(this.config)}.`,
       );
+    this.tables.reach(position + 1);
   }
 
   /** Tells the keepers that what belongs to no layer is used from here on. */
@@ -448,6 +449,7 @@ export class Llama {
   }
 
   newCache(rows: number, maxLength: number): KvCache & { close(): void } {
+    this.tables.reach(maxLength);
     return makeCache(this.device, rows, maxLength, this.layers.length, this.attentionShape, this.precision);
   }
 
@@ -471,8 +473,7 @@ export class Llama {
   close(): void {
     this.parameters.close();
     this.lora?.parameters.close();
-    this.device.free(this.tables.cos, this.tables.bytes);
-    this.device.free(this.tables.sin, this.tables.bytes);
+    this.tables.close();
   }
 }
 

@@ -37,20 +37,53 @@ export function inverseFrequencies(c: LlamaConfig, positions: number): Float64Ar
   return f;
 }
 
-/** cos and sin tables [positions, headDim / 2] fp32 on the device. */
-export function ropeTables(device: Device, c: LlamaConfig, positions: number): { cos: Ptr; sin: Ptr; bytes: number } {
-  const f = inverseFrequencies(c, positions);
-  const bytes = positions * f.length * 4;
-  const cos = device.alloc(bytes);
-  const sin = device.alloc(bytes);
-  const cosTable = device.f32(cos, positions * f.length);
-  const sinTable = device.f32(sin, positions * f.length);
-  const scale = c.ropeScaling?.type === "yarn" ? c.ropeScaling.attentionFactor : 1;
-  for (let p = 0, k = 0; p < positions; p++)
-    for (let i = 0; i < f.length; i++, k++) {
-      const angle = Math.fround(p * Math.fround(f[i]));
-      cosTable[k] = scale * Math.cos(angle);
-      sinTable[k] = scale * Math.sin(angle);
-    }
-  return { cos, sin, bytes };
+/** Rows at first; then twice as many, as often as it takes. */
+const FIRST = 1024;
+
+/**
+ * cos and sin, [positions, headDim / 2] fp32 on the device: as many rows as were asked for, since a model that is made for a million
+ * positions seldom sees as many.
+ */
+export class RopeTables {
+  cos: Ptr = 0;
+  sin: Ptr = 0;
+  private rows = 0;
+  /** Shorter ones too: a pass that is under way reads those that it began with. */
+  private readonly memory: { ptr: Ptr; bytes: number }[] = [];
+
+  constructor(
+    private readonly device: Device,
+    private readonly config: LlamaConfig,
+  ) {}
+
+  /** Sees that there are rows for positions 0 .. count - 1. */
+  reach(count: number): void {
+    if (count <= this.rows) return;
+    const { device, config } = this;
+    const most = config.maxPositionEmbeddings;
+    let rows = Math.min(FIRST, most);
+    while (rows < count) rows = Math.min(2 * rows, most);
+    const f = inverseFrequencies(config, most);
+    const bytes = rows * f.length * 4;
+    [this.cos, this.sin] = [device.alloc(bytes), device.alloc(bytes)];
+    this.memory.push({ ptr: this.cos, bytes }, { ptr: this.sin, bytes });
+    this.rows = rows;
+    const cos = device.f32(this.cos, rows * f.length);
+    const sin = device.f32(this.sin, rows * f.length);
+    const scale = config.ropeScaling?.type === "yarn" ? config.ropeScaling.attentionFactor : 1;
+    for (let p = 0, k = 0; p < rows; p++)
+      for (let i = 0; i < f.length; i++, k++) {
+        const angle = Math.fround(p * Math.fround(f[i]));
+        cos[k] = scale * Math.cos(angle);
+        sin[k] = scale * Math.sin(angle);
+      }
+  }
+
+  get bytes(): number {
+    return this.memory.reduce((n, { bytes }) => n + bytes, 0);
+  }
+
+  close(): void {
+    for (const { ptr, bytes } of this.memory) this.device.free(ptr, bytes);
+  }
 }

@@ -118,7 +118,6 @@ export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
   model.recompute = run.recompute;
   const trainer = new Trainer(model.trainable, optimizerSchema.parse({}), scheduleSchema.parse({}), 100);
   const { keeper } = model.parameters;
-  const tables = 2 * run.model.maxPositionEmbeddings * (run.model.headDim / 2) * 4;
   const arena = new WatchedArena(device);
   const tape = new RehearsalTape(device, true, arena);
   const row = Int32Array.from({ length: run.contextLength }, (_, i) => (i * 7919) % run.model.vocabSize);
@@ -147,7 +146,7 @@ export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
   const result = {
     calls: [...calls.values()],
     parameters: model.parameters.count,
-    states: { parameters, optimizer: trainer.optimizer.heldBytes(), tables },
+    states: { parameters, optimizer: trainer.optimizer.heldBytes(), tables: model.tables.bytes },
     gradients,
     arena: arena.touched(),
     arenaLive: arena.peakBytes,
