@@ -133,7 +133,7 @@ async function named(from: string, earlier: Earlier, file: string, otherwise?: M
 }
 
 async function shapeOf(config: Json, earlier: Earlier, file: string): Promise<ModelShape> {
-  const model = config.model as Record<string, number | boolean | undefined> | undefined;
+  const model = config.model as Record<string, number | boolean | string | undefined> | undefined;
   if (!model) {
     if (typeof config.from === "string") return named(config.from, earlier, file);
     throw new UserError(`${file}: there is neither \`model\` nor \`from\`, so the size of the model is not known.`, 2);
@@ -152,7 +152,8 @@ async function shapeOf(config: Json, earlier: Earlier, file: string): Promise<Mo
   ] as const;
   const headDim = number("headDim", number("hiddenSize") / heads);
   const name = basename(file, extname(file));
-  return llamaShape(name, row, tied, `its matrices, with ${vocabulary} tokens in the vocabulary`, headDim);
+  const note = `its matrices, with ${vocabulary} tokens in the vocabulary`;
+  return llamaShape(name, row, tied, note, headDim, model.modelType as string | undefined);
 }
 
 async function vocabularyOf(tokenizer: unknown, file: string): Promise<number> {

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { openCpu } from "../device/cpu.js";
-import { parseLlamaConfig } from "../nn/config.js";
+import { MODEL_TYPES, parseLlamaConfig } from "../nn/config.js";
 import type { Workload } from "../plan/layout.js";
 import { type MachinePrediction, predict } from "../plan/machine.js";
 import type { RehearsedRun } from "../plan/rehearsal.js";
@@ -90,6 +90,8 @@ function rehearsedRun(w: Workload, config: Json | undefined): RehearsedRun {
   const accumulation = (config?.gradientAccumulation as number | undefined) ?? 1;
   const model = parseLlamaConfig(
     {
+      // Of another kind, that is planned for and not trained here, a Llama of the same sizes.
+      ...(MODEL_TYPES.some((type) => type === s.modelType) && { model_type: s.modelType, sliding_window: null }),
       vocab_size: s.vocabSize,
       hidden_size: s.hiddenSize,
       intermediate_size: s.intermediateSize,

@@ -30,7 +30,8 @@ export function layerActivations(shape: ModelShape, c: ActivationCase): number {
   // Whole on every device of a tensor-parallel group, unless the sequence is split as well.
   const common = shape.mlp === "swiglu" ? 2 * d * e + 8 : 4 * d * e + 2 * d;
   const scores = c.attention === "full" ? shape.numHeads * c.contextLength * (2 * e + 1) : 4 * shape.numHeads;
-  const split = q + 2 * kv + q + 2 * f;
+  const normed = shape.modelType === "qwen3" ? q + 2 * kv : 0; // before and after the norms of heads
+  const split = q + 2 * kv + normed + q + 2 * f;
   return c.tokens * (common / (c.sequenceParallel ? c.tensor : 1) + (split * e + scores) / c.tensor);
 }
 

@@ -17,6 +17,8 @@ export interface ModelShape {
   tied: boolean;
   /** swiglu: gate, up and down (Llama); gelu: two matrices with biases (GPT). */
   mlp: "swiglu" | "gelu";
+  /** qwen2 has biases of queries, keys and values, qwen3 norms of their heads. */
+  modelType?: string;
   /** Where the shape came from; shown. */
   note: string;
 }
@@ -28,7 +30,8 @@ export function layerMatrices(s: Dimensions): number {
   const q = s.numHeads * s.headDim;
   const kv = s.numKvHeads * s.headDim;
   const attention = s.hiddenSize * (q + 2 * kv) + q * s.hiddenSize;
-  if (s.mlp === "swiglu") return attention + 3 * s.hiddenSize * s.intermediateSize + 2 * s.hiddenSize;
+  const own = s.modelType === "qwen2" ? q + 2 * kv : s.modelType === "qwen3" ? 2 * s.headDim : 0;
+  if (s.mlp === "swiglu") return attention + own + 3 * s.hiddenSize * s.intermediateSize + 2 * s.hiddenSize;
   // GPT: every matrix has a bias, a LayerNorm has two vectors (Narayanan et al. 2021, section 5: 12 h^2 + 13 h).
   const biases = q + 2 * kv + s.hiddenSize + s.intermediateSize + s.hiddenSize;
   return attention + 2 * s.hiddenSize * s.intermediateSize + biases + 4 * s.hiddenSize;
@@ -84,7 +87,14 @@ const gpt = (numLayers: number, hiddenSize: number, numHeads: number): Dimension
   mlp: "gelu",
 });
 
-export function llamaShape(name: string, row: Row, tied = false, note = "its matrices", headSize?: number): ModelShape {
+export function llamaShape(
+  name: string,
+  row: Row,
+  tied = false,
+  note = "its matrices",
+  headSize?: number,
+  modelType?: string,
+): ModelShape {
   const [numLayers, hiddenSize, numHeads, numKvHeads, intermediateSize, vocabSize] = row;
   const s: Dimensions = {
     numLayers,
@@ -96,6 +106,7 @@ export function llamaShape(name: string, row: Row, tied = false, note = "its mat
     vocabSize,
     tied,
     mlp: "swiglu",
+    ...(modelType && { modelType }),
   };
   return { name, ...s, parameters: countMatrices(s), note };
 }
@@ -149,11 +160,12 @@ export function hubShape(path: string): ModelShape {
     hiddenSize,
     numHeads,
     numKvHeads: number(["num_key_value_heads"], numHeads),
-    headDim: number(["head_dim"], Math.floor(hiddenSize / numHeads)),
+    headDim: number(["head_dim"], type === "qwen3" ? 128 : Math.floor(hiddenSize / numHeads)),
     intermediateSize: number(["intermediate_size", "ffn_dim", "n_inner"], 4 * hiddenSize),
     vocabSize: number(["vocab_size"]),
     tied: (json.tie_word_embeddings ?? (type === "gpt2" || type === "opt")) === true,
     mlp: old ? "gelu" : "swiglu",
+    modelType: type,
   };
   const learnt = old && type !== "gpt_neox" ? number(["n_positions", "max_position_embeddings"], 1024) * hiddenSize : 0;
   return { name: path, ...shape, parameters: countMatrices(shape) + learnt, note: `its matrices (${file})` };

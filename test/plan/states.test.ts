@@ -69,7 +69,7 @@ test("a Hugging Face folder: the parameters that its config gives are those of i
     hubShape(new URL(`../golden/llama/${name}`, import.meta.url).pathname).parameters;
   // From the headers of the safetensors files themselves.
   expect(folder("mha-untied")).toBe(COUNTS["mha-untied"]);
-  expect(folder("gqa-tied")).toBe(COUNTS["gqa-tied"]);
+  for (const name of ["gqa-tied", "qwen2-tied", "qwen3-untied"] as const) expect(folder(name)).toBe(COUNTS[name]);
   expect(() => hubShape("package.json")).toThrow(/package.json: hidden_size must be a positive whole number/);
 });
-const COUNTS = { "mha-untied": 111552, "gqa-tied": 99136 };
+const COUNTS = { "mha-untied": 111552, "gqa-tied": 99136, "qwen2-tied": 97408, "qwen3-untied": 128576 };
