@@ -83,7 +83,8 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
     throw new UserError(`${path}: hidden_act is "${json.hidden_act}"; only "silu" (SwiGLU) is implemented.`);
   // Qwen2's classes have their own biases and Mistral's none, whatever these keys say.
   for (const key of ["attention_bias", "mlp_bias"])
-    if (json[key] && (type === "llama" || type === "qwen3")) throw new UserError(`${path}: ${key} is true; biases are not implemented.`);
+    if (json[key] && (type === "llama" || type === "qwen3"))
+      throw new UserError(`${path}: ${key} is true; biases are not implemented.`);
   const int = (key: string, fallback?: number): number => {
     const value = json[key] ?? fallback;
     if (typeof value !== "number" || !Number.isInteger(value) || value <= 0)
