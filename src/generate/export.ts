@@ -8,7 +8,7 @@ import { type LlamaConfig, readLlamaConfig } from "../nn/config.js";
 import { halfToFloat, SCORE } from "../nn/folder.js";
 import { inverseFrequencies } from "../nn/rope.js";
 import { UserError } from "../run/errors.js";
-import { type GgufTensor, type GgufType, type GgufValue, writeGguf } from "../run/gguf.js";
+import { GGUF_TYPES, type GgufTensor, type GgufType, type GgufValue, writeGguf } from "../run/gguf.js";
 import { openSafetensors, type SafetensorsFile } from "../run/safetensors.js";
 import { CHAR_TO_BYTE } from "../tokenizer/bytes.js";
 import { knownSteps, PATTERNS, pretokenizerSteps } from "../tokenizer/pretokenize.js";
@@ -186,7 +186,7 @@ export function mixesIdeographs(token: string): boolean {
   const tail = bytes.findIndex((b) => b < 0x80 || b > 0xbf);
   if (tail < 0) return false; // within one character
   // The end of a character, whole ones, and the beginning of another.
-  const pieces: { begins: boolean; may: (pattern: RegExp) => boolean }[] = [];
+  const pieces: { may: (pattern: RegExp) => boolean }[] = [];
   for (let at = tail; at < bytes.length; ) {
     const length = bytes[at] < 0x80 ? 1 : bytes[at] < 0xe0 ? 2 : bytes[at] < 0xf0 ? 3 : 4;
     const known = bytes.slice(at, at + length);
@@ -194,20 +194,19 @@ export function mixesIdeographs(token: string): boolean {
     const ends = [0x80, 0xbf].map((b) =>
       Buffer.from(known.concat(Array(length - known.length).fill(b))).toString("utf8"),
     );
-    const begins = known.length < length;
-    pieces.push({ begins, may: (pattern) => (begins ? possible(ends, pattern) : pattern.test(ends[0])) });
+    pieces.push({ may: (p) => (known.length < length ? possible(ends, p) : p.test(ends[0])) });
     at += length;
   }
   if (tail > 0 && pieces[0].may(LETTER)) return true;
   return pieces.length + (tail > 0 ? 1 : 0) > 1 && pieces.some((p) => p.may(CHINESE));
 }
 
-/** Whether some character from the first to the second matches. Where these are none, every 64th between them tells. */
+/** Whether some character from the first to the last matches; where one of them is none, it is taken for possible. */
 function possible([first, last]: string[], pattern: RegExp): boolean {
-  const [from, to] = [first, last].map((s) => (s.includes("\uFFFD") ? Number.NaN : s.codePointAt(0)!));
-  if (Number.isNaN(from + to)) return true;
-  for (let c = from; c <= to; c += 16) if (pattern.test(String.fromCodePoint(c))) return true;
-  return pattern.test(String.fromCodePoint(to));
+  if (`${first}${last}`.includes("\uFFFD")) return true;
+  for (let c = first.codePointAt(0)!; c <= last.codePointAt(0)!; c++)
+    if (pattern.test(String.fromCodePoint(c))) return true;
+  return false;
 }
 
 // ---- weights ----
@@ -300,7 +299,7 @@ function toHalf(bits: number): number {
 
 /** Blocks of 32: a scale in half precision, the largest / 127, and 32 whole numbers. */
 function quantized(values: Float32Array): Uint8Array {
-  const { block, bytes } = { block: 32, bytes: 34 };
+  const { block, bytes } = GGUF_TYPES.Q8_0;
   const out = new Uint8Array((values.length / block) * bytes);
   const scale = new Float32Array(1);
   const bits = new Uint32Array(scale.buffer);
