@@ -6,7 +6,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { BF16, type Device, type DType, dtypeBytes, F32, type Ptr } from "../device/device.js";
 import type { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
-import { openSafetensors, SharedWriter } from "../run/safetensors.js";
+import { openSafetensors, type SafetensorsFile, SharedWriter } from "../run/safetensors.js";
 import { takePart } from "../tensor/parameters.js";
 import { dtypeOf } from "../tensor/tensor.js";
 import { architecture, type LlamaConfig, llamaConfigJson, readLlamaConfig } from "./config.js";
@@ -43,6 +43,7 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
       throw new UserError(
         `${dir} holds a reward or value model (${SCORE}), which gives one number a text and no next token: name a language model's folder here.`,
       );
+    refuseOtherHead(file, config, dir);
     const model = new Llama(device, config, precision, options);
     try {
       readWeights(model, file, dir, storedVocab, options.seed ?? 0);
@@ -54,6 +55,22 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
   } finally {
     file.close();
   }
+}
+
+/** A tied model has one matrix; a file may hold it twice, but not two of them. */
+function refuseOtherHead(file: SafetensorsFile, config: LlamaConfig, dir: string): void {
+  const [table, head] = ["model.embed_tokens.weight", "lm_head.weight"];
+  const names = new Set(file.names());
+  if (!config.tieWordEmbeddings || !names.has(head) || !names.has(table)) return;
+  const read = (name: string): Buffer => {
+    const bytes = Buffer.alloc(file.info(name).bytes);
+    file.readInto(name, bytes);
+    return bytes;
+  };
+  if (!read(table).equals(read(head)))
+    throw new UserError(
+      `${dir}: config.json says that the output matrix is the embedding (tie_word_embeddings), and the file has another lm_head.weight. If that is to be used, set tie_word_embeddings to false there.`,
+    );
 }
 
 /** Fills the model from its file; rows beyond `storedVocab` become the mean of the others, a head that the file lacks is drawn. */

@@ -52,3 +52,15 @@ test("a reward model as a language model, tied or not", () => {
   saveLlama(model, join(root, "model"));
   loadLlama(device, join(root, "model"), "fp32", { head: "scalar" }).close(); // its head is new
 });
+
+test("a tied model whose file has another output matrix: which of them is meant, nobody knows", () => {
+  const dir = join(root, "two-heads");
+  const untied = new Llama(device, { ...config, tieWordEmbeddings: false }, "fp32");
+  untied.parameters.initialize(3, 0.1);
+  saveLlama(untied, dir, { tie_word_embeddings: true });
+  expect(() => loadLlama(device, dir, "fp32")).toThrow(/tie_word_embeddings.*another lm_head\.weight.*to false there/);
+  device.f32(untied.outputMatrix!.ptr, untied.outputMatrix!.size).set(untied.embeddings!.toArray());
+  saveLlama(untied, dir, { tie_word_embeddings: true });
+  loadLlama(device, dir, "fp32").close(); // the same twice
+  untied.close();
+});
