@@ -6,7 +6,7 @@
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -89,7 +89,7 @@ async function measure(one, dir, o) {
       [script, "--threads", o.threads, "--model", dir],
       { needs: "torch and transformers" },
     ]);
-  const llama = o["llama-cpp"];
+  const llama = o["llama-cpp"] && resolve(o["llama-cpp"]);
   if (llama && one.batch === 1) {
     const { exportGguf } = await import("../dist/generate/export.js");
     const file = join(dir, `${one.name}.gguf`);

@@ -9,5 +9,7 @@ export function command(dir: string, flags: { out: string; type?: string }): voi
     throw new UserError(`--type is "${type}"; it must be one of ${Object.keys(EXPORT_TYPES).join(", ")}.`, 2);
   if (!out.endsWith(".gguf")) throw new UserError(`--out is "${out}"; the file's name must end in .gguf.`, 2);
   const made = exportGguf(dir, out, type as ExportType | undefined);
-  console.log(`${out}: ${made.type}, ${mebibytes(made.bytes)}`);
+  console.log(
+    `${out}: ${made.type}, ${made.bytes < 2 ** 21 ? `${Math.ceil(made.bytes / 1024)} KiB` : mebibytes(made.bytes)}`,
+  );
 }

@@ -139,7 +139,8 @@ export class Shards {
       width === 2
         ? new Uint16Array(bytes.buffer, bytes.byteOffset, m.tokens)
         : new Uint32Array(bytes.buffer, bytes.byteOffset, m.tokens);
-    this.closed = this.tokens[m.tokens - 1] === tokenizer.separatorId;
+    // An earlier version closed documents by eos, whatever that was.
+    this.closed = [tokenizer.separatorId, tokenizer.eosId].includes(this.tokens[m.tokens - 1]);
     const lengths = readFileSync(`${dir}/documents.bin`);
     this.starts = new Float64Array(lengths.length / 4 + 1);
     for (let i = 0; i < lengths.length / 4; i++) this.starts[i + 1] = this.starts[i] + lengths.readUInt32LE(i * 4);

@@ -5,15 +5,18 @@
 import { existsSync } from "node:fs";
 import { dirname, resolve, sep } from "node:path";
 import { type LlamaConfig, readLlamaConfig } from "../nn/config.js";
-import { halfToFloat, SCORE } from "../nn/folder.js";
+import { halfToFloat, refuseStrangers, SCORE } from "../nn/folder.js";
 import { inverseFrequencies } from "../nn/rope.js";
-import { UserError } from "../run/errors.js";
+import { parametersOf } from "../nn/share.js";
+import { systemMessage, UserError } from "../run/errors.js";
 import { GGUF_TYPES, type GgufTensor, type GgufType, type GgufValue, writeGguf } from "../run/gguf.js";
 import { openSafetensors, type SafetensorsFile } from "../run/safetensors.js";
+import { tensorsOf as listOf } from "../tensor/parameters.js";
 import { CHAR_TO_BYTE } from "../tokenizer/bytes.js";
 import { knownSteps, PATTERNS, pretokenizerSteps } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { IDEOGRAPH } from "../tokenizer/unicode.js";
+import { stopTokens } from "./loaded.js";
 
 /** How matrices are stored; vectors are always fp32. With the number that names the whole file's type. */
 export const EXPORT_TYPES = { bf16: ["BF16", 32], f16: ["F16", 1], f32: ["F32", 0], q8_0: ["Q8_0", 7] } as const;
@@ -32,13 +35,17 @@ export function exportGguf(dir: string, out: string, type?: ExportType): { bytes
   if (existsSync(out)) throw new UserError(`${out} is there already: remove it, or name another file.`, 2);
   const file = openSafetensors(dir);
   try {
+    refuseStrangers(file, config, dir);
     if (file.names().includes(SCORE))
       throw new UserError(`${dir} is a reward or value model: llama.cpp has no such head. Name a language model.`, 2);
     const kept = file.names().some((name) => file.info(name).dtype === "F32") ? "f32" : "bf16";
     const chosen = type ?? kept;
     const pairs = { ...shapeOf(config, chosen, dir), ...tokenizerOf(tokenizer, config, dir) };
-    const bytes = writeGguf(out, pairs, tensorsOf(file, config, EXPORT_TYPES[chosen][0]));
+    const bytes = writeGguf(out, pairs, tensorsOf(file, config, EXPORT_TYPES[chosen][0], dir));
     return { bytes, type: chosen };
+  } catch (error) {
+    const why = systemMessage(error, out);
+    throw why ? new UserError(why) : error;
   } finally {
     file.close();
   }
@@ -82,6 +89,8 @@ function shapeOf(c: LlamaConfig, type: ExportType, dir: string): Record<string, 
 }
 
 function scalingOf({ ropeScaling: s }: LlamaConfig, arch: string, dir: string): Record<string, GgufValue> {
+  if (s?.type === "llama3" && arch !== "llama")
+    throw new UserError(`${dir}: llama.cpp has Llama 3's rotary scaling for Llama only, not for ${arch}.`);
   if (!s || s.type === "llama3") return {}; // Llama 3's is a tensor
   const key = `${arch}.rope.scaling`;
   if (s.type === "linear") return { [`${key}.type`]: { string: "linear" }, [`${key}.factor`]: { f32: s.factor } };
@@ -107,11 +116,27 @@ const CONTROL = 3;
 const USER_DEFINED = 4;
 const UNUSED = 5;
 
+interface Added {
+  content: string;
+  special?: boolean;
+  lstrip?: boolean;
+  rstrip?: boolean;
+  single_word?: boolean;
+}
+
 function tokenizerOf(tokenizer: Tokenizer, c: LlamaConfig, dir: string): Record<string, GgufValue> {
-  const model = tokenizer.json.model as { merges: (string | [string, string])[] };
-  const added = new Map(
-    ((tokenizer.json.added_tokens ?? []) as { content: string; special?: boolean }[]).map((t) => [t.content, t]),
-  );
+  const { model, added_tokens, normalizer } = tokenizer.json as {
+    model: { merges: (string | [string, string])[] };
+    added_tokens?: Added[];
+    normalizer?: { type: string; normalizers?: { type: string }[] } | null;
+  };
+  const added = new Map((added_tokens ?? []).map((t) => [t.content, t]));
+  const greedy = (added_tokens ?? []).find((t) => t.lstrip || t.rstrip || t.single_word);
+  if (greedy)
+    throw otherIds(dir, `its token ${greedy.content} takes the spaces beside it, or stands for whole words only`);
+  const forms = (normalizer?.normalizers ?? (normalizer ? [normalizer] : [])).map(({ type }) => type);
+  if (forms.some((form) => form !== "NFC"))
+    throw otherIds(dir, `this tokenizer normalizes texts (${forms.join(", ")})`);
   const tokens: string[] = [];
   const types: number[] = [];
   for (let id = 0; id < c.vocabSize; id++) {
@@ -120,27 +145,66 @@ function tokenizerOf(tokenizer: Tokenizer, c: LlamaConfig, dir: string): Record<
     tokens.push(token ?? `[PAD${id}]`);
     types.push(token === undefined ? UNUSED : !special ? NORMAL : special.special ? CONTROL : USER_DEFINED);
   }
-  const { bosId, eosId, padId, chatTemplate } = tokenizer;
-  const ids = {
-    bos: bosId ?? c.bosTokenId,
-    eos: eosId ?? [c.eosTokenId ?? []].flat()[0],
-    padding: padId ?? c.padTokenId,
-  };
-  const begins = tokenizer.encode("", { addSpecialTokens: true });
+  const twice = tokens.find(
+    (token, id) => tokenizer.idToToken(id) === undefined && tokenizer.tokenToId(token) !== undefined,
+  );
+  if (twice !== undefined)
+    throw otherIds(dir, `a row without a token would be called ${twice}, as one of its tokens is`);
+  // Where no token ends a reply, llama.cpp would take number 11: a row that no token has does no harm.
+  const ends = stopTokens(dir, c, tokenizer).filter((id) => id < c.vocabSize);
+  if (ends.length === 0) ends.push(types.lastIndexOf(UNUSED));
+  if (ends[0] < 0)
+    throw new UserError(
+      `${dir}: no token ends a reply, and llama.cpp must have one: name eos_token in tokenizer_config.json.`,
+    );
+  const { before, after } = around(tokenizer);
+  const bos = tokenizer.bosId ?? c.bosTokenId;
+  const ids = { bos, eos: ends[0], eot: ends[1], eom: ends[2], padding: tokenizer.padId ?? c.padTokenId };
+  if (
+    ends.length > 3 ||
+    before.some((id) => id !== bos) ||
+    after.some((id) => id !== ends[0]) ||
+    before.length + after.length > 2
+  )
+    throw otherIds(
+      dir,
+      "the tokens that it puts around a text, or that end a reply, are more than a file of llama.cpp's can say",
+    );
   return {
     "tokenizer.ggml.model": { string: "gpt2" },
     "tokenizer.ggml.pre": { string: pretokenizerOf(tokenizer, tokens, dir) },
     "tokenizer.ggml.tokens": { strings: tokens },
     "tokenizer.ggml.token_type": { i32s: types },
-    "tokenizer.ggml.merges": { strings: model.merges.map((m) => (typeof m === "string" ? m : m.join(" "))) },
+    "tokenizer.ggml.merges": {
+      strings: model.merges
+        .map((m) => (typeof m === "string" ? m : m.join(" ")))
+        .filter((m) => !m.startsWith("#version")),
+    },
     ...Object.fromEntries(
       Object.entries(ids).flatMap(([name, id]) =>
         id === undefined || id >= c.vocabSize ? [] : [[`tokenizer.ggml.${name}_token_id`, { u32: id }]],
       ),
     ),
-    "tokenizer.ggml.add_bos_token": { bool: ids.bos !== undefined && begins[0] === ids.bos },
-    ...(typeof chatTemplate === "string" && { "tokenizer.chat_template": { string: chatTemplate } }),
+    "tokenizer.ggml.add_bos_token": { bool: before.length > 0 },
+    "tokenizer.ggml.add_eos_token": { bool: after.length > 0 },
+    ...(typeof tokenizer.chatTemplate === "string" && {
+      "tokenizer.chat_template": { string: tokenizer.chatTemplate },
+    }),
   };
+}
+
+/** Why a tokenizer cannot be written as it is. */
+const otherIds = (dir: string, why: string): UserError =>
+  new UserError(
+    `${dir}: llama.cpp would cut texts into other tokens: ${why}. Its weights can be used with Hugging Face's tools.`,
+  );
+
+/** The tokens that the post-processor puts before and behind a text. */
+function around(tokenizer: Tokenizer): { before: number[]; after: number[] } {
+  const plain = [...tokenizer.encode("a")];
+  const whole = [...tokenizer.encode("a", { addSpecialTokens: true })];
+  const at = whole.findIndex((_, i) => plain.every((id, k) => whole[i + k] === id));
+  return { before: whole.slice(0, at), after: whole.slice(at + plain.length) };
 }
 
 /** llama.cpp knows ways of cutting words by name. */
@@ -148,30 +212,24 @@ function pretokenizerOf(tokenizer: Tokenizer, tokens: readonly string[], dir: st
   const { pre_tokenizer, model } = tokenizer.json as { pre_tokenizer: null; model: { ignore_merges?: boolean } };
   const steps = pretokenizerSteps(pre_tokenizer, dir);
   const known = knownSteps(steps);
-  const refuse = (why: string): UserError =>
-    new UserError(
-      `${dir}: llama.cpp would cut texts into other tokens: ${why}. Its weights can be used with Hugging Face's tools.`,
-    );
-  if (known?.prefixSpace) throw refuse("this tokenizer puts a space before each text");
+  if (known?.prefixSpace) throw otherIds(dir, "this tokenizer puts a space before each text");
   // Both are Llama 3's; with the first, a word that is in the vocabulary is one token, whatever the merges say.
-  const llama3 = model.ignore_merges ? "llama-bpe" : "smaug-bpe";
-  switch (known?.pretokenizer) {
-    case "llama3":
-      return llama3;
-    case "qwen":
-      return "qwen2";
-    case "gpt2":
-      return "gpt-2";
-    case "han": {
-      // No merge leads over the border of a Chinese character, where this tokenizer cuts: it need not be cut there.
-      const mixed = tokens.find(mixesIdeographs);
-      if (mixed === undefined) return llama3;
-      throw refuse(`it has no pre-tokenizer that cuts at every Chinese character, and "${decoded(mixed)}" is a token`);
-    }
+  if (known?.pretokenizer === "llama3") return model.ignore_merges ? "llama-bpe" : "smaug-bpe";
+  if (model.ignore_merges) throw otherIds(dir, "words that are in its vocabulary are one token (ignore_merges)");
+  if (known?.pretokenizer === "qwen") return "qwen2";
+  if (known?.pretokenizer === "gpt2") return "gpt-2";
+  if (known?.pretokenizer === "han") {
+    // No merge leads over the border of a Chinese character, where this tokenizer cuts: it need not be cut there.
+    const mixed = tokens.find(mixesIdeographs);
+    if (mixed === undefined) return "smaug-bpe";
+    throw otherIds(
+      dir,
+      `it has no pre-tokenizer that cuts at every Chinese character, and "${decoded(mixed)}" is a token`,
+    );
   }
   const sources = steps.map((s) => s.source);
   if (sources.length === 2 && sources[0] === "\\p{N}" && sources[1] === PATTERNS.gpt2) return "smollm";
-  throw refuse("it does not know this pre-tokenizer");
+  throw otherIds(dir, "it does not know this pre-tokenizer");
 }
 
 const decoded = (token: string): string =>
@@ -223,7 +281,26 @@ const NAMES: [RegExp, string][] = [
   [/^model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\./, "blk.$1.ffn_$2."],
 ];
 
-function tensorsOf(file: SafetensorsFile, c: LlamaConfig, type: GgufType): GgufTensor[] {
+/** A model's tensors by the names that they have there, and their shapes. */
+const expected = (c: LlamaConfig): { name: string; whole: number[] }[] =>
+  listOf(
+    parametersOf(c, "lm", {
+      tensor: { rank: 0, size: 1 },
+      layers: { from: 0, to: c.numLayers },
+      first: true,
+      last: true,
+    }),
+  );
+
+function tensorsOf(file: SafetensorsFile, c: LlamaConfig, type: GgufType, dir: string): GgufTensor[] {
+  const there = new Set(file.names());
+  for (const { name, whole } of expected(c)) {
+    const found = there.has(name) ? file.info(name) : undefined;
+    if (!found || `${found.shape}` !== `${whole}` || !["F32", "BF16", "F16"].includes(found.dtype))
+      throw new UserError(
+        `${dir}: config.json asks for the tensor ${name} of [${whole}], and the file has ${found ? `${found.dtype} of [${found.shape}]` : "none"}.`,
+      );
+  }
   const tensors = file.names().flatMap((name): GgufTensor[] => {
     const [pattern, to] = NAMES.find(([p]) => p.test(name)) ?? [];
     if (!pattern || (c.tieWordEmbeddings && name.startsWith("lm_head."))) return []; // rotary tables: computed
@@ -254,7 +331,10 @@ function converted(file: SafetensorsFile, name: string, c: LlamaConfig, type: Gg
   if (type === "F32") return new Uint8Array(values.buffer);
   if (type === "Q8_0") return quantized(values);
   const bits = new Uint32Array(values.buffer);
-  return new Uint8Array(Uint16Array.from(bits, type === "F16" ? toHalf : toBf16).buffer);
+  const round = type === "F16" ? toHalf : toBf16;
+  const out = new Uint16Array(bits.length); // .from() would make a list of all numbers first
+  for (let i = 0; i < bits.length; i++) out[i] = round(bits[i]);
+  return new Uint8Array(out.buffer);
 }
 
 /** Where a Llama's rotation turns x[i] with x[i + D / 2], llama.cpp's turns x[2 i] with x[2 i + 1]: rows of queries and keys are in its order. */
@@ -274,7 +354,9 @@ function rotatedInPairs(raw: Uint8Array, name: string, count: number, c: LlamaCo
 function widened(raw: Uint8Array, dtype: string): Float32Array {
   if (dtype === "F32") return new Float32Array(raw.buffer);
   if (dtype === "F16") return halfToFloat(raw);
-  const bits = Uint32Array.from(new Uint16Array(raw.buffer), (x) => x << 16);
+  const short = new Uint16Array(raw.buffer);
+  const bits = new Uint32Array(short.length);
+  for (let i = 0; i < short.length; i++) bits[i] = short[i] << 16;
   return new Float32Array(bits.buffer);
 }
 

@@ -1,7 +1,7 @@
 /** A model folder ready to answer: weights, tokenizer, and the tokens that end a reply. */
 import { existsSync, readFileSync } from "node:fs";
 import { openCpu } from "../device/cpu.js";
-import { readLlamaConfig } from "../nn/config.js";
+import { type LlamaConfig, readLlamaConfig } from "../nn/config.js";
 import { loadLlama } from "../nn/folder.js";
 import type { Llama, Precision } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
@@ -29,7 +29,7 @@ export interface LoadingOptions {
 export function loadForGeneration(dir: string, options: LoadingOptions = {}): Loaded {
   const config = readLlamaConfig(dir);
   const tokenizer = Tokenizer.load(dir);
-  const stop = new Set<number>([config.eosTokenId ?? [], eosOf(dir), tokenizer.eosId ?? []].flat());
+  const stop = stopTokens(dir, config, tokenizer);
   // Tokens that were added may lie beyond the model's: some folders bring a pad token that no text has.
   if (tokenizer.modelSize > config.vocabSize)
     throw new UserError(
@@ -42,8 +42,13 @@ export function loadForGeneration(dir: string, options: LoadingOptions = {}): Lo
     options.weights === "int8"
       ? new Int8Weights(model)
       : options.weights && PackedWeights.worthwhile(model, 1, Number.POSITIVE_INFINITY);
-  return { model, tokenizer, stop: [...stop], ...(weights && { weights }) };
+  return { model, tokenizer, stop, ...(weights && { weights }) };
 }
+
+/** The tokens that end a reply; the tokenizer's own first. */
+export const stopTokens = (dir: string, config: LlamaConfig, tokenizer: Tokenizer): number[] => [
+  ...new Set([tokenizer.eosId ?? [], config.eosTokenId ?? [], eosOf(dir)].flat()),
+];
 
 /** fp32 when any weight of the folder is. */
 export function storedPrecision(dir: string): Precision {

@@ -34,16 +34,11 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
   const file = openSafetensors(dir);
   try {
     const names = new Set(file.names());
-    const stray = [...names].find((name) => !belongs(name, config));
-    if (stray !== undefined)
-      throw new UserError(
-        `${dir}: a ${config.modelType} model with ${config.numLayers} layers has no tensor ${stray}. config.json belongs to another model, or this is one that Lyceum does not run.`,
-      );
+    refuseStrangers(file, config, dir);
     if (names.has(SCORE) && options.head !== "scalar")
       throw new UserError(
         `${dir} holds a reward or value model (${SCORE}), which gives one number a text and no next token: name a language model's folder here.`,
       );
-    refuseOtherHead(file, config, dir);
     const model = new Llama(device, config, precision, options);
     try {
       readWeights(model, file, dir, storedVocab, options.seed ?? 0);
@@ -57,8 +52,13 @@ export function loadLlama(device: Device, dir: string, precision: Precision, opt
   }
 }
 
-/** A tied model has one matrix; a file may hold it twice, but not two of them. */
-function refuseOtherHead(file: SafetensorsFile, config: LlamaConfig, dir: string): void {
+/** Throws UserError for tensors that the model of this config has not, and for a tied one's second output matrix. */
+export function refuseStrangers(file: SafetensorsFile, config: LlamaConfig, dir: string): void {
+  const stray = file.names().find((name) => !belongs(name, config));
+  if (stray !== undefined)
+    throw new UserError(
+      `${dir}: a ${config.modelType} model with ${config.numLayers} layers has no tensor ${stray}. config.json belongs to another model, or this is one that Lyceum does not run.`,
+    );
   const [table, head] = ["model.embed_tokens.weight", "lm_head.weight"];
   const names = new Set(file.names());
   if (!config.tieWordEmbeddings || !names.has(head) || !names.has(table)) return;
@@ -210,12 +210,15 @@ function addMeanRows(device: Device, matrix: Ptr, dtype: DType, from: number, to
 /** IEEE half precision to fp32. */
 export function halfToFloat(raw: Uint8Array): Float32Array {
   const half = new Uint16Array(raw.buffer, raw.byteOffset, raw.length / 2);
-  return Float32Array.from(half, (h) => {
+  const out = new Float32Array(half.length); // .from() would make a list of all numbers first
+  for (let i = 0; i < half.length; i++) {
+    const h = half[i];
     const sign = h & 0x8000 ? -1 : 1;
     const exponent = (h >> 10) & 31;
     const fraction = h & 1023;
-    if (exponent === 0) return sign * 2 ** -24 * fraction;
-    if (exponent === 31) return fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY;
-    return sign * 2 ** (exponent - 15) * (1 + fraction / 1024);
-  });
+    if (exponent === 0) out[i] = sign * 2 ** -24 * fraction;
+    else if (exponent === 31) out[i] = fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY;
+    else out[i] = sign * 2 ** (exponent - 15) * (1 + fraction / 1024);
+  }
+  return out;
 }

@@ -61,6 +61,7 @@ export class RopeTables {
     if (count <= this.rows) return;
     const { device, config } = this;
     const most = config.maxPositionEmbeddings;
+    if (count > most) throw new RangeError(`${count} positions are asked for, of ${most} that the model has.`);
     let rows = Math.min(FIRST, most);
     while (rows < count) rows = Math.min(2 * rows, most);
     const f = inverseFrequencies(config, most);

@@ -99,8 +99,12 @@ export function writeGguf(
     written += data.length;
   };
   try {
-    for (const data of [() => head, ...tensors.map((t) => t.data)]) {
-      write(data());
+    write(head);
+    write(new Uint8Array(padding(written)));
+    for (const tensor of tensors) {
+      const data = tensor.data();
+      if (data.length !== sizeOf(tensor)) throw new RangeError(`${tensor.name} has ${data.length} bytes.`);
+      write(data);
       write(new Uint8Array(padding(written)));
     }
     fsyncSync(fd);

@@ -72,8 +72,8 @@ export type SftConfig = z.output<typeof sftSchema>;
 export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
-  if (existsSync(config.from)) refuseTensor(readLlamaConfig(config.from).modelType, grid.tensor.size);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
+  if (!resumed) refuseTensor(readLlamaConfig(config.from).modelType, grid.tensor.size);
   const tokenizer = resumed ? Tokenizer.load(resumed) : tunedTokenizer(config);
   // A run that goes on has all weights of its own; the model it began with may be gone.
   const base = existsSync(config.from) ? Tokenizer.load(config.from) : tokenizer;

@@ -317,3 +317,82 @@ test("what llama.cpp would run otherwise is refused, and nothing is left behind"
     before.filter((n) => n.includes("refused")),
   );
 });
+
+test("what ends a reply, and what stands around a text", () => {
+  const out = join(root, "ends.gguf");
+  const pairsOf = (dir: string): Map<string, unknown> => {
+    rmSync(out, { force: true });
+    exportGguf(dir, out);
+    return parse(out).pairs;
+  };
+  const edit = (dir: string, name: string, change: (json: Record<string, unknown>) => void): void => {
+    const json = JSON.parse(readFileSync(join(dir, name), "utf8"));
+    change(json);
+    writeFileSync(join(dir, name), JSON.stringify(json));
+  };
+  // No token does: a row without one, since llama.cpp would take token 11.
+  const tokenizer = Tokenizer.fromParts([...ALPHABET], [], "llama3", ["<s>", "</s>", "<|end|>"]);
+  const dir = make("ends", {}, tokenizer);
+  edit(dir, "tokenizer_config.json", (json) => delete json.eos_token);
+  expect(pairsOf(dir).get("tokenizer.ggml.eos_token_id")).toBe(tokenizer.vocabSize + 2);
+  const ids = ["<s>", "</s>", "<|end|>"].map((t) => tokenizer.tokenToId(t)!);
+  edit(dir, "tokenizer_config.json", (json) => Object.assign(json, { eos_token: "<|end|>", bos_token: "<s>" }));
+  writeFileSync(join(dir, "generation_config.json"), JSON.stringify({ eos_token_id: [ids[1], ids[2]] }));
+  const special = (token: string, id: number) => ({ SpecialToken: { id: token, type_id: id } });
+  edit(dir, "tokenizer.json", (json) => {
+    const single = [special("<s>", 0), { Sequence: { id: "A", type_id: 0 } }, special("<|end|>", 0)];
+    const known = Object.fromEntries(
+      ["<s>", "<|end|>"].map((t) => [t, { id: t, ids: [tokenizer.tokenToId(t)], tokens: [t] }]),
+    );
+    json.post_processor = { type: "TemplateProcessing", single, pair: single, special_tokens: known };
+  });
+  const pairs = pairsOf(dir);
+  expect(["eos", "eot", "bos"].map((name) => pairs.get(`tokenizer.ggml.${name}_token_id`))).toEqual([
+    ids[2],
+    ids[1],
+    ids[0],
+  ]);
+  expect([pairs.get("tokenizer.ggml.add_bos_token"), pairs.get("tokenizer.ggml.add_eos_token")]).toEqual([true, true]);
+  for (const [change, why] of [
+    [
+      (json: Record<string, unknown>) => Object.assign(json, { normalizer: { type: "NFKC" } }),
+      /normalizes texts \(NFKC\)/,
+    ],
+    [
+      (json: Record<string, unknown>) => Object.assign((json.added_tokens as object[])[0], { rstrip: true }),
+      /its token <s> takes the spaces beside it/,
+    ],
+  ] as const) {
+    const before = readFileSync(join(dir, "tokenizer.json"), "utf8");
+    edit(dir, "tokenizer.json", change);
+    expect(() => pairsOf(dir)).toThrow(why);
+    writeFileSync(join(dir, "tokenizer.json"), before);
+  }
+  const qwen = make("merges", {}, golden("qwen"));
+  edit(qwen, "tokenizer.json", (json) => Object.assign(json.model as object, { ignore_merges: true }));
+  expect(() => pairsOf(qwen)).toThrow(/ignore_merges/);
+});
+
+test("a folder whose files do not belong together, and scalings that are one family's", () => {
+  const out = join(root, "misfit.gguf");
+  const misfit = (name: string, change: Record<string, unknown>): (() => unknown) => {
+    const dir = make(name);
+    const config = JSON.parse(readFileSync(join(dir, "config.json"), "utf8"));
+    writeFileSync(join(dir, "config.json"), JSON.stringify({ ...config, ...change }));
+    return () => exportGguf(dir, out);
+  };
+  expect(misfit("fewer", { num_hidden_layers: 1 })).toThrow(/with 1 layers has no tensor model\.layers\.1/);
+  expect(misfit("more", { num_hidden_layers: 3 })).toThrow(/asks for the tensor model\.layers\.2\.\S+ of .*has none/);
+  expect(misfit("heads", { head_dim: 8 })).toThrow(/q_proj\.weight of \[32,64\], and the file has F32 of \[64,64\]/);
+  expect(misfit("untied", { tie_word_embeddings: false })).toThrow(/lm_head\.weight of .*has none/);
+  const scaling = {
+    rope_type: "llama3",
+    factor: 4,
+    low_freq_factor: 1,
+    high_freq_factor: 4,
+    original_max_position_embeddings: 32,
+  };
+  const qwen = make("qwen-scaled", { model_type: "qwen3", rope_scaling: scaling }, golden("qwen"));
+  expect(() => exportGguf(qwen, out)).toThrow(/Llama 3's rotary scaling for Llama only/);
+  expect(readdirSync(root).filter((name) => name.startsWith("misfit"))).toEqual([]);
+});

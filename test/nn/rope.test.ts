@@ -57,5 +57,6 @@ test("tables grow with what is asked for, up to the model's positions, and say t
   tables.reach(3000);
   expect(device.f32(tables.sin, 3000 * 4)[2999 * 4]).toBe(Math.fround(Math.sin(2999)));
   expect(tables.bytes).toBe(2 * (1024 + 2048 + 3000) * 4 * 4);
+  expect(() => tables.reach(3001)).toThrow(RangeError);
   tables.close();
 });

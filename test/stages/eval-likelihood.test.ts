@@ -8,6 +8,7 @@ import { type Loaded, loadForGeneration } from "../../src/generate/loaded.js";
 import { multipleChoice, summarizeChoice } from "../../src/stages/eval/choice.js";
 import { logLikelihoods, startToken } from "../../src/stages/eval/likelihood.js";
 import { perplexity, windowsOf } from "../../src/stages/eval/perplexity.js";
+import { withoutThought } from "../../src/stages/eval/replies.js";
 
 interface Golden {
   template: string;
@@ -138,4 +139,11 @@ test("what cannot be scored is told with its record: too long, a foreign tokeniz
     tokenToId: () => undefined,
   } as unknown as typeof bos.tokenizer;
   expect(() => startToken(none, "the-model")).toThrow(/the-model: the tokenizer names neither/);
+});
+
+test("a thought is not the answer, wherever it began; one that did not end is none", () => {
+  expect(withoutThought("<think>\n7? 8?\n</think>\n\n7")).toBe("\n\n7");
+  expect(withoutThought("so it is</think> 7")).toBe(" 7"); // the template wrote where it begins
+  expect(withoutThought(" <think>for ever")).toBe("");
+  expect(withoutThought("I think <think> is a tag")).toBe("I think <think> is a tag");
 });

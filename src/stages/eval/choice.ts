@@ -81,11 +81,15 @@ function choiceEncoder({ tokenizer }: Loaded): (task: Choice) => { ids: Int32Arr
     const text = question.trimEnd();
     const gap = question.slice(text.length);
     const asked: Message[] = [{ role: "user", content: question }];
+    const opening = chat?.beforeReply(asked) ?? "";
+    const space = opening.slice(opening.trimEnd().length);
+    // Line ends are tokens of their own; a space is the choice's.
+    const [written, led] = space.includes("\n") ? [opening, ""] : [opening.trimEnd(), space];
     const before = chat
-      ? [...chat.prompt(asked), ...tokenizer.encode(chat.beforeReply(asked))]
+      ? [...chat.prompt(asked), ...tokenizer.encode(written)]
       : tokenizer.encode(text, { ...plain, addSpecialTokens: true });
     return choices.map((choice) => {
-      const after = chat ? choice : `${gap || gapBetween(text, choice)}${choice}`;
+      const after = chat ? `${led}${choice}` : `${gap || gapBetween(text, choice)}${choice}`;
       return { ids: Int32Array.from([...before, ...tokenizer.encode(after, plain)]), start: before.length };
     });
   };

@@ -69,8 +69,13 @@ export function replyTo(
   return replies;
 }
 
-/** What a model says, without what it thought before (Qwen3, DeepSeek-R1): that is not its answer. */
-const withoutThought = (text: string): string => text.replace(/^\s*<think>[\s\S]*?<\/think>/, "");
+const THOUGHT_ENDS = "</think>";
+/** What a model says, without what it thought before (Qwen3, DeepSeek-R1, whose template begins the thought): that is not its answer. */
+export function withoutThought(text: string): string {
+  const end = text.indexOf(THOUGHT_ENDS);
+  if (end >= 0) return text.slice(end + THOUGHT_ENDS.length);
+  return text.trimStart().startsWith("<think>") ? "" : text; // it did not come to an end
+}
 
 /** A conversation for a model that knows no turns. */
 export const plainText = (messages: readonly Message[]): string =>
