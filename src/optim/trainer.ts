@@ -9,12 +9,6 @@ import { AdamW } from "./adamw.js";
 import { learningRate, type ScheduleConfig } from "./schedule.js";
 import { loadOptimizer, saveOptimizer } from "./state.js";
 
-/** Throws UserError for an average of weights that there is not. A stage that has much to do before it has a trainer asks first. */
-export function refuseAverage({ ema }: OptimizerSettings, lora: boolean): void {
-  if (ema && lora)
-    throw new UserError("optimizer.ema averages a whole model's weights; it cannot be used with lora.", 2);
-}
-
 export class Trainer {
   readonly optimizer: AdamW;
   private readonly schedule: ScheduleConfig;
@@ -29,10 +23,8 @@ export class Trainer {
     /** Where the optimizer's state lies; and every how many steps replicas are compared. */
     options: { memory?: StateMemory; checkEvery?: number } = {},
   ) {
-    refuseAverage(
-      optimizer,
-      parameters.units.some((u) => u.name === "adapters"),
-    );
+    if (optimizer.ema && parameters.units.some((u) => u.name === "adapters"))
+      throw new UserError("optimizer.ema averages a whole model's weights; it cannot be used with lora.", 2);
     this.checkEvery = options.checkEvery ?? 0;
     this.optimizer = new AdamW(parameters, optimizer, options.memory);
     this.peak = optimizer.learningRate;

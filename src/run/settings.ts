@@ -45,6 +45,15 @@ export const loraSchema = z.strictObject({
     .default(["qkv", "o_proj", "gate_up", "down_proj"]),
 });
 
+/** For stages that have both: `.refine(...averageOfAll)`. Told before a recipe's first stage begins. */
+export const averageOfAll: [
+  (config: { lora?: unknown; optimizer: { ema: number } }) => boolean,
+  { path: string[]; message: string },
+] = [
+  ({ lora, optimizer }) => lora === undefined || optimizer.ema === 0,
+  { path: ["optimizer", "ema"], message: "0 with lora: what is averaged is a whole model's weights" },
+];
+
 /** Several processes, under mpirun (docs/parallel.md). */
 export const parallelSchema = z.strictObject({
   /** Replicas that train on different rows; all processes that tensor and pipeline leave when not given. */

@@ -19,12 +19,12 @@ import { installTemplate } from "../dialogue/templates.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
-import { refuseAverage, Trainer } from "../optim/trainer.js";
+import { Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { batchSizeSchema, loraSchema, trainingSettings } from "../run/settings.js";
+import { averageOfAll, batchSizeSchema, loraSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import {
@@ -68,7 +68,8 @@ export const dpoSchema = z
   .refine((c) => !c.lengthAverage || c.loss === "ipo", {
     path: ["lengthAverage"],
     message: "false where loss is not ipo: simpo and orpo average by themselves, the others sum",
-  });
+  })
+  .refine(...averageOfAll);
 export type DpoConfig = z.output<typeof dpoSchema>;
 
 /** A chosen and a rejected reply to one prompt, and what the reference says of them. */
@@ -83,7 +84,6 @@ export interface Pair {
 }
 
 export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
-  refuseAverage(config.optimizer, config.lora !== undefined); // before the reference is asked
   const device = openCpu({ threads: config.threads });
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;

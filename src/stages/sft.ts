@@ -27,7 +27,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { batchSizeSchema, loraSchema, pathsSchema, trainingSettings } from "../run/settings.js";
+import { averageOfAll, batchSizeSchema, loraSchema, pathsSchema, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss, meanLoss, type TargetBatch } from "./clm.js";
@@ -35,38 +35,40 @@ import { pretrainingRows, pretrainMixSchema } from "./mix.js";
 
 const natural = z.int().min(1);
 
-export const sftSchema = z.strictObject({
-  stage: z.literal("sft").optional(),
-  ...trainingSettings,
-  /** The base model: any Hugging Face folder. */
-  from: z.string().min(1),
-  /** Default: the template that the base model's tokenizer brings, else `notes`. */
-  template: z.enum(["notes", "alpaca", "chatml"]).optional(),
-  data: z.strictObject({
-    train: pathsSchema,
-    validation: pathsSchema.optional(),
-    validationShare: z.number().min(0).lt(1).default(0.02),
-    construction: z.enum(CONSTRUCTIONS).default("all"),
-    /** Tokens of a row, and of a sample at most; longer samples are cut at the end. */
-    contextLength: z.int().min(2).default(256),
-    packing: z.boolean().default(true),
-    /** `instructgpt`, or weights by the records' `type`. */
-    mixture: z
-      .union([z.literal("instructgpt"), z.strictObject({ weights: z.record(z.string(), z.number().min(0)) })])
-      .optional(),
-  }),
-  /** Rows of a micro-batch. */
-  batchSize: batchSizeSchema.default(16),
-  pretrainMix: pretrainMixSchema.optional(),
-  lora: loraSchema.optional(),
-  samples: z
-    .strictObject({
-      prompts: z.array(z.string()).default([]),
-      maxTokens: natural.default(64),
-      temperature: z.number().min(0).default(0),
-    })
-    .prefault({}),
-});
+export const sftSchema = z
+  .strictObject({
+    stage: z.literal("sft").optional(),
+    ...trainingSettings,
+    /** The base model: any Hugging Face folder. */
+    from: z.string().min(1),
+    /** Default: the template that the base model's tokenizer brings, else `notes`. */
+    template: z.enum(["notes", "alpaca", "chatml"]).optional(),
+    data: z.strictObject({
+      train: pathsSchema,
+      validation: pathsSchema.optional(),
+      validationShare: z.number().min(0).lt(1).default(0.02),
+      construction: z.enum(CONSTRUCTIONS).default("all"),
+      /** Tokens of a row, and of a sample at most; longer samples are cut at the end. */
+      contextLength: z.int().min(2).default(256),
+      packing: z.boolean().default(true),
+      /** `instructgpt`, or weights by the records' `type`. */
+      mixture: z
+        .union([z.literal("instructgpt"), z.strictObject({ weights: z.record(z.string(), z.number().min(0)) })])
+        .optional(),
+    }),
+    /** Rows of a micro-batch. */
+    batchSize: batchSizeSchema.default(16),
+    pretrainMix: pretrainMixSchema.optional(),
+    lora: loraSchema.optional(),
+    samples: z
+      .strictObject({
+        prompts: z.array(z.string()).default([]),
+        maxTokens: natural.default(64),
+        temperature: z.number().min(0).default(0),
+      })
+      .prefault({}),
+  })
+  .refine(...averageOfAll);
 export type SftConfig = z.output<typeof sftSchema>;
 
 export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
