@@ -325,6 +325,8 @@ function converted(file: SafetensorsFile, name: string, c: LlamaConfig, type: Gg
   const { dtype, shape, bytes } = file.info(name);
   const raw = new Uint8Array(bytes);
   file.readInto(name, raw);
+  if (!allFinite(raw, dtype))
+    throw new UserError(`The tensor ${name} holds NaN or infinity: no program can use such a model.`);
   const rows = rotatedInPairs(raw, name, shape[0], c);
   if (dtype === type) return rows;
   const values = widened(rows, dtype);
@@ -334,7 +336,21 @@ function converted(file: SafetensorsFile, name: string, c: LlamaConfig, type: Gg
   const round = type === "F16" ? toHalf : toBf16;
   const out = new Uint16Array(bits.length); // .from() would make a list of all numbers first
   for (let i = 0; i < bits.length; i++) out[i] = round(bits[i]);
-  return new Uint8Array(out.buffer);
+  const made = new Uint8Array(out.buffer);
+  if (type === "F16" && !allFinite(made, type))
+    throw new UserError(
+      `The tensor ${name} holds numbers beyond 65,504, which half precision has not: take another --type.`,
+    );
+  return made;
+}
+
+/** The bits of the exponent, which are all set in numbers that are not finite. */
+const EXPONENT: Record<string, number> = { F32: 0x7f800000, BF16: 0x7f80, F16: 0x7c00 };
+function allFinite(raw: Uint8Array, dtype: string): boolean {
+  const all = EXPONENT[dtype];
+  const bits = dtype === "F32" ? new Uint32Array(raw.buffer) : new Uint16Array(raw.buffer);
+  for (let i = 0; i < bits.length; i++) if ((bits[i] & all) === all) return false;
+  return true;
 }
 
 /** Where a Llama's rotation turns x[i] with x[i + D / 2], llama.cpp's turns x[2 i] with x[2 i + 1]: rows of queries and keys are in its order. */
