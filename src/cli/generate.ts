@@ -71,7 +71,7 @@ export function command(dir: string, flags: SamplingFlags & { prompt: string[]; 
   });
   // One prompt on a terminal is shown as it comes.
   const streaming = !flags.json && prompts.length === 1;
-  const decoder = tokenizer.stream();
+  const decoder = tokenizer.stream({ continues: true });
   const onToken = (_: number, id: number): undefined =>
     void process.stdout.write(stop.includes(id) ? "" : decoder.push(id));
   if (streaming) process.stdout.write(flags.prompt[0]);
@@ -87,7 +87,7 @@ export function command(dir: string, flags: SamplingFlags & { prompt: string[]; 
   }
   const results = replies.map(({ ids, logProbs, finish }, i) => ({
     prompt: flags.prompt[i],
-    text: tokenizer.decode(ids, { skipSpecialTokens: true }),
+    text: tokenizer.decode(ids, { skipSpecialTokens: true, continues: true }),
     ids,
     logProbs,
     finish,

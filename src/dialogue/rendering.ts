@@ -3,6 +3,7 @@
  * the template wrote; "<|im_end|>" typed by a person stays plain text. To tell them apart, contents are rendered as
  * placeholders first, and put in afterwards.
  */
+import type { Before } from "../tokenizer/pretokenize.js";
 import type { AddedToken, Tokenizer } from "../tokenizer/tokenizer.js";
 import { type ChatTemplate, type Message, REPLY_END, REPLY_START, RecordError } from "./templates.js";
 
@@ -228,8 +229,16 @@ export class RenderingEncoder {
       let plain = part;
       if (typeof before === "object" && before.rstrip) plain = plain.trimStart();
       if (typeof after === "object" && after.lstrip) plain = plain.trimEnd();
-      if (plain !== "") for (const id of this.tokenizer.encode(plain, { allowSpecial: false })) ids.push(id);
+      const stands = i > 0 ? "token" : this.standsBehind(text, start);
+      for (const id of this.tokenizer.encode(plain, { allowSpecial: false, before: stands })) ids.push(id);
     });
+  }
+
+  /** What is before a place of a rendering: some tokenizers put a space behind a token, or before the first text. */
+  private standsBehind(text: string, at: number): Before {
+    if (at === 0) return "nothing";
+    for (const token of this.added.keys()) if (token !== "" && text.endsWith(token, at)) return "token";
+    return "text";
   }
 }
 

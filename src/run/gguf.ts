@@ -11,7 +11,8 @@ export type GgufValue =
   | { bool: boolean }
   | { string: string }
   | { strings: readonly string[] }
-  | { i32s: readonly number[] };
+  | { i32s: readonly number[] }
+  | { f32s: readonly number[] };
 
 /** Types of tensors by ggml's numbers: elements that lie together, and the bytes that they take. */
 export const GGUF_TYPES = {
@@ -61,8 +62,8 @@ function encoded(value: GgufValue): Buffer {
   if ("bool" in value) return Buffer.concat([u32(7), Buffer.of(value.bool ? 1 : 0)]);
   if ("string" in value) return Buffer.concat([u32(8), text(value.string)]);
   if ("strings" in value) return Buffer.concat([u32(9), u32(8), u64(value.strings.length), ...value.strings.map(text)]);
-  const list = Buffer.from(Int32Array.from(value.i32s).buffer);
-  return Buffer.concat([u32(9), u32(5), u64(value.i32s.length), list]);
+  const [type, list] = "i32s" in value ? [5, Int32Array.from(value.i32s)] : [6, Float32Array.from(value.f32s)];
+  return Buffer.concat([u32(9), u32(type), u64(list.length), Buffer.from(list.buffer)]);
 }
 
 const sizeOf = ({ type, shape }: GgufTensor): number =>

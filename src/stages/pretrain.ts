@@ -409,6 +409,6 @@ function sampleText(model: Llama, tokenizer: Tokenizer, config: PretrainConfig):
   const ids = prompts.map((p) => (p === "" ? [tokenizer.separatorId ?? 0] : tokenizer.encode(p)));
   const stop = tokenizer.eosId === undefined ? [] : [tokenizer.eosId];
   return generate(model, ids, { maxTokens, temperature, seed: config.seed, stop })
-    .map((reply, i) => `${prompts[i]}|${tokenizer.decode(reply.ids, { skipSpecialTokens: true })}`)
+    .map((reply, i) => `${prompts[i]}|${tokenizer.decode(reply.ids, { skipSpecialTokens: true, continues: true })}`)
     .join("\n");
 }

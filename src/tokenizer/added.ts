@@ -1,5 +1,15 @@
 /** Added tokens: texts that are one token whatever stands around them, found before anything else is done. */
+import type { Normalize } from "./components.js";
+import type { Before } from "./pretokenize.js";
 import { characterClasses } from "./unicode.js";
+
+/** A text to encode, and what stands before it. */
+export interface Plain {
+  text: string;
+  before: Before;
+}
+/** Parts of a text: plain ones, and the ids of tokens between them. */
+export type Piece = Plain | number;
 
 /** As in tokenizer.json. */
 export interface AddedToken {
@@ -81,7 +91,7 @@ export class AddedTokens {
 
   constructor(
     tokens: Iterable<AddedToken>,
-    private readonly normalize: (text: string) => string,
+    private readonly normalize: Normalize,
   ) {
     const all = [...tokens];
     this.raw = new Finder(all.filter((t) => !t.normalized).map((t) => [t.content, t]));
@@ -89,10 +99,13 @@ export class AddedTokens {
   }
 
   /** Normalized text to encode, and ids that stand between. First the tokens of the text as it is, then the normalized. */
-  split(text: string): (string | number)[] {
-    return this.raw.split(text).flatMap((piece) => {
+  split(text: string, before: Before): Piece[] {
+    return this.raw.split(text).flatMap((piece, i): Piece[] => {
       if (typeof piece === "number") return [piece];
-      return this.normalized.split(this.normalize(piece));
+      const outer = i > 0 ? "token" : before;
+      return this.normalized
+        .split(this.normalize(piece, outer !== "text"))
+        .map((inner, k) => (typeof inner === "number" ? inner : { text: inner, before: k > 0 ? "token" : outer }));
     });
   }
 }

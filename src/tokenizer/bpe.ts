@@ -1,6 +1,7 @@
 /** The BPE model of tokenizer.json: vocabulary and merges, and words to ids (Sennrich et al. 2016) in JavaScript. */
 import { UserError } from "../run/errors.js";
 import { BYTE_TO_CHAR } from "./bytes.js";
+import { byteOf, byteToken, Cutter } from "./fallback.js";
 
 type Json = Record<string, unknown>;
 
@@ -15,6 +16,8 @@ export class BpeModel {
   readonly ids: ReadonlyMap<string, number>;
   /** left * PAIR + right -> rank * PAIR + id of the merged token. */
   private readonly merges = new Map<number, number>();
+  /** Words are spelled in characters, and in bytes only where a character has no token; else always in bytes. */
+  readonly byteFallback: boolean;
   /** Id of each byte; -1 where the vocabulary has none. */
   readonly byteIds: Int32Array;
   /** A word that is in the vocabulary is one token, whatever the merges say. */
@@ -23,11 +26,20 @@ export class BpeModel {
   private readonly unknownId: number | undefined;
   private readonly fuseUnknown: boolean;
   private readonly cache = new Map<string, readonly number[]>();
+  private readonly cutter: Cutter | undefined;
 
-  /** Throws a UserError where a merge names a token that the vocabulary lacks. */
+  /** Throws a UserError where a merge names a token that the vocabulary lacks, or bytes to fall back on are missing. */
   constructor(model: Json, path: string) {
     this.ids = new Map(Object.entries(model.vocab as Record<string, number>));
-    this.byteIds = Int32Array.from(BYTE_TO_CHAR, (c) => this.ids.get(c) ?? -1);
+    this.byteFallback = model.byte_fallback === true;
+    this.byteIds = Int32Array.from(
+      BYTE_TO_CHAR.map((c, byte) => (this.byteFallback ? byteToken(byte) : c)),
+      (token) => this.ids.get(token) ?? -1,
+    );
+    if (this.byteFallback && !this.hasAllBytes)
+      throw new UserError(
+        `${path}: byte_fallback is true, and the vocabulary has no ${byteToken(this.byteIds.indexOf(-1))}.`,
+      );
     this.ignoreMerges = model.ignore_merges === true;
     this.unknownId = this.ids.get(model.unk_token as string);
     this.fuseUnknown = model.fuse_unk === true;
@@ -41,6 +53,14 @@ export class BpeModel {
         );
       this.merges.set(pair[0]! * PAIR + pair[1]!, rank * PAIR + pair[2]!);
     }
+    if (this.byteFallback) this.cutter = this.cutterOf(lines);
+  }
+
+  private cutterOf(merges: readonly (string | [string, string])[]): Cutter | undefined {
+    const pairs = merges.map((merge) => (typeof merge === "string" ? merge.split(" ") : merge));
+    // A byte stands beside whichever character: where bytes merge, no border is certain.
+    const mergesBytes = pairs.some((pair) => pair.some((token) => byteOf(token) !== undefined));
+    return mergesBytes ? undefined : new Cutter(pairs.map((pair) => pair.join("")));
   }
 
   /** Ids of left, right and merged token, and rank, of every merge. */
@@ -55,9 +75,16 @@ export class BpeModel {
   }
 
   encodeWord(word: string): readonly number[] {
+    if (!this.byteFallback) return this.remembered(word);
+    const whole = this.ignoreMerges ? this.ids.get(word) : undefined;
+    if (whole !== undefined) return [whole];
+    return this.cutter ? this.cutter.cut(word).flatMap((piece) => this.remembered(piece)) : this.remembered(word);
+  }
+
+  private remembered(word: string): readonly number[] {
     let ids = this.cache.get(word);
     if (ids) return ids;
-    ids = this.merge(Buffer.from(word));
+    ids = this.byteFallback ? this.mergeAll(this.characters(word)) : this.mergeBytes(Buffer.from(word));
     if (word.length < CACHED_LENGTH) {
       if (this.cache.size >= CACHED_WORDS) this.cache.clear();
       this.cache.set(word, ids);
@@ -65,7 +92,12 @@ export class BpeModel {
     return ids;
   }
 
-  private merge(bytes: Uint8Array): number[] {
+  /** Ids of the characters, or of their bytes. */
+  private characters(word: string): number[] {
+    return Array.from(word).flatMap((c) => this.ids.get(c) ?? Array.from(Buffer.from(c), (byte) => this.byteIds[byte]));
+  }
+
+  private mergeBytes(bytes: Uint8Array): number[] {
     if (this.ignoreMerges) {
       const whole = this.ids.get(Array.from(bytes, (b) => BYTE_TO_CHAR[b]).join(""));
       if (whole !== undefined) return [whole];

@@ -1,20 +1,35 @@
 /** The parts of tokenizer.json around the model: what is done to text before, and which tokens are put around it. */
 import { UserError } from "../run/errors.js";
+import { expressionOf, type Pattern } from "./oniguruma.js";
 
 type Json = Record<string, unknown>;
 
 const FORMS = ["NFC", "NFD", "NFKC", "NFKD"];
 
-export function normalizerOf(normalizer: Json | null | undefined, path: string): (text: string) => string {
+/** What is done to a text first. `begins`: not where it goes on from a text before it, so that nothing is put before it. */
+export type Normalize = (text: string, begins?: boolean) => string;
+
+export function normalizerOf(normalizer: Json | null | undefined, path: string): Normalize {
   if (!normalizer) return (text) => text;
   const form = String(normalizer.type);
-  if (form === "Sequence") {
-    const list = (normalizer.normalizers as Json[]).map((n) => normalizerOf(n, path));
-    return (text) => list.reduce((t, f) => f(t), text);
+  switch (form) {
+    case "Sequence": {
+      const list = (normalizer.normalizers as Json[]).map((n) => normalizerOf(n, path));
+      return (text, begins = true) => list.reduce((t, f) => f(t, begins), text);
+    }
+    case "Prepend": {
+      const prepend = String(normalizer.prepend);
+      return (text, begins = true) => (begins && text !== "" ? prepend + text : text);
+    }
+    case "Replace": {
+      const pattern = expressionOf(normalizer.pattern as Pattern, path);
+      const content = String(normalizer.content);
+      return (text) => text.replaceAll(pattern, () => content);
+    }
   }
   if (FORMS.includes(form)) return (text) => text.normalize(form);
   throw new UserError(
-    `${path}: the normalizer "${form}" is not implemented; ${FORMS.join(", ")} and a Sequence of them are.`,
+    `${path}: the normalizer "${form}" is not implemented; ${FORMS.join(", ")}, Prepend, Replace and a Sequence of them are.`,
   );
 }
 
@@ -52,26 +67,34 @@ export function postProcessorOf(post: Json | null | undefined, path: string): Ar
   );
 }
 
-/** Throws where a tokenizer is no byte-level BPE, with the reason. */
-export function requireByteLevel(json: Json, path: string): void {
+/** Throws where a tokenizer is no BPE over bytes, be it byte-level or with byte fallback, with the reason. */
+export function requireBpe(json: Json, path: string): void {
   if (!isObject(json)) throw new UserError(`${path} holds no JSON object, which a tokenizer is.`);
   const model = json.model as Json | undefined;
   const type = model?.type ?? (model?.merges ? "BPE" : undefined);
   if (type !== "BPE") {
     const found = type === undefined ? "there is none in it" : `here it is "${type}"`;
-    throw new UserError(`${path}: the tokenizer model must be BPE, and ${found}. Lyceum reads byte-level BPE.`);
+    throw new UserError(
+      `${path}: the tokenizer model must be BPE, and ${found}. Lyceum reads BPE that is byte-level or has byte fallback.`,
+    );
   }
   requireParts(json, model as Json, path);
-  for (const key of ["byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout"])
+  for (const key of ["continuing_subword_prefix", "end_of_word_suffix", "dropout"])
     if (model![key])
       throw new UserError(
-        `${path}: the model's ${key} is ${JSON.stringify(model![key])}, which byte-level BPE has no use for and Lyceum cannot apply.`,
+        `${path}: the model's ${key} is ${JSON.stringify(model![key])}, which BPE over bytes has no use for and Lyceum cannot apply.`,
       );
   const steps = flat(json.pre_tokenizer as Json | null);
   const last = steps.findIndex((s) => s.type === "ByteLevel");
+  if (model!.byte_fallback) {
+    if (last < 0) return;
+    throw new UserError(
+      `${path}: a pre-tokenizer is ByteLevel and the model's byte_fallback is true: a text is spelled in bytes either way, and can be in one only.`,
+    );
+  }
   if (last < 0)
     throw new UserError(
-      `${path}: no pre-tokenizer is ByteLevel, so this is no byte-level BPE, which is what Lyceum reads.`,
+      `${path}: no pre-tokenizer is ByteLevel and the model has no byte_fallback, so there are texts it cannot spell. Lyceum reads BPE that has one of them.`,
     );
   if (last < steps.length - 1)
     throw new UserError(`${path}: ${steps[last + 1].type} stands after ByteLevel; nothing can be cut after it.`);
@@ -121,11 +144,19 @@ function requireComponent(part: unknown, name: string, list: string, damaged: (w
       }
       return;
     }
-    case "Split": {
-      const { pattern } = part;
-      require(isObject(pattern) && isText(pattern.Regex ?? pattern.String), "pattern", "a Regex or a String");
+    case "Prepend":
+      require(isText(part.prepend), "prepend", "a text");
       return;
-    }
+    case "Metaspace":
+      require(isText(part.replacement) && [...part.replacement].length === 1, "replacement", "a character");
+      return;
+    case "Replace":
+      require(isText(part.content), "content", "a text");
+      require(isPattern(part.pattern), "pattern", "a Regex or a String");
+      return;
+    case "Split":
+      require(isPattern(part.pattern), "pattern", "a Regex or a String");
+      return;
     case "TemplateProcessing": {
       const { single, special_tokens: known } = part;
       require(Array.isArray(single) && single.every(isObject), "single", "a list of tokens and the sequence");
@@ -145,6 +176,7 @@ function requireComponent(part: unknown, name: string, list: string, damaged: (w
 }
 
 const isText = (value: unknown): value is string => typeof value === "string";
+const isPattern = (value: unknown): boolean => isObject(value) && isText(value.Regex ?? value.String);
 /** Ids beyond this could not be merged, and belong to no vocabulary that is used. */
 const isId = (id: unknown): id is number => Number.isInteger(id) && (id as number) >= 0 && (id as number) < 2 ** 26;
 

@@ -4,9 +4,10 @@ import { isMainThread } from "node:worker_threads";
 import { currentCpu } from "../device/cpu.js";
 import type { Device, Ptr } from "../device/device.js";
 import type { Comm } from "../parallel/comm.js";
+import type { Piece } from "./added.js";
 import type { BpeModel } from "./bpe.js";
 import { CHAR_TO_BYTE } from "./bytes.js";
-import type { Pretokenizer } from "./pretokenize.js";
+import { isPrefixed, type Pretokenizer, type PretokenizerStep } from "./pretokenize.js";
 import { characterClasses, LETTER, SPACE } from "./unicode.js";
 
 const PATTERN_NUMBERS: Record<Pretokenizer, number> = { gpt2: 0, llama3: 1, qwen: 2, han: 3 };
@@ -97,11 +98,12 @@ export class NativeBpe {
   private constructor(
     private readonly device: Device,
     private readonly model: Ptr,
-    private readonly prefixSpace: boolean,
+    /** What goes before a text. */
+    private readonly prefix: PretokenizerStep | undefined,
   ) {}
 
   /** null where there is no engine, or the vocabulary lacks a byte: that is left to the JavaScript encoder. */
-  static of(model: BpeModel, pattern: Pretokenizer, prefixSpace: boolean): NativeBpe | null {
+  static of(model: BpeModel, pattern: Pretokenizer, prefix: PretokenizerStep | undefined): NativeBpe | null {
     const merges = [...model.entries()].sort((a, b) => a.rank - b.rank);
     const fits = model.ids.size < LARGEST && merges.every(({ left, right, id }) => Math.max(left, right, id) < LARGEST);
     const device = model.hasAllBytes && fits ? engine() : null;
@@ -126,16 +128,20 @@ export class NativeBpe {
       table,
       ...words,
     ];
-    const native = new NativeBpe(device, memory.put(BigInt64Array.from([...fields.map(BigInt), version])), prefixSpace);
+    const native = new NativeBpe(device, memory.put(BigInt64Array.from([...fields.map(BigInt), version])), prefix);
     reclaimed.register(native, memory);
     return native;
   }
 
   /** Ids of each text, given as pieces: plain text to encode, and ids that stand between. */
-  encode(texts: readonly (readonly (string | number)[])[]): Uint32Array[] {
-    const prefix = (p: string): string => (this.prefixSpace && p !== "" && !p.startsWith(" ") ? ` ${p}` : p);
+  encode(texts: readonly (readonly Piece[])[]): Uint32Array[] {
+    const { prefix } = this;
     const parts = texts.map((pieces) =>
-      pieces.flatMap((p): (string | number)[] => (typeof p === "string" ? cut(prefix(p)) : [p])),
+      pieces.flatMap((p): (string | number)[] => {
+        if (typeof p === "number") return [p];
+        const { text, before } = p;
+        return cut(prefix && text !== "" && isPrefixed(prefix, text, before) ? prefix.prefix + text : text);
+      }),
     );
     const found = this.encodePlain(parts.flatMap((pieces) => pieces.filter((p) => typeof p === "string")));
     let next = 0;

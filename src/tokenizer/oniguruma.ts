@@ -15,6 +15,23 @@ export function toRegExp(source: string): RegExp {
   }
 }
 
+/** How tokenizer.json names what is sought: an expression, or a text. */
+export interface Pattern {
+  Regex?: string;
+  String?: string;
+}
+/** Throws a UserError that names the file, `path`. */
+export function expressionOf(pattern: Pattern, path: string): RegExp {
+  try {
+    return toRegExp(sourceOf(pattern));
+  } catch (error) {
+    throw new UserError(`${path}: ${(error as Error).message}.`);
+  }
+}
+/** As an expression, with what has a meaning there escaped. */
+export const sourceOf = ({ Regex, String: literal }: Pattern): string =>
+  Regex ?? literal!.replace(/[^\p{L}\p{N}\s]/gu, "\\$&");
+
 /** Oniguruma counts six superscripts and fractions of Latin-1 as parts of words. */
 const WORD = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\xB2\\xB3\\xB9\\xBC-\\xBE";
 /** Escapes that stand for a set of characters, in a class or alone. */

@@ -1,6 +1,6 @@
 /** The pre-tokenizers: regular expressions that cut text into the words that byte-pair merges never cross. */
 import { UserError } from "../run/errors.js";
-import { toRegExp } from "./oniguruma.js";
+import { expressionOf, type Pattern, sourceOf } from "./oniguruma.js";
 import { IDEOGRAPH } from "./unicode.js";
 
 export const PRETOKENIZERS = ["gpt2", "llama3", "qwen", "han"] as const;
@@ -21,15 +21,22 @@ export const PATTERNS: Record<Pretokenizer, string> = {
 
 type Json = Record<string, unknown>;
 
-/** One step: a space put before the text, or the text cut. */
+/** What stands before a text: nothing, a token, or text that it goes on from. */
+export type Before = "nothing" | "token" | "text";
+
+/** One step: something put before the text, spaces replaced, or the text cut. */
 export interface PretokenizerStep {
   pattern?: RegExp;
   /** The expression as the file has it. */
   source?: string;
   /** What becomes of the matches and of what lies between them; default: both are kept, in order ("Isolated"). */
   keep?: "matches" | "between";
-  /** A space goes before a text that does not begin with one. */
-  prefixSpace?: boolean;
+  /** What goes before a text that does not begin with it: a space, or what stands for one. */
+  prefix?: string;
+  /** The prefix is for the very beginning only, not for what stands behind a token. */
+  onlyFirst?: boolean;
+  /** What a space becomes. */
+  space?: string;
 }
 
 /** The steps of a tokenizer's `pre_tokenizer`; `path` names the file in errors. */
@@ -39,14 +46,15 @@ export function pretokenizerSteps(pre: Json | null | undefined, path: string): P
     case "Sequence":
       return (pre.pretokenizers as Json[]).flatMap((p) => pretokenizerSteps(p, path));
     case "ByteLevel": {
-      const prefix = pre.add_prefix_space === false ? [] : [{ prefixSpace: true }];
-      return pre.use_regex === false ? prefix : [...prefix, cutBy(PATTERNS.gpt2, path)];
+      const prefix = pre.add_prefix_space === false ? [] : [{ prefix: " " }];
+      return pre.use_regex === false ? prefix : [...prefix, cutBy({ Regex: PATTERNS.gpt2 }, path)];
     }
+    case "Metaspace":
+      return metaspace(pre, path);
     case "Digits":
-      return [cutBy(pre.individual_digits === true ? "\\p{N}" : "\\p{N}+", path)];
+      return [cutBy({ Regex: pre.individual_digits === true ? "\\p{N}" : "\\p{N}+" }, path)];
     case "Split": {
-      const { Regex: source, String: literal } = pre.pattern as { Regex?: string; String?: string };
-      const step = cutBy(source ?? literal!.replace(/[^\p{L}\p{N}\s]/gu, "\\$&"), path);
+      const step = cutBy(pre.pattern as Pattern, path);
       if (pre.behavior === "Isolated") return [step];
       if (pre.behavior === "Removed") return [{ ...step, keep: pre.invert === true ? "matches" : "between" }];
       throw new UserError(
@@ -55,27 +63,48 @@ export function pretokenizerSteps(pre: Json | null | undefined, path: string): P
     }
   }
   throw new UserError(
-    `${path}: the pre-tokenizer "${pre.type}" is not implemented. Byte-level BPE with ByteLevel, Split, Digits and Sequence can be read.`,
+    `${path}: the pre-tokenizer "${pre.type}" is not implemented. ByteLevel, Metaspace, Split, Digits and Sequence are.`,
   );
 }
 
-function cutBy(source: string, path: string): PretokenizerStep {
-  try {
-    return { pattern: toRegExp(source), source };
-  } catch (error) {
-    throw new UserError(`${path}: ${(error as Error).message}.`);
-  }
+const cutBy = (pattern: Pattern, path: string): PretokenizerStep => ({
+  pattern: expressionOf(pattern, path),
+  source: sourceOf(pattern),
+});
+
+/** SentencePiece's spaces: ▁ in their place and, by the scheme, before a text; each may begin a word. */
+function metaspace(pre: Json, path: string): PretokenizerStep[] {
+  const mark = String(pre.replacement);
+  // Files of before there were schemes say whether, and mean always.
+  const scheme = pre.prepend_scheme ?? (pre.add_prefix_space === false ? "never" : "always");
+  if (!["always", "first", "never"].includes(String(scheme)))
+    throw new UserError(
+      `${path}: the pre-tokenizer Metaspace has the prepend_scheme ${JSON.stringify(scheme)}; always, first and never are implemented.`,
+    );
+  const escaped = sourceOf({ String: mark });
+  return [
+    { space: mark },
+    ...(scheme === "never" ? [] : [{ prefix: mark, onlyFirst: scheme === "first" }]),
+    ...(pre.split === false ? [] : [cutBy({ Regex: `${escaped}[^${escaped}]*` }, path)]),
+  ];
 }
 
 /** Applies the steps, in order, to one text without special tokens. */
-export function cutWords(text: string, steps: readonly PretokenizerStep[]): string[] {
+export function cutWords(text: string, steps: readonly PretokenizerStep[], before: Before = "nothing"): string[] {
   let pieces = [text];
   for (const step of steps) {
-    if (step.prefixSpace) pieces = pieces.map((p) => (p.startsWith(" ") ? p : ` ${p}`));
+    const { space, prefix } = step;
+    if (space !== undefined) pieces = pieces.map((p) => p.replaceAll(" ", space));
+    if (prefix !== undefined)
+      pieces = pieces.map((p, i) => (isPrefixed(step, p, i > 0 ? "token" : before) ? prefix + p : p));
     if (step.pattern) pieces = pieces.flatMap((p) => cut(p, step));
   }
   return pieces;
 }
+
+/** Whether the step's prefix goes before a piece. */
+export const isPrefixed = ({ prefix, onlyFirst }: PretokenizerStep, piece: string, before: Before): boolean =>
+  prefix !== undefined && before !== "text" && !(onlyFirst && before === "token") && !piece.startsWith(prefix);
 
 /** The pieces that match and the pieces between them, in order. */
 function cut(text: string, { pattern, keep }: PretokenizerStep): string[] {
@@ -92,12 +121,11 @@ function cut(text: string, { pattern, keep }: PretokenizerStep): string[] {
   return out;
 }
 
-/** Which of the PATTERNS the steps are, and whether a space is put before; undefined when they are something else. */
+/** Which of the PATTERNS the steps are, and what puts a space before; undefined when they are something else. */
 export function knownSteps(
   steps: readonly PretokenizerStep[],
-): { pretokenizer: Pretokenizer; prefixSpace: boolean } | undefined {
-  const prefixSpace = steps[0]?.prefixSpace === true;
-  const [step, ...others] = prefixSpace ? steps.slice(1) : steps;
+): { pretokenizer: Pretokenizer; prefix?: PretokenizerStep } | undefined {
+  const [prefix, step, ...others] = steps[0]?.prefix === undefined ? [undefined, ...steps] : steps;
   const pretokenizer = (Object.keys(PATTERNS) as Pretokenizer[]).find((name) => PATTERNS[name] === step?.source);
-  return pretokenizer && !step.keep && others.length === 0 ? { pretokenizer, prefixSpace } : undefined;
+  return pretokenizer && !step?.keep && others.length === 0 ? { pretokenizer, ...(prefix && { prefix }) } : undefined;
 }

@@ -1,16 +1,18 @@
 /**
- * Byte-level BPE as `tokenizer.json`: read, written, and applied with the same ids as Hugging Face `tokenizers`.
+ * BPE as `tokenizer.json`, byte-level or with byte fallback: read, written, and applied with the same ids as Hugging Face `tokenizers`.
  * A stream turns ids into text one at a time without ever splitting a UTF-8 character.
  */
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { systemMessage, UserError } from "../run/errors.js";
-import { type AddedToken, AddedTokens, specialToken } from "./added.js";
+import { type AddedToken, AddedTokens, type Piece, specialToken } from "./added.js";
 import { BpeModel } from "./bpe.js";
 import { CHAR_TO_BYTE } from "./bytes.js";
-import { type Around, normalizerOf, postProcessorOf, requireByteLevel } from "./components.js";
+import { type Around, type Normalize, normalizerOf, postProcessorOf, requireBpe } from "./components.js";
+import * as fallback from "./fallback.js";
 import { NativeBpe } from "./native.js";
 import {
+  type Before,
   cutWords,
   knownSteps,
   PATTERNS,
@@ -29,8 +31,20 @@ export interface EncodeOptions {
   allowSpecial?: boolean;
   /** Put the tokens around the text that the post-processor asks for (bos, say); default false. */
   addSpecialTokens?: boolean;
+  /**
+   * What the text stands behind; default nothing. Some tokenizers put a space before a text (Llama 2), or only before the very first: with
+   * "text", it goes on from a text before it, and none is put.
+   */
+  before?: Before;
   /** Large inputs in the engine, on all cores, where there is one; default true. */
   engine?: boolean;
+}
+
+export interface DecodeOptions {
+  /** Leave out special tokens; default false, in a stream true. */
+  skipSpecialTokens?: boolean;
+  /** The text goes on from one before it: the space that some tokenizers put before a text is not taken away. Default false. */
+  continues?: boolean;
 }
 
 /** Text as it comes: push(id) returns what is certain, end() the rest. */
@@ -51,8 +65,10 @@ export class Tokenizer {
   /** What an id stands for, once it was asked for. */
   private readonly bytes: (Uint8Array | undefined)[] = [];
   private readonly steps: PretokenizerStep[];
-  private readonly normalize: (text: string) => string;
+  private readonly normalize: Normalize;
   private readonly around: Around;
+  /** Spaces at the beginning of a decoded text that encoding has put there. */
+  private readonly stripped: number;
   /** The encoder in the engine, for large inputs; null where it cannot be had. */
   private native: NativeBpe | null | undefined;
   private readonly added = new Map<number, AddedToken>();
@@ -65,13 +81,14 @@ export class Tokenizer {
     readonly config: Json,
     path: string,
   ) {
-    requireByteLevel(json, path);
+    requireBpe(json, path);
     this.model = new BpeModel(json.model as Json, path);
     this.ids = new Map(this.model.ids);
     for (const [token, id] of this.ids) this.tokens[id] = token;
     this.steps = pretokenizerSteps(json.pre_tokenizer as Json | null, path);
     this.normalize = normalizerOf(json.normalizer as Json | null, path);
     this.around = postProcessorOf(json.post_processor as Json | null, path);
+    this.stripped = this.model.byteFallback ? fallback.strippedSpaces(json.decoder as Json | null, path) : 0;
     this.add((json.added_tokens as AddedToken[] | undefined) ?? []);
   }
 
@@ -143,13 +160,17 @@ export class Tokenizer {
   static load(path: string): Tokenizer {
     const isFolder = existsSync(path) && statSync(path).isDirectory();
     const file = isFolder ? `${path}/tokenizer.json` : path;
-    if (!existsSync(file))
+    if (!existsSync(file)) {
+      const sentencePiece = existsSync(`${path}/tokenizer.model`)
+        ? " Its tokenizer.model is SentencePiece's: Transformers writes the other with AutoTokenizer.from_pretrained and save_pretrained."
+        : "";
       throw new UserError(
         isFolder
-          ? `${path} has no tokenizer.json in it.`
+          ? `${path} has no tokenizer.json in it.${sentencePiece}`
           : `${path} does not exist. Name a folder with a tokenizer.json.`,
         2,
       );
+    }
     const read = (f: string): Json => {
       try {
         return JSON.parse(readFileSync(f, "utf8")) as Json;
@@ -193,47 +214,71 @@ export class Tokenizer {
     const ids: number[] = [];
     for (const piece of this.pieces(text, options)) {
       if (typeof piece === "number") ids.push(piece);
-      else for (const word of cutWords(piece, this.steps)) for (const id of this.model.encodeWord(word)) ids.push(id);
+      else
+        for (const word of cutWords(piece.text, this.steps, piece.before))
+          for (const id of this.model.encodeWord(word)) ids.push(id);
     }
     return Uint32Array.from(ids);
   }
 
   /** Plain texts, normalized, and the ids of added tokens between and around them. */
-  private pieces(text: string, { allowSpecial = true, addSpecialTokens = false }: EncodeOptions): (string | number)[] {
+  private pieces(
+    text: string,
+    { allowSpecial = true, addSpecialTokens = false, before = "nothing" }: EncodeOptions,
+  ): Piece[] {
     // Half of a surrogate pair is no character: it becomes U+FFFD, as in every UTF-8 encoder.
     const whole = wellFormed(text);
-    const inside = allowSpecial ? this.finder.split(whole) : [this.normalize(whole)];
+    const plain: Piece[] = whole === "" ? [] : [{ text: this.normalize(whole, before !== "text"), before }];
+    const inside = allowSpecial ? this.finder.split(whole, before) : plain;
     return addSpecialTokens ? [...this.around.before, ...inside, ...this.around.after] : inside;
   }
 
   /** The engine's encoder, when this tokenizer is one that it knows. */
   private engine(): NativeBpe | null {
     if (this.native === undefined) {
-      const known = knownSteps(this.steps);
-      this.native = known ? NativeBpe.of(this.model, known.pretokenizer, known.prefixSpace) : null;
+      const known = this.model.byteFallback ? undefined : knownSteps(this.steps);
+      this.native = known ? NativeBpe.of(this.model, known.pretokenizer, known.prefix) : null;
     }
     return this.native;
   }
 
-  decode(ids: ArrayLike<number>, options: { skipSpecialTokens?: boolean } = {}): string {
-    const chunks = Array.from(ids, (id) => this.bytesOf(id, options.skipSpecialTokens ?? false));
+  /** What a text stands behind that goes on from these ids; for `EncodeOptions.before`. */
+  endOf(ids: ArrayLike<number>): Before {
+    return ids.length === 0 ? "nothing" : this.added.has(ids[ids.length - 1]) ? "token" : "text";
+  }
+
+  decode(ids: ArrayLike<number>, { skipSpecialTokens = false, continues = false }: DecodeOptions = {}): string {
+    const said = Array.from(ids).filter((id) => this.isSaid(id, skipSpecialTokens));
+    if (this.model.byteFallback) {
+      const text = fallback.textOf(said.map((id) => this.tokens[id]));
+      return continues ? text : text.slice(spacesBefore(text, this.stripped));
+    }
+    const chunks = said.map((id) => this.bytesOf(id));
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Buffer.concat(chunks));
   }
 
-  /** The bytes an id stands for; none for an id that is not in the vocabulary. */
-  private bytesOf(id: number, skipSpecial: boolean): Uint8Array {
-    const token = this.tokens[id];
-    if (token === undefined || (skipSpecial && this.added.get(id)?.special)) return new Uint8Array();
-    this.bytes[id] ??= toBytes(token);
+  /** Whether an id stands for text: one that is not in the vocabulary does not. */
+  private isSaid(id: number, skipSpecial: boolean): boolean {
+    return this.tokens[id] !== undefined && !(skipSpecial && this.added.get(id)?.special);
+  }
+
+  private bytesOf(id: number): Uint8Array {
+    this.bytes[id] ??= this.model.byteFallback ? fallback.bytesOf(this.tokens[id]) : toBytes(this.tokens[id]);
     return this.bytes[id];
   }
 
-  stream(options: { skipSpecialTokens?: boolean } = {}): StreamDecoder {
+  stream({ skipSpecialTokens = true, continues = false }: DecodeOptions = {}): StreamDecoder {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    const skip = options.skipSpecialTokens ?? true;
+    let toStrip = continues ? 0 : this.stripped;
+    const stripped = (text: string): string => {
+      const spaces = spacesBefore(text, toStrip);
+      toStrip = spaces < text.length ? 0 : toStrip - spaces; // only spaces so far
+      return text.slice(spaces);
+    };
     return {
-      push: (id) => decoder.decode(this.bytesOf(id, skip), { stream: true }),
-      end: () => decoder.decode(),
+      push: (id) =>
+        this.isSaid(id, skipSpecialTokens) ? stripped(decoder.decode(this.bytesOf(id), { stream: true })) : "",
+      end: () => stripped(decoder.decode()),
     };
   }
 
@@ -292,6 +337,13 @@ export class Tokenizer {
       .update(JSON.stringify([model, normalizer, pre_tokenizer, added_tokens]))
       .digest("hex");
   }
+}
+
+/** How many spaces a text begins with, of so many at most. */
+function spacesBefore(text: string, most: number): number {
+  let n = 0;
+  while (n < most && text[n] === " ") n++;
+  return n;
 }
 
 /** A token with a character outside the byte alphabet was added as text; every other one is spelled in bytes. */

@@ -4,7 +4,7 @@ import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../../src/dialogue/
 import { Renderer } from "../../src/dialogue/rendering.js";
 import { showMask } from "../../src/dialogue/show.js";
 import { type Message, TEMPLATE_NAMES, TEMPLATES, templateOf } from "../../src/dialogue/templates.js";
-import { golden, tokenizerWith } from "./golden.js";
+import { fallback, fallbackWith, golden, tokenizerWith } from "./golden.js";
 
 const user = (content: string): Message => ({ role: "user", content });
 const bot = (content: string): Message => ({ role: "assistant", content });
@@ -41,6 +41,22 @@ test.each(Object.keys(golden.templates))("%s: ids are those of apply_chat_templa
     const whole = numbers(ids);
     expect(Array.from(own), `sample ${i}`).toEqual(whole.slice(0, own.length));
     expect(whole.length - own.length).toBeLessThanOrEqual(1);
+  }
+});
+
+test.each(
+  (["prepend", "first"] as const).flatMap((kind) =>
+    Object.keys(fallback[kind].templates).map((name) => [kind, name] as const),
+  ),
+)("byte fallback, %s, %s: ids are those of apply_chat_template", (kind, name) => {
+  const encoder = new DialogueEncoder(fallbackWith(kind, name));
+  for (const i of plainBorder) {
+    const messages = golden.conversations[i];
+    const { ids, promptIds } = fallback[kind].templates[name].made[i];
+    expect(Array.from(encoder.prompt(messages)), `prompt ${i}`).toEqual(numbers(promptIds));
+    if (messages.at(-1)?.role !== "assistant") continue;
+    const { ids: own } = one(encoder.samples(messages, "last", LONG));
+    expect(Array.from(own), `sample ${i}`).toEqual(numbers(ids).slice(0, own.length));
   }
 });
 

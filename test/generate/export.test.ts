@@ -412,3 +412,101 @@ test("a folder whose files do not belong together, and scalings that are one fam
   expect(() => exportGguf(qwen, out)).toThrow(/Llama 3's rotary scaling for Llama only/);
   expect(readdirSync(root).filter((name) => name.startsWith("misfit"))).toEqual([]);
 });
+
+test("byte fallback: SentencePiece's kind, whose scores give the same ids", () => {
+  const out = join(root, "spm.gguf");
+  const { texts } = JSON.parse(readFileSync("test/golden/tokenizer/fallback.json", "utf8")) as { texts: string[] };
+  const named = (tokenizer: Tokenizer, config: Record<string, unknown> = {}): Tokenizer => {
+    Object.assign(tokenizer.config, { bos_token: "<s>", eos_token: "</s>", ...config });
+    return tokenizer;
+  };
+  const exported = (tokenizer: Tokenizer): Map<string, unknown> => {
+    rmSync(out, { force: true });
+    exportGguf(make("spm", {}, tokenizer), out);
+    return parse(out).pairs;
+  };
+  const tokenizer = named(golden("llama2"));
+  const pairs = exported(tokenizer);
+  expect(
+    ["model", "pre", "add_space_prefix", "add_bos_token", "unknown_token_id", "eos_token_id"].map((k) =>
+      pairs.get(`tokenizer.ggml.${k}`),
+    ),
+  ).toEqual(["llama", "default", true, true, 0, 2]);
+  const tokens = pairs.get("tokenizer.ggml.tokens") as string[];
+  const scores = pairs.get("tokenizer.ggml.scores") as number[];
+  const types = pairs.get("tokenizer.ggml.token_type") as number[];
+  expect([0, 1, 2, 3, 258, 259, 1000].map((id) => types[id])).toEqual([2, 3, 3, 6, 6, 1, 5]);
+  expect([tokens, scores, types].map((l) => l.length)).toEqual([1003, 1003, 1003]);
+  // As llama.cpp does it: of two neighbours that together are a token, those with the highest score, the leftmost of equals.
+  const idOf = new Map(tokens.map((t, id) => [t, id]));
+  const encode = (text: string): number[] => {
+    const parts = [...`\u2581${text.replaceAll(" ", "\u2581")}`];
+    for (;;) {
+      let best = -1;
+      const score = (i: number): number => scores[idOf.get(parts[i] + parts[i + 1]) ?? -1] ?? Number.NEGATIVE_INFINITY;
+      for (let i = 0; i + 1 < parts.length; i++)
+        if (score(i) > Number.NEGATIVE_INFINITY && (best < 0 || score(i) > score(best))) best = i;
+      if (best < 0) break;
+      parts.splice(best, 2, parts[best] + parts[best + 1]);
+    }
+    return parts.flatMap((p) => idOf.get(p) ?? [...Buffer.from(p)].map((b) => 3 + b));
+  };
+  for (const text of texts)
+    if (text !== "")
+      expect(encode(text), JSON.stringify(text)).toEqual([...tokenizer.encode(text, { allowSpecial: false })]);
+
+  // A space before the first text only: before none, where a conversation begins with a token.
+  const first = (config: Record<string, unknown>): Tokenizer => {
+    const made = named(golden("llama2"), config);
+    const pre_tokenizer = { type: "Metaspace", replacement: "\u2581", prepend_scheme: "first", split: false };
+    Object.assign(made.json, { normalizer: null, pre_tokenizer });
+    made.save(join(root, "first"));
+    return Tokenizer.load(join(root, "first"));
+  };
+  const says = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}";
+  const templates = [
+    undefined,
+    says,
+    `{{ bos_token }}${says}`,
+    [
+      { name: "rag", template: "x" },
+      { name: "default", template: says },
+    ],
+  ];
+  const prefixes = templates.map((chat_template) => {
+    const made = exported(first({ chat_template }));
+    return [made.get("tokenizer.ggml.add_space_prefix"), made.get("tokenizer.chat_template")];
+  });
+  expect(prefixes).toEqual([
+    [true, undefined],
+    [true, says],
+    [false, `{{ bos_token }}${says}`],
+    [true, says],
+  ]);
+
+  const refused = (
+    change: (model: { merges: [string, string][]; ignore_merges: boolean }) => void,
+    json: object = {},
+  ): string => {
+    const made = named(golden("llama2"));
+    change(made.json.model as never);
+    Object.assign(made.json, json);
+    try {
+      exported(made);
+    } catch (error) {
+      return (error as Error).message;
+    }
+    return "exported";
+  };
+  expect(
+    refused((m) =>
+      m.merges.splice(
+        m.merges.findIndex(([l, r]) => l === "\u2581" && r === "the"),
+        1,
+      ),
+    ),
+  ).toMatch(/none joins "▁" and "the", and "▁the" is a token/);
+  expect(refused((m) => m.merges.push(m.merges.shift()!, ["xx", "xx"], ["x", "x"]))).toMatch(/is merged at two times/);
+  expect(refused((m) => Object.assign(m, { ignore_merges: true }))).toMatch(/ignore_merges/);
+  expect(refused(() => {}, { normalizer: { type: "NFKC" } })).toMatch(/normalizes texts \(NFKC\)/);
+});

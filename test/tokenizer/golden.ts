@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { expect } from "vitest";
 import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 
 export type Json = Record<string, unknown>;
@@ -50,4 +51,23 @@ export function changed(base: string, change: Change): Json {
     }
   }
   return json;
+}
+
+/** Every text, one at a time and many at once: the JavaScript encoder, and the engine's where it knows the tokenizer. */
+export function check(tokenizer: Tokenizer, { ids, decoded }: Results, texts: readonly string[]): void {
+  const few = texts.slice(0, ids.length);
+  const large = " ".repeat(21_000);
+  const batch = tokenizer.encodeBatch([...few, large]).map((b) => b.join());
+  const wrong = few.flatMap((text, i) => {
+    const [withSpecial, without] = decoded[i] ?? [text, text];
+    const wanted = [ids[i].join(), ids[i].join(), withSpecial, without];
+    const ours = [
+      tokenizer.encode(text).join(),
+      batch[i],
+      tokenizer.decode(ids[i]),
+      tokenizer.decode(ids[i], { skipSpecialTokens: true }),
+    ];
+    return ours.join("\0") === wanted.join("\0") ? [] : [{ text, ours, wanted }];
+  });
+  expect(wrong).toEqual([]);
 }

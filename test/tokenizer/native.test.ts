@@ -57,7 +57,7 @@ describe.each(CASES)("encoding: %s", (_, base, change) => {
 
   test("the engine knows it", () => {
     const model = new BpeModel(changed(base, change).model as Json, "test");
-    expect(NativeBpe.of(model, base, false)).toBeInstanceOf(NativeBpe);
+    expect(NativeBpe.of(model, base, undefined)).toBeInstanceOf(NativeBpe);
   });
 
   test("texts in any scripts", () => {

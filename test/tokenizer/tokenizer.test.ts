@@ -146,13 +146,14 @@ describe("refused", () => {
     ["model", { type: "Unigram", vocab: [] }, /model must be BPE, and here it is "Unigram"/],
     ["model", { type: "WordPiece", vocab: {} }, /"WordPiece"/],
     ["model", undefined, /there is none/],
-    ["model.byte_fallback", true, /byte_fallback is true/],
+    ["model.byte_fallback", true, /a pre-tokenizer is ByteLevel and the model's byte_fallback is true/],
     ["model.end_of_word_suffix", "</w>", /end_of_word_suffix is "<\/w>"/],
     ["model.dropout", 0.1, /dropout is 0.1/],
     ["model.merges", [["Ġ", "nope"]], /merge 1, \["Ġ","nope"\], does not name two tokens/],
     ["model.merges", ["a b c"], /merge 1, "a b c"/],
-    ["pre_tokenizer", null, /no pre-tokenizer is ByteLevel/],
-    ["pre_tokenizer", { type: "Metaspace" }, /no pre-tokenizer is ByteLevel/],
+    ["pre_tokenizer", null, /no pre-tokenizer is ByteLevel and the model has no byte_fallback/],
+    ["pre_tokenizer", { type: "Metaspace", replacement: "▁" }, /no pre-tokenizer is ByteLevel/],
+    ["pre_tokenizer", { type: "Metaspace" }, /the replacement of pre_tokenizer \(Metaspace\) is undefined/],
     [
       "pre_tokenizer",
       { type: "Sequence", pretokenizers: [{ type: "ByteLevel" }, { type: "Digits" }] },
@@ -168,11 +169,10 @@ describe("refused", () => {
     ["pre_tokenizer", split({ Regex: "\\p{Nonsense}" }), /property "Nonsense"/],
     ["pre_tokenizer", split({ Regex: "[[:alpha:]]" }), /"\[:name:\]"/],
     ["pre_tokenizer", split({ Regex: "(?m:.)" }), /the group "\(\?m:"/],
-    [
-      "normalizer",
-      { type: "Replace", pattern: { String: " " }, content: "▁" },
-      /normalizer "Replace" is not implemented/,
-    ],
+    ["normalizer", { type: "Lowercase" }, /normalizer "Lowercase" is not implemented/],
+    ["normalizer", { type: "Replace", pattern: " " }, /damaged: the content of normalizer \(Replace\) is undefined/],
+    ["normalizer", { type: "Replace", pattern: " ", content: "" }, /the pattern of normalizer \(Replace\) is " "/],
+    ["normalizer", { type: "Prepend" }, /damaged: the prepend of normalizer \(Prepend\) is undefined/],
     ["post_processor", { type: "Strange" }, /post-processor "Strange"/],
     ["model.vocab", undefined, /damaged: model.vocab is not a table/],
     ["model.vocab.!", "x", /damaged: the token "!" has the id "x"/],
@@ -203,7 +203,9 @@ describe("refused", () => {
   test("a folder without a tokenizer, a file that is no JSON", () => {
     const empty = join(dir, "empty");
     mkdirSync(empty);
-    expect(() => Tokenizer.load(empty)).toThrow(/has no tokenizer.json in it/);
+    expect(() => Tokenizer.load(empty)).toThrow(/has no tokenizer.json in it\.$/);
+    writeFileSync(join(empty, "tokenizer.model"), "");
+    expect(() => Tokenizer.load(empty)).toThrow(/has no tokenizer.json in it\. Its tokenizer.model is SentencePiece's/);
     expect(() => Tokenizer.load(join(empty, "none"))).toThrow(/does not exist/);
     writeFileSync(join(empty, "tokenizer.json"), "{");
     expect(() => Tokenizer.load(empty)).toThrow(/tokenizer.json is not JSON/);

@@ -85,12 +85,14 @@ function choiceEncoder({ tokenizer }: Loaded): (task: Choice) => { ids: Int32Arr
     const space = opening.slice(opening.trimEnd().length);
     // Line ends are tokens of their own; a space is the choice's.
     const [written, led] = space.includes("\n") ? [opening, ""] : [opening.trimEnd(), space];
+    const prompt = chat?.prompt(asked) ?? [];
     const before = chat
-      ? [...chat.prompt(asked), ...tokenizer.encode(written)]
-      : tokenizer.encode(text, { ...plain, addSpecialTokens: true });
+      ? [...prompt, ...tokenizer.encode(written, { before: tokenizer.endOf(prompt) })]
+      : [...tokenizer.encode(text, { ...plain, addSpecialTokens: true })];
+    const goesOn = { ...plain, before: tokenizer.endOf(before) };
     return choices.map((choice) => {
       const after = chat ? `${led}${choice}` : `${gap || gapBetween(text, choice)}${choice}`;
-      return { ids: Int32Array.from([...before, ...tokenizer.encode(after, plain)]), start: before.length };
+      return { ids: Int32Array.from([...before, ...tokenizer.encode(after, goesOn)]), start: before.length };
     });
   };
 }

@@ -63,7 +63,11 @@ function replyEncoder(dir: string, tokenizer: Tokenizer) {
         `${source.file}:${source.line}: the prompt of ${prompt.length} tokens leaves no room for a reply in the reward model's context of ${context}.`,
       );
     const end = finished && tokenizer.eosId !== undefined ? [tokenizer.eosId] : [];
-    const ids = Int32Array.from([...prompt, ...tokenizer.encode(text, { allowSpecial: false }), ...end]);
+    const opening = encoder.beforeReply(messages);
+    // A space that the template writes (Llama 2's) was taken away where the reply was decoded.
+    const reply = opening.trim() === "" ? opening + text : text;
+    const said = tokenizer.encode(reply, { allowSpecial: false, before: tokenizer.endOf(prompt) });
+    const ids = Int32Array.from([...prompt, ...said, ...end]);
     return { ids: ids.slice(0, context), start: prompt.length, cut: ids.length > context };
   };
 }

@@ -4,13 +4,16 @@
 
 Makes tokenizer.json (a small byte-level BPE with the control tokens of the templates) and golden.json: for Lyceum's
 templates and for some that are as other models' are, the text, the text with the generation prompt, the ids of
-apply_chat_template, and where {% generation %} is used the assistant mask. Made with transformers 5, tokenizers 0.23.
+apply_chat_template, and where {% generation %} is used the assistant mask; and fallback.json: ids with a tokenizer that has byte
+fallback (test/golden/tokenizer/fallback.py), which puts spaces before texts. Made with transformers 5, tokenizers 0.23.
 """
-import json, pathlib, subprocess
+import json, pathlib, subprocess, sys
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 here = pathlib.Path(__file__).parent
+sys.path.append(str(here / "../tokenizer"))
+from patterns import changed
 code = "import('./dist/dialogue/templates.js').then(m => console.log(JSON.stringify(m.TEMPLATES)))"
 named = json.loads(subprocess.check_output(["node", "-e", code], cwd=here / "../../.."))
 templates = {name: {"jinja": t["jinja"], "eos": t["endOfTurn"]} for name, t in named.items()}
@@ -81,9 +84,8 @@ bpe.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", spe
 (here / "tokenizer.json").write_text(bpe.to_str(pretty=False) + "\n")
 
 listed = lambda numbers: " ".join(map(str, numbers))
-golden = {}
-for name, template in templates.items():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(here / "tokenizer.json"), bos_token="<s>",
+def results(name, template, file):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(file), bos_token="<s>",
         eos_token=template["eos"], pad_token="<|pad|>", chat_template=template["jinja"])
     def made(messages):
         if name not in named:  # these know only of content
@@ -98,6 +100,23 @@ for name, template in templates.items():
             "ids": listed(whole["input_ids"]), "promptIds": listed(apply(tokenize=True, add_generation_prompt=True)["input_ids"]),
             **({"mask": listed(whole["assistant_masks"])} if "assistant_masks" in whole else {}),
         }
-    golden[name] = {**template, "made": [made(c) for c in conversations]}
+    return [made(c) for c in conversations]
+golden = {name: {**t, "made": results(name, t, (here / "tokenizer.json").read_text())} for name, t in templates.items()}
 lines = json.dumps({"conversations": conversations, "templates": golden}, ensure_ascii=False, indent=1)
 (here / "golden.json").write_text(lines + "\n")
+
+# Llama 2's tokenizer: a space before each text, or (newer files) before the first only. And a template as TinyLlama's chat model has.
+templates["zephyr"] = {"eos": "</s>", "jinja": "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"}
+base = json.loads((here / "../tokenizer/llama2.json").read_text())
+flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+more = ["added_tokens+", [{"content": t, **flags} for t in control if t not in ("<s>", "</s>")]]
+first = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+changes = {"prepend": [more], "first": [more, ["normalizer", None], ["pre_tokenizer", first]]}
+fallback = {}
+for kind, change in changes.items():
+    file = json.dumps(changed(json.loads(json.dumps(base)), change))
+    chosen = {name: templates[name] for name in [*named, "trimmed", "zephyr"]}
+    made = {n: [{k: v for k, v in m.items() if k.endswith("ds")} for m in results(n, t, file)] for n, t in chosen.items()}
+    fallback[kind] = {"change": change, "templates": {n: {**t, "made": made[n]} for n, t in chosen.items()}}
+(here / "fallback.json").write_text(json.dumps(fallback, ensure_ascii=False) + "\n")
