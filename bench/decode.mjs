@@ -91,7 +91,7 @@ async function measure(one, dir, o) {
     ]);
   const llama = o["llama-cpp"] && resolve(o["llama-cpp"]);
   if (llama && one.batch === 1) {
-    const { exportGguf } = await import("../dist/generate/export.js");
+    const { exportGguf } = await import("../dist/export/model.js");
     const file = join(dir, `${one.name}.gguf`);
     exportGguf(dir, file, one.int8 ? "q8_0" : "bf16");
     const peer = fileURLToPath(new URL("peers/llama_decode.mjs", import.meta.url));

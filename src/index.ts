@@ -3,7 +3,7 @@ export { type CpuOptions, openCpu } from "./device/cpu.js";
 export type { Device } from "./device/device.js";
 export { DialogueEncoder } from "./dialogue/mask.js";
 export type { Message } from "./dialogue/templates.js";
-export { type ExportType, exportGguf } from "./generate/export.js";
+export { type ExportType, exportGguf } from "./export/model.js";
 export { type Generated, type GenerateOptions, generate } from "./generate/generate.js";
 export { type Loaded, loadForGeneration } from "./generate/loaded.js";
 export { Int8Weights, PackedWeights } from "./generate/weights.js";

@@ -1,5 +1,5 @@
 /** `lyceum export MODEL --out FILE.gguf`. */
-import { EXPORT_TYPES, type ExportType, exportGguf } from "../generate/export.js";
+import { EXPORT_TYPES, type ExportType, exportGguf } from "../export/model.js";
 import { UserError } from "../run/errors.js";
 import { mebibytes } from "../run/progress.js";
 

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { openCpu } from "../../src/device/cpu.js";
-import { exportGguf } from "../../src/generate/export.js";
+import { exportGguf } from "../../src/export/model.js";
 import { type LlamaConfig, parseLlamaConfig } from "../../src/nn/config.js";
 import { saveLlama } from "../../src/nn/folder.js";
 import { Llama } from "../../src/nn/llama.js";

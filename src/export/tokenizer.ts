@@ -3,15 +3,15 @@
  * BPE, where scores say which pair is merged first. What it would cut into other tokens is refused.
  */
 import { DialogueEncoder } from "../dialogue/mask.js";
+import { stopTokens } from "../generate/loaded.js";
 import type { LlamaConfig } from "../nn/config.js";
 import { UserError } from "../run/errors.js";
-import type { GgufValue } from "../run/gguf.js";
 import { CHAR_TO_BYTE } from "../tokenizer/bytes.js";
 import { byteOf } from "../tokenizer/fallback.js";
 import { knownSteps, PATTERNS, pretokenizerSteps } from "../tokenizer/pretokenize.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import { IDEOGRAPH } from "../tokenizer/unicode.js";
-import { stopTokens } from "./loaded.js";
+import type { GgufValue } from "./gguf.js";
 
 interface Model {
   vocab: Record<string, number>;

@@ -9,11 +9,11 @@ import { halfToFloat, refuseStrangers, SCORE } from "../nn/folder.js";
 import { inverseFrequencies } from "../nn/rope.js";
 import { parametersOf } from "../nn/share.js";
 import { systemMessage, UserError } from "../run/errors.js";
-import { GGUF_TYPES, type GgufTensor, type GgufType, type GgufValue, writeGguf } from "../run/gguf.js";
 import { openSafetensors, type SafetensorsFile } from "../run/safetensors.js";
 import { tensorsOf as listOf } from "../tensor/parameters.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
-import { tokenizerOf } from "./export-tokenizer.js";
+import { GGUF_TYPES, type GgufTensor, type GgufType, type GgufValue, writeGguf } from "./gguf.js";
+import { tokenizerOf } from "./tokenizer.js";
 
 /** How matrices are stored; vectors are always fp32. With the number that names the whole file's type. */
 export const EXPORT_TYPES = { bf16: ["BF16", 32], f16: ["F16", 1], f32: ["F32", 0], q8_0: ["Q8_0", 7] } as const;
