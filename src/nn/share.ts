@@ -2,7 +2,7 @@
  * The parameters of a Llama that one process has: all of them, or its part of each layer (tensor parallelism) and its layers (pipeline).
  * Names are Hugging Face's; what is computed in one product is stored as one matrix.
  */
-import { sumNumbers } from "../parallel/comm.js";
+import { type Comm, sumNumbers } from "../parallel/comm.js";
 import type { Grid } from "../parallel/grid.js";
 import { part } from "../parallel/tensor.js";
 import { UserError } from "../run/errors.js";
@@ -10,6 +10,8 @@ import { zeroMissing } from "../tensor/gradients.js";
 import { type ParameterSet, type ParameterSpec, tensorsOf, type Unit } from "../tensor/parameters.js";
 import type { LlamaConfig } from "./config.js";
 
+/** The unit of the norms that all heads share. */
+const HEAD_NORMS = "norms of heads";
 const EMBEDDING = "model.embed_tokens.weight";
 
 /** What stands on the hidden states: the output matrix of a language model, or one number (reward and value models). */
@@ -23,15 +25,6 @@ export interface Share {
   last: boolean;
 }
 
-/** Throws UserError for a kind of model whose layers cannot be shared by `size` processes. */
-export function refuseTensor(modelType: LlamaConfig["modelType"] | undefined, size: number): void {
-  if (size > 1 && (modelType === "qwen2" || modelType === "qwen3"))
-    throw new UserError(
-      `parallel.tensor is ${size}: for ${modelType}'s ${modelType === "qwen2" ? "biases" : "norms of queries and keys"} it is not implemented. Use parallel.data with parallel.zero, or parallel.pipeline.`,
-      2,
-    );
-}
-
 /** What stage `stage` of the pipeline has. Throws a UserError where the model does not divide among the processes. */
 export function shareOf(c: LlamaConfig, grid: Grid, stage: number): Share {
   const { rank, size } = grid.tensor;
@@ -41,7 +34,6 @@ export function shareOf(c: LlamaConfig, grid: Grid, stage: number): Share {
       `parallel.tensor is ${size}, but the model has ${c.numHeads} heads and ${c.numKvHeads} key-value heads, which do not divide among ${size} processes.`,
       2,
     );
-  refuseTensor(c.modelType, size);
   if (stages > c.numLayers)
     throw new UserError(`parallel.pipeline is ${stages}, but the model has only ${c.numLayers} layers.`, 2);
   return {
@@ -63,7 +55,7 @@ export function stagesOf(c: LlamaConfig, head: Head, grid: Grid): { name: string
   });
 }
 
-/** In the order in which `Llama` takes them: the table, layer by layer, final norm, output matrix. Vectors of queries and keys are whole. */
+/** In the order in which `Llama` takes them: the table, layer by layer, final norm, output matrix. */
 export function parametersOf(c: LlamaConfig, head: Head, share: Share): ParameterSpec[] {
   const { hiddenSize: d, intermediateSize: f, headDim } = c;
   const { rank, size } = share.tensor;
@@ -91,17 +83,22 @@ export function parametersOf(c: LlamaConfig, head: Head, share: Share): Paramete
     init: "normal",
     stream: stream++,
   });
-  const norm = (name: string, width = d): ParameterSpec => ({
-    unit: "vectors",
+  const norm = (name: string, width = d, unit = "vectors"): ParameterSpec => ({
+    unit,
     shape: [width],
     parts: [{ name: `${name}.weight`, rows: width }],
     init: "ones",
     stream: stream++,
   });
-  const bias = (...parts: [string, number][]): ParameterSpec => ({
-    unit: "vectors",
-    shape: [parts.reduce((n, [, rows]) => n + rows, 0)],
-    parts: parts.map(([name, rows]) => ({ name: `${name}.bias`, rows })),
+  /** As the rows of its matrix are. */
+  const bias = (...parts: [string, ReturnType<typeof cut>][]): ParameterSpec => ({
+    unit: "biases",
+    shape: [parts.reduce((n, [, r]) => n + r.rows, 0)],
+    parts: parts.map(([name, { from, rows, full }]) => ({
+      name: `${name}.bias`,
+      rows,
+      ...(rows < full && { cut: { axis: 0 as const, from, full } }),
+    })),
     init: "zeros",
     stream: stream++,
   });
@@ -120,10 +117,10 @@ export function parametersOf(c: LlamaConfig, head: Head, share: Share): Paramete
     const layer = [
       norm(`${at}.input_layernorm`),
       matrix(unit, width, [`${self}.q_proj`, q], [`${self}.k_proj`, kv], [`${self}.v_proj`, kv]),
-      ...(c.modelType === "qwen2"
-        ? [bias([`${self}.q_proj`, q.rows], [`${self}.k_proj`, kv.rows], [`${self}.v_proj`, kv.rows])]
+      ...(c.modelType === "qwen2" ? [bias([`${self}.q_proj`, q], [`${self}.k_proj`, kv], [`${self}.v_proj`, kv])] : []),
+      ...(c.modelType === "qwen3"
+        ? [norm(`${self}.q_norm`, headDim, HEAD_NORMS), norm(`${self}.k_norm`, headDim, HEAD_NORMS)]
         : []),
-      ...(c.modelType === "qwen3" ? [norm(`${self}.q_norm`, headDim), norm(`${self}.k_norm`, headDim)] : []),
       matrix(unit, q, [`${self}.o_proj`, width]),
       norm(`${at}.post_attention_layernorm`),
       matrix(unit, width, [`${at}.mlp.gate_proj`, inner], [`${at}.mlp.up_proj`, inner]),
@@ -152,16 +149,15 @@ export function joinParts(parameters: ParameterSet, grid: Grid, share: Share, c:
     whole: (t, ptr, width) => grid.whole(t, ptr, width),
   };
   parameters.beforeSettle = () => {
-    // With sequence parallelism each process has the gradient of a norm's weights from its own tokens.
-    if (grid.sequence) {
-      const vectors = parameters.unit("vectors");
-      zeroMissing(vectors);
-      grid.tensor.allReduce(vectors.grads, vectors.length, parameters.dtype);
-    }
-    for (const unit of parameters.units.filter(twice)) {
+    const join = (unit: Unit, comm: Comm): void => {
       zeroMissing(unit);
-      grid.ends.allReduce(unit.grads, unit.length, parameters.dtype);
-    }
+      comm.allReduce(unit.grads, unit.length, parameters.dtype);
+    };
+    // With sequence parallelism each process has the gradient of a norm's weights from its own tokens; of a norm of heads, always from its own heads.
+    const ofParts = [HEAD_NORMS, ...(grid.sequence ? ["vectors"] : [])];
+    if (grid.tensor.size > 1)
+      for (const unit of parameters.units) if (ofParts.includes(unit.name)) join(unit, grid.tensor);
+    for (const unit of parameters.units) if (twice(unit)) join(unit, grid.ends);
   };
   parameters.total = (squares) => {
     let [parts, whole] = [0, 0];

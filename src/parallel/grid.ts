@@ -93,7 +93,7 @@ export class Grid {
   whole(t: NamedTensor, ptr: Ptr, width: number): Uint8Array {
     const { device, tensor } = this;
     if (!t.cut) return device.bytes(ptr, t.size * width);
-    const [rows, columns] = t.shape;
+    const [rows, columns = 1] = t.shape;
     const widest = Math.ceil(t.cut.full / tensor.size) * (t.cut.axis === 0 ? columns : rows) * width;
     const memory = device.alloc(widest * (tensor.size + 1));
     device.bytes(memory, t.size * width).set(device.bytes(ptr, t.size * width));

@@ -17,7 +17,6 @@ import { generate } from "../generate/generate.js";
 import { type LlamaConfig, MODEL_TYPES, parseLlamaConfig, positionsOf, readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
-import { refuseTensor } from "../nn/share.js";
 import { Trainer } from "../optim/trainer.js";
 import { type Comm, sumNumbers } from "../parallel/comm.js";
 import { Grid } from "../parallel/grid.js";
@@ -101,8 +100,6 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
 
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
-  const kind = config.from && !resumed ? readLlamaConfig(config.from).modelType : config.model?.modelType;
-  refuseTensor(kind, grid.tensor.size);
   const tokenizer = await tokenizerOf(config, resumed, run);
   const rejected: Rejected[] = [];
   const { train, validation } = await tokenize(device, config, tokenizer, run, rejected);

@@ -21,7 +21,6 @@ import { positionsOf, readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
-import { refuseTensor } from "../nn/share.js";
 import { Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
@@ -75,7 +74,6 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
-  if (!resumed) refuseTensor(readLlamaConfig(config.from).modelType, grid.tensor.size);
   const tokenizer = resumed ? Tokenizer.load(resumed) : tunedTokenizer(config);
   // A run that goes on has all weights of its own; the model it began with may be gone.
   const base = existsSync(config.from) ? Tokenizer.load(config.from) : tokenizer;

@@ -26,7 +26,7 @@ export interface ParameterSpec {
   shape: readonly number[];
   parts: Part[];
   init: "normal" | "ones" | "zeros";
-  /** Name of the unit that the parameter belongs to; vectors always belong to the last one, "vectors". */
+  /** Name of the unit that the parameter belongs to: matrices to one, vectors to another. Those of vectors come last. */
   unit: string;
   /** Number of the stream of random numbers that its first values come from; default: its place in the list. */
   stream?: number;
@@ -134,17 +134,17 @@ export class ParameterSet {
     readonly keeper: Keeper = new WholeKeeper(),
   ) {
     const size = (s: ParameterSpec): number => s.shape.reduce((a, b) => a * b, 1);
-    const unitOf = (s: ParameterSpec): string => (s.shape.length > 1 ? s.unit : "vectors");
-    const names = [...new Set(specs.map(unitOf))].sort((a, b) => Number(a === "vectors") - Number(b === "vectors"));
+    const ofVectors = new Set(specs.filter((s) => s.shape.length === 1).map((s) => s.unit));
+    const names = [...new Set(specs.map((s) => s.unit))].sort((a, b) => +ofVectors.has(a) - +ofVectors.has(b));
     const made = new Map<ParameterSpec, Parameter>();
     for (const [index, name] of names.entries()) {
-      const members = specs.filter((s) => unitOf(s) === name);
+      const members = specs.filter((s) => s.unit === name);
       const elements = members.reduce((n, s) => n + padded(size(s)), 0);
       const unit: Unit = {
         index,
         name,
         length: padded(elements, ALIGN * keeper.pieces),
-        decay: name !== "vectors",
+        decay: !ofVectors.has(name),
         parameters: [],
         values: 0,
         grads: 0,

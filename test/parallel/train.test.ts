@@ -86,6 +86,18 @@ const modes: [string, Job, Job][] = (
     ["ZeRO-1 with offload", 2, ["parallel.zero=1", "parallel.offload=disk"]],
     ["ZeRO-3 with offload", 2, ["parallel.zero=3", "parallel.offload=disk"]],
     ["Qwen2, ZeRO-2 with accumulation", 2, ["parallel.zero=2", ...qwen2, ...micro]],
+    ["Qwen2, tensor", 2, ["parallel.tensor=2", ...qwen2]],
+    [
+      "Qwen2, data x tensor with sequence, ZeRO-3",
+      4,
+      ["parallel.tensor=2", "parallel.sequence=true", "parallel.zero=3", ...qwen2],
+    ],
+    ["Qwen3, tensor", 2, ["parallel.tensor=2", ...qwen3]],
+    [
+      "Qwen3, pipeline x tensor with sequence",
+      4,
+      ["parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true", ...qwen3, ...half],
+    ],
     [
       "Qwen3, ZeRO-3 x pipeline with recomputation",
       4,
@@ -135,6 +147,8 @@ const moves = (
     [2, ["parallel.pipeline=2"], 4, ["parallel.zero=2", "parallel.tensor=2"]],
     [2, ["parallel.tensor=2", "parallel.sequence=true"], 2, ["parallel.pipeline=2"]],
     [2, ["parallel.zero=2", "parallel.offload=disk"], 4, ["parallel.zero=3"]],
+    [2, ["parallel.tensor=2", ...qwen2], 1, qwen2],
+    [2, ["parallel.zero=1", ...qwen3], 2, ["parallel.tensor=2", ...qwen3]],
   ] as [number, string[], number, string[]][]
 ).map(([ranks, set, thenRanks, thenSet]) => {
   const first = train(ranks, ["saveEvery=5", "steps=5", ...set]);
@@ -150,7 +164,6 @@ const refused = {
   sequence: train(2, ["parallel.sequence=true"]),
   heads: train(4, ["parallel.tensor=4"]),
   layers: train(2, ["parallel.pipeline=2", "model.numLayers=1"]),
-  biases: train(2, ["parallel.tensor=2", ...qwen2]),
   pretokenizer: train(1, qwen2.slice(0, 1)),
 };
 
@@ -262,7 +275,6 @@ describe.runIf(hasMpi)("on several ranks", () => {
     expect(refused.grid.stderr).toMatch(/data 3 x tensor 1 x pipeline 1 is 3 processes, but 2 were started.*-np 3/);
     expect(refused.sequence.stderr).toMatch(/parallel\.sequence shares out norms .* but parallel\.tensor is 1/);
     expect(refused.heads.stderr).toMatch(/parallel\.tensor is 4, but the model has 4 heads and 2 key-value heads/);
-    expect(refused.biases.stderr).toMatch(/parallel\.tensor is 2: for qwen2's biases it is not implemented/);
     expect(refused.pretokenizer.stderr).toMatch(/modelType is qwen2, and tokenizer\.pretokenizer .*Set it to qwen/);
     expect(refused.layers.stderr).toMatch(/parallel\.pipeline is 2, but the model has only 1 layers/);
     const lyceum = program("../../dist/cli/main.js");
