@@ -23,7 +23,9 @@ export default function judge(question, reply) {
   const found = find(question);
   if (!found) throw new Error(`no country of the atlas is named in "${question}"`);
   const { capital, region } = found.country[found.language];
-  const said = regions[found.language].filter((r) => reply.includes(r));
+  // "South Africa" says nothing of where it lies, nor does "Central African Republic".
+  const told = reply.replaceAll(found.name, "");
+  const said = regions[found.language].filter((r) => told.includes(r));
   // "North America" is also in "South America and North America": only one region, and the right one, is true.
   const place = said.length === 0 ? 0 : said.length === 1 && said[0] === region ? 1 : -1;
   return (reply.includes(capital) ? 1 : -1) + place;

@@ -26,7 +26,7 @@ function whyLines(a: Why): string[] {
       `  ${mark} ${f.rule.padEnd(36)} ${String(value).padStart(12)}  ${f.threshold === undefined ? "" : `(${f.threshold})`} ${f.detail ?? ""}`.trimEnd(),
     );
   }
-  if (a.spans.length > 0) lines.push(`${a.spans.length} cuts:`);
+  if (a.spans.length > 0) lines.push(`${a.spans.length} ${a.spans.length === 1 ? "cut" : "cuts"}:`);
   for (const s of a.spans.slice(0, 20))
     lines.push(`  ${s.start}-${s.end} ${s.reason}: ${JSON.stringify(s.text.slice(0, 80))}`);
   if (a.duplicate) {

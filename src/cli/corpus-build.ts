@@ -106,13 +106,19 @@ function summaryLines(
   { stages, finished, duplicates, units, seconds, peakMemory }: BuildSummary,
 ): string[] {
   const lines = funnelLines(stages);
+  if (duplicates.repeats > 0)
+    lines.push(
+      `${"substring".padEnd(14)} ${counted(duplicates.repeats, "run")} that stand elsewhere too, ${duplicates.repeatCharacters.toLocaleString("en-US")} characters, cut out of documents that stay`,
+    );
   for (const side of ["train", "validation"] as const) {
     const m = finished[side];
     if (m)
       lines.push(
-        `${side.padEnd(14)} ${m.documents.toLocaleString("en-US")} documents, ${m.tokens.toLocaleString("en-US")} tokens (${m.dtype})`,
+        `${side.padEnd(14)} ${counted(m.documents, "document")}, ${m.tokens.toLocaleString("en-US")} tokens (${m.dtype})${finished.mix.some((s) => s.wanted !== undefined) ? ", drawn by the sources' weights" : ""}`,
       );
   }
+  for (const { source, documents, rule, took } of finished.emptied)
+    lines.push(`nothing is left of the source ${source} (${counted(documents, "document")}): ${rule} took ${took}`);
   if (finished.mix.length > 1) {
     lines.push("source          documents        tokens   share  wanted  epochs");
     for (const s of finished.mix)
@@ -134,5 +140,6 @@ function summaryLines(
   return lines;
 }
 
+const counted = (n: number, what: string): string => `${n.toLocaleString("en-US")} ${what}${n === 1 ? "" : "s"}`;
 const percent = (share: number | undefined): string =>
   share === undefined ? "      -" : `${(share * 100).toFixed(1)}%`.padStart(7);

@@ -48,6 +48,12 @@ export async function command(flags: ClassifierFlags): Promise<void> {
     );
     for (const t of report.thresholds)
       console.log(`  ${t.threshold.toFixed(2)}  precision ${t.precision.toFixed(3)}  recall ${t.recall.toFixed(3)}`);
+    const best = report.crawledScores.map(
+      ({ share, score }) => `${share * 100}% score ${score.toPrecision(2)} or more`,
+    );
+    console.log(
+      `of the crawled texts, the best ${best.join(", the best ")}: a threshold there keeps so many of such a crawl`,
+    );
   }
   if (rejected > 0) console.error(`${rejected} records could not be used`);
   console.log(flags.out);

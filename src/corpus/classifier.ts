@@ -60,6 +60,8 @@ export interface ClassifierReport {
   auc: number;
   atHalf: Measures;
   thresholds: Measures[];
+  /** The score that the best such share of the held-out crawled texts reaches: what a threshold would keep of a crawl like it. */
+  crawledScores: { share: number; score: number }[];
 }
 
 const GOOD = "__label__good";
@@ -146,7 +148,13 @@ export class QualityClassifier {
     const model = descend(training, all);
     const scores = heldOut.map((e) => predict(model, e.text)[0]);
     const good = heldOut.map((e) => e.good);
-    const report: ClassifierReport = { train, heldOut: held, duplicates, contradictions, ...measure(scores, good) };
+    const crawled = scores.filter((_, i) => !good[i]).sort((a, b) => b - a);
+    const crawledScores = [0.1, 0.25, 0.5].map((share) => ({
+      share,
+      score: crawled[Math.floor(share * crawled.length)],
+    }));
+    const measures = measure(scores, good);
+    const report: ClassifierReport = { train, heldOut: held, duplicates, contradictions, ...measures, crawledScores };
     return new QualityClassifier(model, GOOD, all.maxWords, report);
   }
 }

@@ -40,6 +40,8 @@ export interface Finished {
   train: Manifest | undefined;
   validation: Manifest | undefined;
   mix: SourceShare[];
+  /** Sources of which nothing is left, and what took most of each. */
+  emptied: { source: string; documents: number; rule: string; took: number }[];
 }
 
 type Kept = Pick<Document, "id" | "unnamed" | "text">;
@@ -56,8 +58,10 @@ export function writeKept(folder: BuildFolder, units: readonly UnitOfSource[], r
     train: undefined,
     validation: undefined,
     mix: [],
+    emptied: [],
   };
   const bySource = new Map<string, SourceShare>();
+  const losses = new Map<string, Map<string, number>>();
   for (const { unit, source } of units) {
     if (source === AGAINST) continue;
     const documents = readRows<Row>(folder.rows("documents", unit));
@@ -106,10 +110,20 @@ export function writeKept(folder: BuildFolder, units: readonly UnitOfSource[], r
       share.bytes += Buffer.byteLength(text);
       bySource.set(source, share);
     }
+    const lost = losses.get(source) ?? new Map<string, number>();
+    losses.set(source, lost);
+    for (const outcome of outcomes)
+      if (outcome.rule !== undefined) lost.set(outcome.rule, (lost.get(outcome.rule) ?? 0) + 1);
     folder.write(`kept/${unit}.jsonl`, toRows(kept));
     folder.write(`outcome/${unit}.jsonl`, toRows(outcomes));
   }
   finished.mix = [...bySource.values()];
+  for (const [source, lost] of losses) {
+    const [most] = [...lost].sort((a, b) => b[1] - a[1]);
+    if (bySource.has(source) || !most) continue;
+    const documents = [...lost.values()].reduce((a, b) => a + b, 0);
+    finished.emptied.push({ source, documents, rule: most[0], took: most[1] });
+  }
   return finished;
 }
 

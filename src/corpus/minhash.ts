@@ -3,7 +3,7 @@
  * datasets", chapter 3), and then the true Jaccard similarity of the shingles.
  *
  * A document goes only if it was compared with the document that stays in its place. Without that, A ~ B ~ C chains A to C,
- * and whole corpora went (one public report: 859,090 of 859,092 documents).
+ * and whole corpora go.
  */
 import { openTextKernels } from "../device/text.js";
 import { UserError } from "../run/errors.js";

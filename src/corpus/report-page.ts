@@ -15,6 +15,8 @@ export interface ReportData {
   title: string;
   stages: FunnelStage[];
   overlaps: Overlap[];
+  /** Runs that stand elsewhere too, cut out of documents that stay. */
+  repeats: { runs: number; characters: number };
   mix: SourceShare[];
   tokens: { train: Manifest | undefined; validation: Manifest | undefined };
   languages: [string, number][];
@@ -74,11 +76,15 @@ ${data.examples.map(example).join("\n")}
 `;
 }
 
-function totals({ stages, tokens }: ReportData): string {
+function totals({ stages, tokens, repeats }: ReportData): string {
   const [first, last] = [stages[0], stages[stages.length - 1]];
   const share = first.in === 0 ? 0 : (100 * last.kept) / first.in;
   const side = (name: string, m: Manifest | undefined): string => (m ? ` ${name}: ${count(m.tokens)} tokens.` : "");
-  return `<p>${count(first.in)} records were read, ${count(last.kept)} documents (${share.toFixed(1)}%) are kept.${side("Training", tokens.train)}${side("Validation", tokens.validation)}</p>`;
+  const cut =
+    repeats.runs === 0
+      ? ""
+      : ` ${count(repeats.runs)} runs of text that stand elsewhere too, ${count(repeats.characters)} characters, were cut out of these.`;
+  return `<p>${count(first.in)} records were read, ${count(last.kept)} documents (${share.toFixed(1)}%) are kept.${cut}${side("Training", tokens.train)}${side("Validation", tokens.validation)}</p>`;
 }
 
 function funnel(stages: readonly FunnelStage[]): string {

@@ -71,6 +71,7 @@ export function writeReport(dir: string): string {
     title: `Corpus ${dir.split("/").pop()}`,
     stages: summary.stages,
     overlaps: summary.duplicates.overlaps,
+    repeats: { runs: summary.duplicates.repeats, characters: summary.duplicates.repeatCharacters },
     mix: summary.finished.mix,
     tokens: { train: summary.finished.train, validation: summary.finished.validation },
     languages: top(Object.entries(summary.counts.languages), 24),

@@ -61,7 +61,7 @@ function checkpoint(dir: string, { temperature, maxTokens, seed }: TeacherOption
       if (longest + LEAST_ROOM > context)
         throw new UserError(
           `${dir} cannot teach: a prompt has ${longest} tokens, and its context of ${context} leaves no room for an answer. ` +
-            "Show and ask less (--examples 1 --tasks 1), or take a teacher with a longer context.",
+            "The least that can be shown and asked is --examples 1 --tasks 1; if that is too long, take a teacher with a longer context.",
         );
       return generate(model, ids, { maxTokens, temperature, seed, stop, firstRow: first }).map((reply) => ({
         text: tokenizer.decode(reply.ids, { skipSpecialTokens: true }),

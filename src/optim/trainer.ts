@@ -3,6 +3,7 @@
 import type { StateMemory } from "../parallel/offload.js";
 import { NonFiniteError, UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
+import { mebibytes } from "../run/progress.js";
 import type { OptimizerSettings, ScheduleSettings } from "../run/settings.js";
 import type { ParameterSet } from "../tensor/parameters.js";
 import { AdamW } from "./adamw.js";
@@ -59,6 +60,15 @@ export class Trainer {
   stateBytes(): number {
     const { parameters, gradients } = this.optimizer.parameters.keeper.stateBytes();
     return parameters + gradients + this.optimizer.stateBytes();
+  }
+
+  /** The same for people, and what of it lies on disk. */
+  memory(): string {
+    const { parameters: set, memory } = this.optimizer;
+    const { parameters, gradients, onDisk } = set.keeper.stateBytes();
+    const size = (bytes: number, disk = false): string =>
+      `${bytes < 10 * 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : mebibytes(bytes)}${disk ? " (on disk)" : ""}`;
+    return `model states: parameters ${size(parameters, onDisk)}, gradients ${size(gradients)}, optimizer ${size(this.optimizer.stateBytes(), memory.onDisk)}`;
   }
 
   /** The run's results, each written by `write`: model/, by which a finished run is known, and before it averaged weights as model-ema/. */

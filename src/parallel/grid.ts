@@ -5,11 +5,12 @@
 import { createHash } from "node:crypto";
 import { hostname } from "node:os";
 import type { Device, Ptr } from "../device/device.js";
+import { peakFlops } from "../device/peak.js";
 import { UserError } from "../run/errors.js";
 import type { Writer } from "../run/safetensors.js";
 import type { ParallelSettings } from "../run/settings.js";
 import { type Keeper, type NamedTensor, WholeKeeper } from "../tensor/parameters.js";
-import { type Comm, single } from "./comm.js";
+import { type Comm, single, sumNumbers } from "./comm.js";
 import { launched, mpiWorld, ranksOnThisHost } from "./mpi.js";
 import { inMemory, onDisk, type StateMemory } from "./offload.js";
 import type { ScheduleKind } from "./pipeline.js";
@@ -112,6 +113,13 @@ export class Grid {
     }
     device.free(memory, widest * (tensor.size + 1));
     return whole;
+  }
+
+  /** Operations a second of all processes together, the denominator of the utilisation (MFU). They may share cores, so they measure at one time. */
+  peakFlops(precision: "bf16" | "fp32"): number {
+    if (this.world.size === 1) return peakFlops(this.device, precision);
+    this.world.barrier();
+    return sumNumbers(this.world, [peakFlops(this.device, precision, true)])[0];
   }
 
   /** Who keeps the parameters of one more model (or adapter). A frozen one is used in phases: offloaded, it rests on disk. */

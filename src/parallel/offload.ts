@@ -9,6 +9,7 @@ import type { Device, Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 
 export interface StateMemory {
+  readonly onDisk: boolean;
   /** Bytes of zeros under a name. */
   alloc(name: string, bytes: number): Ptr;
   free(ptr: Ptr, bytes: number): void;
@@ -20,6 +21,7 @@ export interface StateMemory {
 
 export function inMemory(device: Device): StateMemory {
   return {
+    onDisk: false,
     alloc: (_, bytes) => device.alloc(bytes),
     free: (ptr, bytes) => device.free(ptr, bytes),
     ahead: () => {},
@@ -33,6 +35,7 @@ export function inMemory(device: Device): StateMemory {
  */
 export function onDisk(device: Device, prefix: string): StateMemory {
   return {
+    onDisk: true,
     alloc(name, bytes) {
       const path = `${prefix}-${name}`;
       let ptr = 0;

@@ -2,7 +2,7 @@
  * Pipeline parallelism: each process has some of the layers; activations go up from stage to stage, gradients down.
  * With m micro-batches in a step and p stages, (p - 1) / (m + p - 1) of the time is spent waiting at the ends (the
  * bubble). GPipe (Huang et al. 2019) does all forward passes, then all backward ones, and holds the activations of m
- * micro-batches; 1F1B (PipeDream; Narayanan et al. 2019) takes turns as soon as it can, and holds those of at most p.
+ * micro-batches; 1F1B (PipeDream-Flush; Narayanan et al. 2021, section 2.2.1) takes turns as soon as it can, and holds those of at most p.
  */
 import type { Device, DType, Ptr } from "../device/device.js";
 import { F32 } from "../device/device.js";

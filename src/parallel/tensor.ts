@@ -1,7 +1,7 @@
 /**
  * Tensor parallelism (Megatron-LM; Shoeybi et al. 2019, section 3). Processes share each layer: of attention everyone
- * has some heads, of the feed-forward network some columns of gate and up, and the rows of the next matrix that these
- * meet. What leaves such a pair of matrices is a partial sum, so a layer needs two sums over the processes forward (after
+ * has some heads, of the feed-forward network some of its inner width: query, key, value, gate and up are column-parallel
+ * (rows of the stored W[out, in]), output projection and down row-parallel (its columns). What leaves such a pair of matrices is a partial sum, so a layer needs two sums over the processes forward (after
  * attention, after the feed-forward network) and two backward (before them). The vocabulary is shared out too: of the
  * embedding and of the output matrix everyone has some rows, and log p is put together from every part's log-sum-exp, so
  * that logits are never gathered.
@@ -15,7 +15,7 @@ export function part(count: number, rank: number, size: number): { from: number;
   return { from: Math.floor((count * rank) / size), to: Math.floor((count * (rank + 1)) / size) };
 }
 
-/** x as it is; its gradient is the sum over all processes (the paper's f). Before a matrix that is split by rows. */
+/** x as it is; its gradient is the sum over all processes (the paper's f). Before a column-parallel matrix. */
 export function sumBackward(tape: Tape, x: Tensor, comm: Comm): Tensor {
   if (comm.size === 1 || !tape.recording) return x;
   const y = tape.share(x);

@@ -362,6 +362,7 @@ export class ZeroKeeper implements Keeper, Room {
     return {
       parameters: persistent + shared / comm.size,
       gradients: set.trainable ? (set.length * this.bytes) / (stage >= 2 ? comm.size : 1) : 0,
+      onDisk: stage === 3 && this.memory !== undefined,
     };
   }
   /** Of all pieces of this process. */

@@ -95,6 +95,14 @@ export function assumptions({ workload: w, cluster: c }: Report): string[] {
     );
   if (w.stage === "dpo" && !w.residentReference)
     lines.push("DPO: the reference's log-probabilities are computed once before training, so one model is in memory.");
+  lines.push(
+    "ZeRO-2 and ZeRO-3 send the gradients of every micro-batch, the others those of the step.",
+    `The layouts are those of Megatron-LM and DeepSpeed. Of these Lyceum, which computes on CPUs, runs ${
+      w.stage === "pretrain" || w.stage === "sft"
+        ? "all but interleaved stages (v2 and more); what is offloaded lies on disk there"
+        : "data parallel and ZeRO for this stage; what is offloaded lies on disk there"
+    }.`,
+  );
   return lines;
 }
 
@@ -125,7 +133,10 @@ export function reportTable(r: Report): string {
   head.push("total", "step s", "tokens/s", "MFU", "sent");
   if (tokens !== undefined) head.push("takes", ...(c.pricePerHour > 0 ? ["cost"] : ["dev-hours"]));
   const [unit, name] = plan.planned.some((p) => p.memory.total >= 1e9) ? [1e9, "GB"] : [1e6, "MB"];
-  const size = (bytes: number): string => (bytes === 0 ? "0" : (bytes / unit).toFixed(bytes < unit / 10 ? 2 : 1));
+  const size = (bytes: number): string => {
+    if (bytes < unit / 100) return bytes === 0 ? "0" : (bytes / unit).toPrecision(1);
+    return (bytes / unit).toFixed(bytes < unit / 10 ? 2 : 1);
+  };
   const rows = plan.planned.map((p) => {
     const m = p.memory;
     const mark = p === plan.chosen ? ">" : p.fits ? "" : "x";

@@ -26,14 +26,14 @@ export interface LoopStage {
   sample?(step: number): string | undefined;
   /** Writes everything that resuming needs. */
   save(dir: string): void;
-  /** Bytes of this process's parameters, gradients and optimizer state, as the ZeRO paper counts them; written for each when there are several. */
+  /** Bytes of this process's parameters, gradients and optimizer state, as the ZeRO paper counts them; written for each process. */
   stateBytes?(): number;
   /** What the step worked on, for the file that is left behind when its loss is NaN. */
   batch(): unknown;
-  /** The metrics of the progress line; default: those without a "/" in their name. All are in metrics.jsonl. */
+  /** The metrics of the progress line, of which the first is told at the end; default: those without a "/" in their name, and the loss. All are in metrics.jsonl. */
   show?: readonly string[];
-  /** Operations that all processes together can do in a second, for the utilisation. */
-  peakFlops?: number;
+  /** Measures how many operations all processes together can do in a second, for the utilisation; all call it. */
+  peakFlops?(): number;
 }
 
 export interface LoopSettings {
@@ -51,6 +51,10 @@ const REPORT_EVERY = 30_000;
  */
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2"] as const;
 
+/** A step that comes so near the peak makes one ask whether something else was running when that was measured; so often at most. */
+const NEAR_PEAK = 0.9;
+const MEASURED_AGAIN = 10;
+
 /** Runs the steps after run.startStep. Ends with a checkpoint of the last step. */
 export async function runLoop(run: RunFolder, settings: LoopSettings, stage: LoopStage): Promise<void> {
   if (run.startStep > stage.steps)
@@ -61,6 +65,9 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
   run.goesOn();
   const progress = openProgress(process.stderr, run.first);
   const began = performance.now();
+  const alone = (run.world?.size ?? 1) === 1;
+  let peak = stage.peakFlops?.() ?? 0;
+  let measured = 0;
   const due = (every: number, step: number): boolean => step === stage.steps || (every > 0 && step % every === 0);
   let stopping = false;
   const onSignal = (): void => {
@@ -74,7 +81,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
   let reported = began;
   let trained = 0;
   let [tokens, flops] = [0, 0];
-  let loss = Number.NaN;
+  let told = "";
   let sent = run.world?.bytesSent ?? 0;
   try {
     if (run.startStep > 0) progress.note(`going on after step ${run.startStep} of ${stage.steps}`);
@@ -86,8 +93,11 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       trained += seconds;
       tokens += result.tokens;
       flops += result.flops ?? 0;
-      loss = result.metrics.loss;
-      const mfu = (result.flops ?? 0) / seconds / (stage.peakFlops ?? 1);
+      const speed = (result.flops ?? 0) / seconds;
+      if (alone && stage.peakFlops && speed > NEAR_PEAK * peak && measured++ < MEASURED_AGAIN)
+        peak = Math.max(peak, stage.peakFlops());
+      if (peak > 0) peak = Math.max(peak, speed);
+      const mfu = peak > 0 ? speed / peak : 0;
       const timing = {
         tokensPerSecond: Math.round(result.tokens / seconds),
         seconds: Number(seconds.toFixed(4)),
@@ -97,7 +107,9 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       await setImmediate(); // lets a signal in, before what is done about it
       const { world } = run;
       let stop = stopping;
-      let perRank = {};
+      let perRank: { modelStateBytes?: number[]; bytesSent?: number[] } = stage.stateBytes
+        ? { modelStateBytes: [stage.stateBytes()] }
+        : {};
       if (world && world.size > 1) {
         // A signal may reach the processes in different steps: when one stops, all do.
         const all = world.gatherNumbers([stopping ? 1 : 0, stage.stateBytes?.() ?? 0, world.bytesSent - sent]);
@@ -111,7 +123,9 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const shown = Object.entries({ ...result.metrics, ...evaluated }).filter(
         ([key]) => stage.show?.includes(key) ?? !key.includes("/"),
       );
-      const share = flops / trained / (stage.peakFlops ?? 1);
+      const [first] = stage.show ?? ["loss"];
+      told = `${first} ${result.metrics[first].toFixed(4)}`;
+      const share = peak > 0 ? flops / trained / peak : 0;
       const utilisation = share > 0 ? `  MFU ${Math.round(share * 100)}%` : "";
       const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(tokens / trained)} tokens/s${utilisation}  ${duration(left)} left`;
       progress.status(line, due(settings.logEvery, step) || evaluated !== undefined);
@@ -135,7 +149,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
     const took = duration((performance.now() - began) / 1000);
     if (run.startStep < stage.steps)
       progress.note(
-        `done: ${stage.steps} steps, loss ${loss.toFixed(4)}, ${Math.round(tokens / trained)} tokens/s, peak memory ${mebibytes(peakMemory())}, ${took}`,
+        `done: ${stage.steps} steps, ${told}, ${Math.round(tokens / trained)} tokens/s, peak memory ${mebibytes(peakMemory())}, ${took}`,
       );
   } catch (error) {
     if (error instanceof NonFiniteError) throw explain(error, run, stage);

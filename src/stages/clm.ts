@@ -18,7 +18,7 @@ export interface TargetBatch extends TokenBatch {
 const trained = (batch: TargetBatch): number => batch.targets.reduce((n, t) => n + (t >= 0 ? 1 : 0), 0);
 
 /**
- * Leaves the gradient of the mean loss over every target of every batch, of all data-parallel processes: k
+ * Adds to the parameters' gradients that of the mean loss over every target of every batch, of all data-parallel processes: k
  * micro-batches, or k processes, give what one large batch would. `scale` multiplies the gradient (and not the loss that is returned), for objectives that add several means.
  */
 export function backwardMeanLoss(

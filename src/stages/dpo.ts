@@ -306,7 +306,7 @@ const sum = (x: Float32Array, { from, to }: { from: number; to: number }): numbe
 const meanNll = (pairs: readonly PairLogProbs[]): number =>
   -pairs.reduce((n, p) => n + p.chosen, 0) / pairs.reduce((n, p) => n + p.chosenTokens, 0);
 
-/** Leaves the gradient of the loss of some pairs, divided by the number of micro-batches. */
+/** Adds the gradient of the loss of some pairs, divided by the number of micro-batches, to the policy's. */
 export function backwardPairs(
   model: Llama,
   tape: Tape,

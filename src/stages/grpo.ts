@@ -2,8 +2,10 @@
  * Group relative policy optimization (Shao et al. 2024): PPO without a critic. Several replies to each prompt are each
  * other's baseline; a reply's advantage, the same for all of its tokens, is how far its score is above its group's mean.
  *
- *   A = (score - mean of its group) / spread of its group          (`scaleByStd: false`: Dr. GRPO, Liu et al. 2025)
+ *   A = (score - mean of its group) / standard deviation of its group          (`scaleByStd: false`: Dr. GRPO, Liu et al. 2025)
  *   loss per token = max(-A rho, -A clip(rho, 1 +- eps)) + klCoef k3(log p - log p_ref)
+ *
+ * A minibatch's loss is the mean over its tokens (`lossType: bnpo`, TRL's name); the paper's takes each reply's mean first (`lossType: grpo`).
  *
  * It fits rewards that can be checked (a function in a module) as well as reward models.
  */
@@ -84,11 +86,14 @@ export type GrpoConfig = z.output<typeof grpoSchema>;
 export function groupAdvantages(scores: readonly number[], size: number, scaleByStd = true): number[] {
   return scores.map((score, i) => {
     const group = scores.slice(i - (i % size), i - (i % size) + size);
-    const mean = group.reduce((a, b) => a + b, 0) / size;
-    // The sample's standard deviation, and TRL's epsilon.
-    const std = Math.sqrt(group.reduce((a, b) => a + (b - mean) ** 2, 0) / (size - 1));
-    return (score - mean) / (scaleByStd ? std + 1e-4 : 1);
+    const { mean, std } = momentsOf(group);
+    return (score - mean) / (scaleByStd ? std + 1e-4 : 1); // TRL's epsilon
   });
+}
+/** The mean of a sample, and its standard deviation. */
+function momentsOf(x: readonly number[]): { mean: number; std: number } {
+  const mean = x.reduce((a, b) => a + b, 0) / x.length;
+  return { mean, std: Math.sqrt(x.reduce((a, b) => a + (b - mean) ** 2, 0) / (x.length - 1)) };
 }
 
 /** Loss of one token: the clipped policy loss and the k3 penalty; its slope by log p. */
@@ -122,22 +127,22 @@ export function tokenWeights(
 }
 
 /**
- * Leaves the gradient of the loss of the replies `which`, each process that of its share of them; tells that loss, and the means
+ * Adds the gradient of the loss of the replies of `minibatch` to the actor's, each process that of its share; tells that loss, and the means
  * over their tokens of KL and clipping.
  */
 export function backwardGroups(
   actor: Llama,
   tape: Tape,
-  which: readonly number[],
+  minibatch: readonly number[],
   x: { episodes: readonly EncodedReply[]; old: PerToken; reference: PerToken; advantages: readonly number[] },
   config: Pick<GrpoConfig, "clipRange" | "klCoef" | "temperature" | "lossType" | "maxTokens">,
 ): { loss: number; kl: number; clipped: number } {
-  const own = ownPart(actor, which);
+  const own = ownPart(actor, minibatch);
   const batch = replyBatch(own.map((i) => x.episodes[i]));
-  const lengths = which.map((i) => x.old[i].length);
+  const lengths = minibatch.map((i) => x.old[i].length);
   const tokens = lengths.reduce((a, b) => a + b, 0);
   const all = tokenWeights(lengths, config);
-  const weights = new Map(which.map((i, k) => [i, all[k]]));
+  const weights = new Map(minibatch.map((i, k) => [i, all[k]]));
   const logp = actor.logProbs(tape, batch, batch.targets, config.temperature);
   const now = actor.device.f32(logp.ptr, logp.size);
   const gradient = tape.tensor(F32, logp.shape);
@@ -210,7 +215,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   let batch: unknown;
 
   /** Each process replies to its prompts and looks at its replies; then everybody has all of them. */
-  const gather = async (step: number) => {
+  const makeExperience = async (step: number) => {
     const asked = promptsOfStep(prompts, step, batchSize, seed)
       .slice(mine.from, mine.to)
       .flatMap((p) => Array.from({ length: groupSize }, () => p));
@@ -235,11 +240,11 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
 
   await runLoop(run, config, {
     steps: config.steps,
-    show: ["loss", "reward", "kl", "clip_ratio", "val/reply_length"],
+    show: ["reward", "loss", "kl", "clip_ratio", "val/reply_length"],
     async step(step) {
       // While replies are written and read, weights that lie elsewhere (ZeRO-3, offload) are here.
       for (const keeper of keepers) keeper.hold(true);
-      const gathered = await gather(step);
+      const gathered = await makeExperience(step);
       for (const keeper of keepers) keeper.hold(false);
       ({ episodes, scores } = gathered);
       const [old, reference] = gathered.perToken;
@@ -250,9 +255,9 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
       for (let epoch = 0; epoch < config.epochs; epoch++) {
         const order = episodes.map((_, i) => shuffled(i, replies, seed + step, epoch));
         for (let from = 0; from < replies; from += minibatchSize) {
-          const which = order.slice(from, from + minibatchSize);
+          const minibatch = order.slice(from, from + minibatchSize);
           const result = trainer.step(++update, () => {
-            const found = backwardGroups(actor, tape, which, { episodes, old, reference, advantages }, config);
+            const found = backwardGroups(actor, tape, minibatch, { episodes, old, reference, advantages }, config);
             totals.kl += found.kl / perStep;
             totals.clipped += found.clipped / perStep;
             return found.loss;
@@ -262,12 +267,15 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
         }
       }
       const tokens = episodes.reduce((n, e) => n + e.ids.length - e.start, 0);
-      const mean = scores.reduce((a, b) => a + b, 0) / replies;
-      const spread = Math.sqrt(scores.reduce((a, b) => a + (b - mean) ** 2, 0) / replies);
+      const groups = Array.from({ length: replies / groupSize }, (_, g) =>
+        momentsOf(scores.slice(g * groupSize, (g + 1) * groupSize)),
+      );
+      const average = (of: (group: (typeof groups)[number]) => number): number =>
+        groups.reduce((sum, group) => sum + of(group), 0) / groups.length;
       const metrics = {
         loss: totals.loss,
-        reward: mean,
-        reward_std: spread,
+        reward: average((g) => g.mean),
+        reward_std: average((g) => g.std),
         kl: totals.kl,
         clip_ratio: totals.clipped,
         gradNorm: totals.gradNorm,

@@ -47,7 +47,12 @@ export const ppoSchema = z
     clipRange: z.number().positive().default(0.2),
     clipRangeValue: z.number().positive().default(0.2),
     /** Ye et al. 2020: bound on the loss of a bad action that became much more likely; 0: off. */
-    dualClip: z.number().min(0).default(0),
+    dualClip: z
+      .number()
+      .refine((c) => c === 0 || c > 1, {
+        message: "0, or more than 1: below, no bad action would ever become less likely",
+      })
+      .default(0),
     vfCoef: z.number().positive().default(0.1),
     entropyCoef: z.number().min(0).default(0),
     klCoef: z.number().min(0).default(0.05),

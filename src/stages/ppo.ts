@@ -50,6 +50,16 @@ import {
 
 // ---- the formulas ----
 
+/** The reward model's score, or a module's, as PPO uses it: clipped, and less for a reply that was cut off before its end. */
+function shapedScore(score: number, finished: boolean, { clipReward, missingEosPenalty }: PpoConfig): number {
+  const kept = clipReward > 0 ? Math.min(clipReward, Math.max(-clipReward, score)) : score;
+  return finished ? kept : kept - missingEosPenalty;
+}
+
+/** Estimators of KL(p || p_ref) from a token drawn from p, given log p - log p_ref. k1 can be negative for one token. */
+export const klOf = (logRatio: number, estimator: "k1" | "k3"): number =>
+  estimator === "k1" ? logRatio : Math.expm1(-logRatio) + logRatio;
+
 /** Rewards of a reply's tokens: each pays for its KL, the last one gets the score; or, with `after`, a place behind it. */
 export function tokenRewards(
   logp: Float32Array,
@@ -66,9 +76,6 @@ export function tokenRewards(
   if (rewards.length > 0) rewards[rewards.length - 1] += score;
   return rewards;
 }
-/** Estimators of KL(p || p_ref) from a token drawn from p, given log p - log p_ref. k1 can be negative for one token. */
-export const klOf = (logRatio: number, estimator: "k1" | "k3"): number =>
-  estimator === "k1" ? logRatio : Math.expm1(-logRatio) + logRatio;
 
 /** Generalized advantage estimation (Schulman et al. 2016) in one reverse pass. V after the last token is 0. */
 export function gae(
@@ -96,7 +103,10 @@ export function whiten(rows: readonly Float64Array[], keepMean = false): Float64
   return rows.map((r) => r.map((x) => (x - mean) * scale + (keepMean ? mean : 0)));
 }
 
-/** max(-A rho, -A clip(rho, 1 +- range)) of one token, rho = exp(logp - old); its slope by logp; whether it was clipped. */
+/**
+ * max(-A rho, -A clip(rho, 1 +- range)) of one token, rho = exp(logp - old); its slope by logp; whether it was clipped. With `dualClip`,
+ * a bad action's is at most -A dualClip (Ye et al. 2020).
+ */
 export function policyLoss(
   logp: number,
   old: number,
@@ -123,7 +133,7 @@ export function valueLoss(
   const near = Math.min(old + range, Math.max(old - range, value));
   const free = (value - target) ** 2;
   const bounded = (near - target) ** 2;
-  if (bounded > free) return { loss: bounded / 2, slope: near === value ? near - target : 0, clipped: true };
+  if (bounded > free) return { loss: bounded / 2, slope: 0, clipped: true };
   return { loss: free / 2, slope: value - target, clipped: false };
 }
 
@@ -170,40 +180,34 @@ export function estimate(
   };
 }
 
-/** A judge's score as PPO uses it: clipped, and less for a reply that was cut off before its end. */
-function shapedScore(score: number, finished: boolean, { clipReward, missingEosPenalty }: PpoConfig): number {
-  const kept = clipReward > 0 ? Math.min(clipReward, Math.max(-clipReward, score)) : score;
-  return finished ? kept : kept - missingEosPenalty;
-}
-
 // ---- the updates ----
 
 /**
- * Leaves the gradient of the policy loss, and of the entropy bonus, of the replies `which`. Returns the loss, and how far the
- * actor has moved from the policy that sampled: 1/2 mean (log rho)^2, TRL's approximate KL.
+ * Adds the gradient of the policy loss, and of the entropy bonus, of the replies of `minibatch` to the actor's. Returns the loss, and how
+ * far the actor has moved from the policy that sampled: 1/2 mean (log rho)^2, TRL's approximate KL.
  */
 export function backwardPolicy(
   actor: Llama,
   tape: Tape,
   x: Experience,
-  which: readonly number[],
+  minibatch: readonly number[],
   config: Pick<PpoConfig, "clipRange" | "dualClip" | "entropyCoef" | "temperature">,
   totals: Totals,
   /** False: other losses follow in the same step. */
   last = true,
-): { loss: number; moved: number } {
+): { loss: number; approxKl: number } {
   const { clipRange, dualClip, entropyCoef, temperature } = config;
   const { data } = actor.grid;
   const { keeper } = actor.trainable;
-  const own = ownPart(actor, which);
+  const own = ownPart(actor, minibatch);
   const batch = replyBatch(own.map((i) => x.episodes[i]));
-  const n = which.reduce((sum, i) => sum + x.advantages[i].length, 0);
+  const n = minibatch.reduce((sum, i) => sum + x.advantages[i].length, 0);
 
   const logp = actor.logProbs(tape, batch, batch.targets, temperature);
   const now = actor.device.f32(logp.ptr, logp.size);
   const gradient = tape.tensor(F32, logp.shape);
   const slopes = actor.device.f32(gradient.ptr, logp.size).fill(0);
-  let [loss, clipped, ratios, moved] = [0, 0, 0, 0];
+  let [loss, clipped, ratios, approxKl] = [0, 0, 0, 0];
   batch.spans.forEach(({ from, to }, s) => {
     const { logp: olds, advantages } = x;
     for (let row = from; row < to; row++) {
@@ -213,14 +217,14 @@ export function backwardPolicy(
       clipped += token.clipped ? 1 : 0;
       slopes[row] = token.slope / n;
       ratios += Math.exp(now[row] - old);
-      moved += (now[row] - old) ** 2 / 2;
+      approxKl += (now[row] - old) ** 2 / 2;
     }
   });
-  [loss, clipped, ratios, moved] = sumNumbers(data, [loss, clipped, ratios, moved]).map((sum) => sum / n);
+  [loss, clipped, ratios, approxKl] = sumNumbers(data, [loss, clipped, ratios, approxKl]).map((sum) => sum / n);
   totals.add({
     "loss/policy_avg": loss,
     "policy/clipfrac_avg": clipped,
-    "policy/approxkl_avg": moved,
+    "policy/approxkl_avg": approxKl,
     "val/ratio": ratios,
   });
   keeper.backward(last && entropyCoef === 0, () => tape.backward(logp, gradient));
@@ -236,21 +240,21 @@ export function backwardPolicy(
     keeper.backward(last, () => tape.backward(entropy, bonus));
     tape.reset();
   }
-  return { loss, moved };
+  return { loss, approxKl };
 }
 
-/** Leaves the gradient of vfCoef times the value loss of the replies `which`, and returns that loss. */
+/** Adds the gradient of vfCoef times the value loss of the replies of `minibatch` to the critic's, and returns that loss. */
 export function backwardValues(
   critic: Llama,
   tape: Tape,
   x: Experience,
-  which: readonly number[],
+  minibatch: readonly number[],
   config: Pick<PpoConfig, "clipRangeValue" | "vfCoef">,
   totals: Totals,
 ): number {
-  const own = ownPart(critic, which);
+  const own = ownPart(critic, minibatch);
   const batch = replyBatch(own.map((i) => x.episodes[i]));
-  const n = which.reduce((sum, i) => sum + x.returns[i].length, 0);
+  const n = minibatch.reduce((sum, i) => sum + x.returns[i].length, 0);
   const values = critic.values(tape, batch, valueRows(batch));
   const now = critic.device.f32(values.ptr, values.size);
   const gradient = tape.tensor(F32, values.shape);
@@ -272,9 +276,9 @@ export function backwardValues(
 }
 
 /** The replies of a minibatch that are this process's to work on. */
-export function ownPart({ grid }: Llama, which: readonly number[]): number[] {
-  const { from, to } = grid.share(which.length, "the last minibatch");
-  return which.slice(from, to);
+export function ownPart({ grid }: Llama, minibatch: readonly number[]): number[] {
+  const { from, to } = grid.share(minibatch.length, "the last minibatch");
+  return minibatch.slice(from, to);
 }
 
 // ---- the stage ----
@@ -313,7 +317,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   let batch: unknown;
 
   /** The actor replies to its prompts, each process to its share of them; everybody looks at the replies. */
-  const gather = async (step: number): Promise<Experience> => {
+  const makeExperience = async (step: number): Promise<Experience> => {
     const asked = promptsOfStep(prompts, step, batchSize, seed).slice(mine.from, mine.to);
     batch = asked.map(({ ids, source }) => ({ ids: [...ids], source }));
     const own = rollout(actor, tokenizer, asked, {
@@ -338,11 +342,11 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   };
 
   /** Update `at` of the actor: PPO's loss, and with pretrainMix that of some rows of text. Returns how far it has moved. */
-  const updateActor = (at: number, x: Experience, which: readonly number[], totals: Totals): number => {
-    let moved = 0;
+  const updateActor = (at: number, x: Experience, minibatch: readonly number[], totals: Totals): number => {
+    let approxKl = 0;
     const { gradNorm } = actorTrainer.step(at, () => {
-      const policy = backwardPolicy(actor, tape, x, which, config, totals, !text);
-      moved = policy.moved;
+      const policy = backwardPolicy(actor, tape, x, minibatch, config, totals, !text);
+      approxKl = policy.approxKl;
       if (!text || !pretrainMix) return policy.loss;
       const first = (at - 1) * pretrainMix.batchSize + mixed.from;
       const rows = Array.from({ length: mixed.to - mixed.from }, (_, i) => text(first + i));
@@ -351,7 +355,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
       return policy.loss + pretrainMix.weight * ptx;
     });
     totals.add({ "policy/gradNorm": gradNorm });
-    return moved;
+    return approxKl;
   };
 
   /** A few passes over the replies, in minibatches. Returns how many; they end early when the policy has moved too far. */
@@ -359,11 +363,11 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
     for (let epoch = 0; epoch < epochs; epoch++) {
       const order = x.episodes.map((_, i) => shuffled(i, x.episodes.length, seed + step, epoch));
       for (let m = 0; m < minibatches; m++) {
-        const which = order.slice(m * minibatchSize, (m + 1) * minibatchSize);
+        const minibatch = order.slice(m * minibatchSize, (m + 1) * minibatchSize);
         const at = ((step - 1) * epochs + epoch) * minibatches + m + 1;
-        const moved = updateActor(at, x, which, totals);
-        criticTrainer.step(at, () => backwardValues(critic, tape, x, which, config, totals));
-        if (config.klLimit > 0 && moved > config.klLimit) return epoch + (m + 1) / minibatches;
+        const approxKl = updateActor(at, x, minibatch, totals);
+        criticTrainer.step(at, () => backwardValues(critic, tape, x, minibatch, config, totals));
+        if (config.klLimit > 0 && approxKl > config.klLimit) return epoch + (m + 1) / minibatches;
       }
     }
     return epochs;
@@ -374,7 +378,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
     show: shownMetrics,
     async step(step) {
       const began = performance.now();
-      experience = await models.holding(() => gather(step));
+      experience = await models.holding(() => makeExperience(step));
       const sampled = performance.now();
       const totals = new Totals();
       const passes = update(step, experience, totals);

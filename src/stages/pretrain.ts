@@ -11,7 +11,6 @@ import { type Rejected, readDocuments } from "../corpus/read.js";
 import { isValidation, type PretrainBatch, readManifest, Shards, shuffled, writeShards } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import type { Device } from "../device/device.js";
-import { peakFlops } from "../device/peak.js";
 import { readConversations } from "../dialogue/records.js";
 import { generate } from "../generate/generate.js";
 import { type LlamaConfig, MODEL_TYPES, parseLlamaConfig, positionsOf, readLlamaConfig } from "../nn/config.js";
@@ -145,13 +144,14 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
       `${steps} steps of ${rowsPerStep} x ${rowLength} tokens (${((steps * rowsPerStep) / rows).toFixed(1)} epochs), ` +
       `${device.isa} on ${device.threads} threads`,
   );
+  console.error(`${trainer.memory()}${grid.world.size > 1 ? ", of this process" : ""}`);
 
   const tape = new Tape(device);
   let batches: PretrainBatch[] = [];
   const rowAt = (index: number): number => shuffled(index % rows, rows, config.seed, Math.floor(index / rows));
   await runLoop(run, config, {
     steps,
-    peakFlops: grid.world.size * peakFlops(device, config.precision),
+    peakFlops: () => grid.peakFlops(config.precision),
     step(step) {
       batches = Array.from({ length: config.gradientAccumulation }, (_, micro) => {
         const first = ((step - 1) * config.gradientAccumulation + micro) * config.batchSize + mine.from;

@@ -96,10 +96,9 @@ export function rewardMetrics(
   const { loss, differences } = rankingLoss(rewards, options);
   const flat = groups.flat();
   const mean = average(flat.map((x) => x.reward));
-  const right = differences.map((d) => (d > 0 ? 1 : d === 0 ? 0.5 : 0));
   return {
     loss,
-    accuracy: average(right),
+    accuracy: accuracyOf(differences),
     margin: average(differences),
     calibrationError: calibrationError(differences),
     rewardMean: mean,
@@ -111,6 +110,10 @@ export function rewardMetrics(
   };
 }
 const average = (x: readonly number[]): number => x.reduce((a, b) => a + b, 0) / Math.max(1, x.length);
+/** Share of pairs whose better reply has the greater reward; a tie is half right. */
+const accuracyOf = (differences: readonly number[]): number =>
+  average(differences.map((d) => (d > 0 ? 1 : d === 0 ? 0.5 : 0)));
+
 function deviation(x: readonly number[]): number {
   const mean = average(x);
   return Math.sqrt(average(x.map((v) => (v - mean) ** 2)));
@@ -244,7 +247,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
       });
       const tokens = current.flat().reduce((n, r) => n + r.ids.length, 0);
       const spread = {
-        accuracy: average(differences.map((d) => (d > 0 ? 1 : 0))),
+        accuracy: accuracyOf(differences),
         margin: average(differences),
         rewardMean: average(seen),
         rewardStd: deviation(seen),

@@ -10,7 +10,6 @@ import { z } from "zod";
 import type { Rejected } from "../corpus/read.js";
 import { isValidation, shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
-import { peakFlops } from "../device/peak.js";
 import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../dialogue/mask.js";
 import { canonicalType, drawMixture, mixtureWeights } from "../dialogue/mixture.js";
 import { fingerprintOf, packRows, sampleBatch } from "../dialogue/pack.js";
@@ -123,12 +122,13 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     `${(model.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${model.trainable.count.toLocaleString("en-US")} of them trained (LoRA)` : ""}, ` +
       `${train.length} records, ${steps} steps of ${rowsPerStep} rows of up to ${config.data.contextLength} tokens`,
   );
+  console.error(`${trainer.memory()}${grid.world.size > 1 ? ", of this process" : ""}`);
 
   const tape = new Tape(device);
   let batches: TargetBatch[] = [];
   await runLoop(run, config, {
     steps,
-    peakFlops: grid.world.size * peakFlops(device, config.precision),
+    peakFlops: () => grid.peakFlops(config.precision),
     step(step) {
       const first = (step - 1) * rowsPerStep;
       batches = Array.from({ length: config.gradientAccumulation }, (_, micro) =>

@@ -102,8 +102,8 @@ export interface Keeper {
    * process's piece, of `width` bytes an element. The result is valid until the next call.
    */
   gather(unit: Unit, own: Ptr, width: number): Ptr;
-  /** Bytes as the ZeRO paper counts them, which holds gradients all the time. */
-  stateBytes(): { parameters: number; gradients: number };
+  /** Bytes as the ZeRO paper counts them, which holds gradients all the time. `onDisk`: the parameters lie there. */
+  stateBytes(): { parameters: number; gradients: number; onDisk?: boolean };
   /** Throws when a replica has come to differ. */
   verify(): void;
   free(): void;

@@ -366,7 +366,7 @@ test.each(golden.ppo.runs.map((r) => [JSON.stringify(r.options), r] as const))(
     const policy = backwardPolicy(actor, tape, x, which, { ...config, dualClip: 0 }, totals);
     expect(totals.mean("loss/policy_avg")).toBeCloseTo(run.policy, 4);
     expect(totals.mean("policy/entropy_avg")).toBeCloseTo(run.entropy, 4);
-    expect(policy.moved).toBeCloseTo(run.approxkl, 4);
+    expect(policy.approxKl).toBeCloseTo(run.approxkl, 4);
     expect(policy.loss).toBeCloseTo(run.policy - settings.entropyCoef * run.entropy, 4);
     compareGradients(actor, run.actor);
     expect(backwardValues(critic, tape, x, which, config, totals)).toBeCloseTo(settings.vfCoef * run.value, 4);
