@@ -49,6 +49,7 @@ export const ppoSchema = z
     /** Ye et al. 2020: bound on the loss of a bad action that became much more likely; 0: off. */
     dualClip: z
       .number()
+      .min(0)
       .refine((c) => c === 0 || c > 1, {
         message: "0, or more than 1: below, no bad action would ever become less likely",
       })

@@ -6,6 +6,9 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 
 const committed = "recipes/atlas";
+const { default: judge } = (await import(new URL("../../recipes/atlas/judge.mjs", import.meta.url).href)) as {
+  default: (question: string, reply: string) => number;
+};
 const files = ["pretrain.jsonl", "sft.jsonl", "sft-dialogue.jsonl", "heldout.jsonl"];
 
 interface Instruction {
@@ -198,6 +201,18 @@ describe("pretraining documents", () => {
     expect(bytes).toBeGreaterThan(100_000);
     expect(bytes).toBeLessThan(150_000);
     for (const document of prose) expect(document.text.length, document.id).toBeGreaterThan(300);
+  });
+});
+
+describe("the judge", () => {
+  it("takes a region for a place only where it is not the country's name", () => {
+    const said = (country: string, reply: string): number => judge(`What is the capital of ${country}?`, reply);
+    expect(said("South Africa", "The capital of South Africa is Pretoria.")).toBe(1);
+    expect(said("South Africa", "The capital of South Africa is Pretoria. South Africa is in Africa.")).toBe(2);
+    expect(said("South Africa", "The capital of South Africa is Pretoria. South Africa is in South America.")).toBe(0);
+    expect(said("the Central African Republic", "The capital of the Central African Republic is Bangui.")).toBe(1);
+    expect(said("Peru", "The capital of Peru is Lima.")).toBe(1);
+    expect(judge("南非的首都是哪里？", "南非的首都是比勒陀利亚。南非位于非洲。")).toBe(2);
   });
 });
 

@@ -306,6 +306,27 @@ describe("small builds", () => {
     expect(kept("failed")).toEqual(["long", "short"]);
   });
 
+  it("says of which source nothing is left, and what took most of it", async () => {
+    const files = [jsonl("rich.jsonl", [{ id: "long", text: prose(1, 50) }])];
+    const poor = [
+      jsonl(
+        "poor.jsonl",
+        [1, 2, 3].map((n) => ({ id: `p${n}`, text: n === 3 ? "A few words." : `Word ${n}.` })),
+      ),
+    ];
+    const sources = [
+      { name: "rich", files },
+      { name: "poor", files: poor },
+    ];
+    const thresholds = Object.fromEntries(
+      ["minWords", "minStopWords", "minAlphaWords"].map((r) => [`gopher.${r}`, null]),
+    );
+    const heuristics = { presets: ["gopher"], thresholds: { ...thresholds, "gopher.minMeanWordLength": 3.5 } };
+    const { finished } = await small("emptied", { sources, heuristics, minCharacters: 20 });
+    expect(finished.mix.map((s) => s.source)).toEqual(["rich"]);
+    expect(finished.emptied).toEqual([{ source: "poor", documents: 3, rule: "gopher.minMeanWordLength", took: 3 }]);
+  });
+
   it("a job's own error is told", async () => {
     writeFileSync(join(dir, "bad.bin"), "no model");
     const recipe = { sources: [{ name: "S", files: [jsonl("one.jsonl", [{ id: "1", text: RIVER }])] }] };

@@ -25,6 +25,7 @@ import {
   valueLoss,
   whiten,
 } from "../../src/stages/ppo.js";
+import { ppoSchema } from "../../src/stages/ppo-config.js";
 import { stepMetrics, Totals } from "../../src/stages/ppo-metrics.js";
 import { rankingLoss } from "../../src/stages/reward.js";
 import type { Episode } from "../../src/stages/rollout.js";
@@ -204,6 +205,13 @@ test("policy and value losses of a token, clipped and free", () => {
     const { loss, slope } = valueLoss(g.value, g.old, g.target, 0.2);
     near([loss, slope], [g.loss, g.slope], 10);
   }
+});
+
+test("a bound on bad actions that is no bound is refused", () => {
+  const of = (dualClip: number) => ppoSchema.shape.dualClip.safeParse(dualClip);
+  expect([0, 1.5, 3].every((c) => of(c).success)).toBe(true);
+  expect(of(-1).success).toBe(false);
+  for (const c of [0.5, 1]) expect(of(c).error?.issues[0].message).toMatch(/0, or more than 1/);
 });
 
 test("group advantages", () => {
