@@ -4,7 +4,7 @@ export type { Device } from "./device/device.js";
 export { DialogueEncoder } from "./dialogue/mask.js";
 export type { Message } from "./dialogue/templates.js";
 export { type ExportType, exportGguf } from "./export/model.js";
-export { type Generated, type GenerateOptions, generate } from "./generate/generate.js";
+export { type Generated, type GenerateOptions, generate, generateAsync } from "./generate/generate.js";
 export { type Loaded, loadForGeneration } from "./generate/loaded.js";
 export { Int8Weights, PackedWeights } from "./generate/weights.js";
 export type { LlamaConfig } from "./nn/config.js";

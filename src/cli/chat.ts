@@ -2,7 +2,7 @@
 import { createInterface } from "node:readline/promises";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import type { Message } from "../dialogue/templates.js";
-import { generate } from "../generate/generate.js";
+import { generateAsync } from "../generate/generate.js";
 import { openModel, type SamplingFlags, samplingOf } from "./generate.js";
 
 const HELP = `/reset          forget the conversation
@@ -21,6 +21,13 @@ export async function command(dir: string, flags: SamplingFlags & { system?: str
   const terminal = process.stdin.isTTY === true;
   const lines = createInterface({ input: process.stdin, ...(terminal && { output: process.stdout }), prompt: "> " });
   if (terminal) console.log(`${dir}. /help tells the commands.`);
+  // At the prompt Ctrl-C leaves; during a reply it ends that.
+  let replying = false;
+  let interrupted = false;
+  lines.on("SIGINT", () => {
+    if (replying) interrupted = true;
+    else lines.close();
+  });
   lines.prompt();
   for await (const line of lines) {
     const text = line.trim();
@@ -33,22 +40,31 @@ export async function command(dir: string, flags: SamplingFlags & { system?: str
     } else if (text.startsWith("/")) console.log(`There is no command ${text.split(" ")[0]}.\n${HELP}`);
     else if (text !== "") {
       history.push({ role: "user", content: text });
-      history = reply(history);
+      history = await reply(history);
     }
     lines.prompt();
   }
   lines.close();
 
-  /** Streams the reply; returns the conversation with it, less its oldest turns where the context is full. */
-  function reply(messages: Message[]): Message[] {
+  /**
+   * Streams the reply; returns the conversation with it, less its oldest turns where the context is full, or without its last message, where
+   * this alone is too long.
+   */
+  async function reply(messages: Message[]): Promise<Message[]> {
     let kept = messages;
     let ids = encoder.prompt(kept);
-    const room =
-      model.config.maxPositionEmbeddings - Math.min(options.maxTokens, model.config.maxPositionEmbeddings >> 2);
+    const context = model.config.maxPositionEmbeddings;
+    const room = context - Math.min(options.maxTokens, context >> 2);
     const head = kept[0]?.role === "system" ? 1 : 0;
     while (ids.length > room && kept.length > head + 1) {
       kept = [...kept.slice(0, head), ...kept.slice(head + 2)];
       ids = encoder.prompt(kept);
+    }
+    if (ids.length >= context) {
+      console.log(
+        `(with this message there are ${ids.length} tokens, and the model's context of ${context} leaves no room for a reply: it is left out)`,
+      );
+      return messages.slice(0, -1);
     }
     if (kept.length < messages.length)
       console.log(`(the first ${(messages.length - kept.length) / 2} turns no longer fit the context)`);
@@ -58,8 +74,13 @@ export async function command(dir: string, flags: SamplingFlags & { system?: str
       said += piece;
       process.stdout.write(piece);
     };
-    const onToken = (_: number, id: number): undefined => void (stop.includes(id) || say(decoder.push(id)));
-    generate(model, [ids], { ...options, stop, ...(weights && { weights }), onToken });
+    const onToken = (_: number, id: number): boolean => {
+      if (!stop.includes(id)) say(decoder.push(id));
+      return !interrupted;
+    };
+    [replying, interrupted] = [true, false];
+    await generateAsync(model, [ids], { ...options, stop, ...(weights && { weights }), onToken });
+    replying = false;
     say(decoder.end());
     process.stdout.write("\n");
     return [...kept, { role: "assistant", content: said }];

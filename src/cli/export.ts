@@ -1,12 +1,10 @@
 /** `lyceum export MODEL --out FILE.gguf`. */
-import { EXPORT_TYPES, type ExportType, exportGguf } from "../export/model.js";
+import { type ExportType, exportGguf } from "../export/model.js";
 import { UserError } from "../run/errors.js";
 import { mebibytes } from "../run/progress.js";
 
 export function command(dir: string, flags: { out: string; type?: string }): void {
   const { out, type } = flags;
-  if (type !== undefined && !Object.hasOwn(EXPORT_TYPES, type))
-    throw new UserError(`--type is "${type}"; it must be one of ${Object.keys(EXPORT_TYPES).join(", ")}.`, 2);
   if (!out.endsWith(".gguf")) throw new UserError(`--out is "${out}"; the file's name must end in .gguf.`, 2);
   const made = exportGguf(dir, out, type as ExportType | undefined);
   console.log(

@@ -32,7 +32,7 @@ export async function readSubject(model: string, stage: string | undefined, set:
 function knownStage(name: string): PlannedStage {
   const found = PLANNED_STAGES.find((s) => s === name);
   if (found) return found;
-  const near = nearest(name, PLANNED_STAGES);
+  const near = name === "grpo" ? undefined : nearest(name, PLANNED_STAGES);
   throw new UserError(
     `--stage ${name}: ${near ? `did you mean "${near}"? ` : ""}Planned are ${PLANNED_STAGES.join(", ")}.`,
     2,
@@ -75,6 +75,7 @@ async function fromYaml(file: string, wanted: PlannedStage | undefined, set: rea
 /** A stage's own file need not say which stage it is for: the keys tell. */
 function guessStage(value: Json, file: string): PlannedStage {
   if (typeof value.stage === "string") return knownStage(value.stage);
+  if (value.groupSize !== undefined) return knownStage("grpo"); // which says that it is not planned
   if (value.reward !== undefined && value.prompts !== undefined) return "ppo";
   if (value.beta !== undefined) return "dpo";
   if (value.model !== undefined) return "pretrain";

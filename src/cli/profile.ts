@@ -100,14 +100,16 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
 /** The stages that go on in steps. */
 const TRAINING = ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"];
 
-/** What the file says, or --stage; a file that says nothing is a pretraining stage. */
+/** What the file says, or --stage; a file that says nothing and has a model is a pretraining stage. */
 function stageOf(file: string, value: unknown, wanted: string | undefined): string {
-  const { stage, stages } = (value ?? {}) as { stage?: unknown; stages?: unknown };
+  const { stage, stages, model } = (value ?? {}) as { stage?: unknown; stages?: unknown; model?: unknown };
   if (stages !== undefined)
     throw new UserError(
       `${file} is a recipe of several stages; profile measures one stage: give it a file of its own.`,
       2,
     );
+  if (wanted === undefined && stage === undefined && model === undefined)
+    throw new UserError(`${file} does not say which stage it is for; give --stage ${TRAINING.join(", --stage ")}.`, 2);
   const name = String(wanted ?? stage ?? "pretrain");
   if (!TRAINING.includes(name))
     throw new UserError(

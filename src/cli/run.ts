@@ -2,12 +2,15 @@
 import { existsSync } from "node:fs";
 import { resolve as absolute, basename, dirname, extname, sep } from "node:path";
 import { z } from "zod";
+import { readLlamaConfig } from "../nn/config.js";
 import { launched } from "../parallel/mpi.js";
-import { type ConfigSource, check, nearest, overridden, readYaml } from "../run/config.js";
+import { type ConfigSource, check, nearest, overridden, placeOf, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { latestStep, RunFolder } from "../run/folder.js";
 import { duration } from "../run/progress.js";
 import { changedSettings } from "../run/resume.js";
+import { isRewardModule, loadRewardFunction } from "../stages/judge.js";
+import { positionsOfNew } from "../stages/pretrain.js";
 import { STAGES } from "../stages/registry.js";
 import { checkFiles, locate, runStage, type StageFlags, tellUnused } from "./stage.js";
 
@@ -57,6 +60,7 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     );
     return ` Nor has an earlier stage made it.${near ? ` Did you mean the stage "${near}"?` : ""}`;
   };
+  const modules = new Set<string>();
   const plan = recipe.stages.map((raw, i) => {
     const { stage, name = stage, ...rest } = raw;
     const entry = STAGES[stage];
@@ -81,9 +85,15 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     const config = check(entry.schema, { ...at, value }) as Json;
     const begun = latestStep(`${out}/${name}`) > 0 || existsSync(`${out}/${name}/model`);
     if (!flags.resume || !begun) checkFiles(config, at, isMade, i > 0 ? meant : undefined);
-    made.set(name, madeBy(stage, `${out}/${name}`));
+    const context = contextOf(stage, config, made);
+    checkContext(stage, config, context, at);
+    if (typeof config.reward === "string" && isRewardModule(config.reward) && !isMade(config.reward))
+      modules.add(config.reward);
+    made.set(name, { ...madeBy(stage, `${out}/${name}`), ...(context !== undefined && { context }) });
     return { stage, name, entry, config, given: rest };
   });
+
+  for (const module of modules) await loadRewardFunction(module);
 
   if (flags.resume && !plan.some(({ name }) => existsSync(`${out}/${name}`)))
     console.error(`${out} holds nothing to go on with: the recipe begins anew`);
@@ -129,11 +139,42 @@ const USES: Record<string, (model: string) => string> = {
 /** What a stage will have made in its folder, for those after it. */
 interface Made {
   model?: string;
+  /** Its positions. */
+  context?: number;
   preferences?: string;
 }
 function madeBy(stage: string, dir: string): Made {
   if (stage === "evaluate") return {};
   return stage === "prefer" ? { preferences: `${dir}/preferences.jsonl` } : { model: `${dir}/model` };
+}
+
+/** Positions of the model that a stage trains: of the one it begins with, or of a new one; undefined where that cannot be known yet. */
+function contextOf(stage: string, config: Json, made: ReadonlyMap<string, Made>): number | undefined {
+  const { from, model, data } = config as { from?: string; model?: Json; data?: { contextLength?: number } };
+  if (from === undefined)
+    return stage === "pretrain" && data?.contextLength !== undefined
+      ? positionsOfNew(model?.maxPositionEmbeddings as number | undefined, data.contextLength)
+      : undefined;
+  const earlier = [...made.values()].find((m) => m.model === from);
+  if (earlier) return earlier.context;
+  return existsSync(`${from}/config.json`) ? readLlamaConfig(from).maxPositionEmbeddings : undefined;
+}
+
+/** Throws UserError where a stage's rows or replies are longer than its model can be. */
+function checkContext(stage: string, config: Json, context: number | undefined, at: ConfigSource): void {
+  if (context === undefined) return;
+  const { data, maxTokens } = config as { data?: { contextLength?: number }; maxTokens?: number };
+  const rows = stage === "pretrain" || stage === "sft" ? (data?.contextLength ?? 0) : 0; // preferences are cut
+  if (rows > context)
+    throw new UserError(
+      `${placeOf(at, ["data", "contextLength"])}: data.contextLength is ${rows}, but the model was made for ${context} positions.`,
+      2,
+    );
+  if (maxTokens !== undefined && maxTokens >= context)
+    throw new UserError(
+      `${placeOf(at, ["maxTokens"])}: maxTokens is ${maxTokens}; the model's context is ${context}, prompt and reply together.`,
+      2,
+    );
 }
 
 /** `--set sft.steps=10` for the stage of that name, as well as `--set stages.1.steps=10`. */

@@ -40,8 +40,9 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
       documents++;
       yield text;
     }
-    for (const r of world ? everyones(world, rejected) : rejected)
-      console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
+    const aside = world ? everyones(world, rejected) : rejected;
+    for (const r of aside.slice(0, MOST_TOLD)) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
+    if (aside.length > MOST_TOLD) console.error(`... and ${aside.length - MOST_TOLD} records more`);
   };
   const options = {
     vocabSize: Number(flags.vocabSize),
@@ -54,6 +55,9 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
   tokenizer.save(flags.out);
   console.log(`${flags.out}: ${tokenizer.vocabSize} tokens from ${documents} documents`);
 }
+
+/** Records set aside that are told one by one. */
+const MOST_TOLD = 20;
 
 /** Under mpirun: all processes of the job, which share a host's cores. Each counts the words of its share of the documents. */
 async function join(): Promise<Comm | undefined> {

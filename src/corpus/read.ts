@@ -7,7 +7,7 @@ import { statSync } from "node:fs";
 import { chanceKey, type Document, isBinary, NO_TEXT, type Rejected } from "./document.js";
 import { readPieces } from "./input/bytes.js";
 import { documentsOf } from "./input/documents.js";
-import { formatOf, listFiles } from "./input/source.js";
+import { formatOf, KNOWN, listFiles } from "./input/source.js";
 
 export type { Document, Rejected } from "./document.js";
 
@@ -23,13 +23,17 @@ export async function* readDocuments(
   where = "data.train or data.validation",
   { rank, size }: { rank: number; size: number } = { rank: 0, size: 1 },
 ): AsyncGenerator<Document> {
-  const files = listFiles(paths, where);
+  const files = listFiles(paths, where, true);
   const byFile = files.length >= size;
   // Where all read a file, one tells what cannot be used of it.
   const reject = (record: Rejected): void => void ((byFile || rank === 0) && rejected.push(record));
   let seen = 0;
   for (const [f, file] of files.entries()) {
     if (byFile && f % size !== rank) continue;
+    if (formatOf(file) === undefined) {
+      reject({ file, line: 0, reason: `its format cannot be told by its name. Known are ${KNOWN}` });
+      continue;
+    }
     const documents = isPlainText(file) ? [await readText(file, reject)] : documentsOf([file], "", reject);
     for await (const document of documents)
       if (document === undefined) continue;

@@ -53,7 +53,7 @@ export function openLibrary(isa: string): ReturnType<typeof koffi.load> {
   const path = libraryPath(isa);
   if (!existsSync(path))
     throw new EngineError(
-      `The CPU engine is not built (${path} is missing). Run "npm run build"; it needs a C compiler: install the package gcc (Debian, Ubuntu: apt-get install gcc; Fedora: dnf install gcc; macOS: xcode-select --install).`,
+      `The CPU engine is not built (${path} is missing). Run "npm run build" here, or "npm rebuild lyceum" in a project that has it installed; it needs a C compiler: install the package gcc (Debian, Ubuntu: apt-get install gcc; Fedora: dnf install gcc; macOS: xcode-select --install).`,
     );
   const library = koffi.load(path);
   libraries.set(isa, library);

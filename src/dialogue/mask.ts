@@ -25,6 +25,8 @@ export const replyStart = (sample: Sample): number => sample.trainable.indexOf(1
 export const CONSTRUCTIONS = ["all", "last", "split"] as const;
 export type Construction = (typeof CONSTRUCTIONS)[number];
 
+const ROLES = ["system", "user", "assistant"];
+
 export class DialogueEncoder {
   private readonly template: ChatTemplate;
   private readonly encoder: RenderingEncoder;
@@ -39,6 +41,9 @@ export class DialogueEncoder {
 
   /** The tokens to generate a reply from: the conversation, and the generation prompt. Throws UserError when they cannot be rendered. */
   prompt(messages: readonly Message[]): Int32Array {
+    for (const { role } of messages)
+      if (!ROLES.includes(role))
+        throw new RecordError(`A message has the role ${JSON.stringify(role)}; it must be ${ROLES.join(", ")}.`);
     const rendering = this.renderer.render(messages, true);
     const borders = new Prefixes(this.renderer, messages).starts(messages.length, rendering);
     return Int32Array.from(this.encoder.encode(rendering, { start: 0, end: rendering.text.length }, borders));

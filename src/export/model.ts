@@ -21,6 +21,8 @@ export type ExportType = keyof typeof EXPORT_TYPES;
 
 /** Writes `dir` as `out`. Throws UserError for what llama.cpp could not run as it runs here. */
 export function exportGguf(dir: string, out: string, type?: ExportType): { bytes: number; type: ExportType } {
+  if (type !== undefined && !Object.hasOwn(EXPORT_TYPES, type))
+    throw new UserError(`--type is "${type}"; it must be one of ${Object.keys(EXPORT_TYPES).join(", ")}.`, 2);
   const config = readLlamaConfig(dir);
   const tokenizer = Tokenizer.load(dir);
   if (tokenizer.modelSize > config.vocabSize)

@@ -2,6 +2,7 @@
  * Generation with a KV cache: many prompts at once, each row sampled by its own counter-based random numbers, so that
  * a reply depends on (seed, row) and not on what else is in the batch.
  */
+import { setImmediate } from "node:timers/promises";
 import { dtypeBytes, type Ptr } from "../device/device.js";
 import type { KvCache } from "../nn/kv-cache.js";
 import { type Llama, packSequences } from "../nn/llama.js";
@@ -31,8 +32,46 @@ export interface Generated {
 
 /** Continues every prompt (arrays of ids, none empty). Throws UserError when a prompt leaves no room in the context. */
 export function generate(model: Llama, prompts: readonly ArrayLike<number>[], options: GenerateOptions): Generated[] {
+  const steps = generation(model, prompts, options);
+  for (;;) {
+    const { done, value } = steps.next();
+    if (done) return value;
+  }
+}
+
+/**
+ * The same, and between two tokens the program may do something else: several may run at once, on one model too. Rejects with the reason
+ * of `signal` when it is aborted; what `onToken` was told until then is true.
+ */
+export async function generateAsync(
+  model: Llama,
+  prompts: readonly ArrayLike<number>[],
+  { signal, ...options }: GenerateOptions & { signal?: AbortSignal },
+): Promise<Generated[]> {
+  const steps = generation(model, prompts, options);
+  try {
+    for (;;) {
+      signal?.throwIfAborted();
+      const { done, value } = steps.next();
+      if (done) return value;
+      await setImmediate();
+    }
+  } finally {
+    steps.return([]); // gives the memory back, where it was not worked to its end
+  }
+}
+
+/** Stops after each token. */
+function* generation(
+  model: Llama,
+  prompts: readonly ArrayLike<number>[],
+  options: GenerateOptions,
+): Generator<void, Generated[], void> {
   const { device, config } = model;
-  const { maxTokens } = options;
+  const { maxTokens, temperature = 1 } = options;
+  if (!Number.isInteger(maxTokens) || maxTokens < 0)
+    throw new UserError(`maxTokens is ${maxTokens}; it must be a whole number from 0.`, 2);
+  if (!(temperature >= 0)) throw new UserError(`temperature is ${temperature}; it must be a number from 0.`, 2);
   const stop = new Set(options.stop ?? []);
   const context = config.maxPositionEmbeddings;
   checkPrompts(prompts, context, config.vocabSize);
@@ -94,6 +133,8 @@ export function generate(model: Llama, prompts: readonly ArrayLike<number>[], op
         active.pop();
       }
       if (active.length === 0) return results;
+      yield;
+      model.mustBeOpen(); // it may have been closed meanwhile
       const B = active.length;
       if (decoder) decoder.step(current, past, B);
       const logits = decoder ? decoder.logits : tapeStep(model, tape, current.slice(0, B), past.slice(0, B), cache);
@@ -118,7 +159,7 @@ function checkPrompts(prompts: readonly ArrayLike<number>[], context: number, vo
         `Prompt ${i + 1} has ${p.length} tokens; the model's context of ${context} leaves no room for a reply.`,
       );
     for (let t = 0; t < p.length; t++)
-      if (p[t] >= vocabSize || p[t] < 0)
+      if (!(p[t] < vocabSize && p[t] >= 0 && Number.isInteger(p[t])))
         throw new UserError(
           `Prompt ${i + 1} holds token ${p[t]}, but the model's vocabulary has ${vocabSize}: is this the model's own tokenizer?`,
         );

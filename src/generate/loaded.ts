@@ -25,8 +25,15 @@ export interface LoadingOptions {
   weights?: "int8" | "packed";
 }
 
+const ALLOWED = { precision: ["fp32", "bf16"], weights: ["int8", "packed"] };
+
 /** Loads for inference. */
 export function loadForGeneration(dir: string, options: LoadingOptions = {}): Loaded {
+  for (const [key, allowed] of Object.entries(ALLOWED)) {
+    const given = options[key as keyof typeof ALLOWED];
+    if (given !== undefined && !allowed.includes(given))
+      throw new UserError(`${key} is "${given}"; it must be ${allowed.join(" or ")}.`, 2);
+  }
   const config = readLlamaConfig(dir);
   const tokenizer = Tokenizer.load(dir);
   const stop = stopTokens(dir, config, tokenizer);

@@ -79,6 +79,7 @@ export class Llama {
   /** Low-rank adapters beside the (then frozen) matrices; set by `attachLora`. */
   lora: LoraAdapter | undefined;
   readonly layers: Layer[] = [];
+  private closed = false;
   private readonly layerUnits: Unit[];
   /** Of the rotary angles. */
   readonly tables: RopeTables;
@@ -298,6 +299,7 @@ export class Llama {
 
   /** Kernels index by ids and positions, and check nothing. Sees that there are angles for these positions. */
   private check({ ids, positions }: TokenBatch): void {
+    this.mustBeOpen();
     const { vocabSize, maxPositionEmbeddings } = this.config;
     let [id, position] = [0, 0];
     for (let i = 0; i < ids.length; i++) {
@@ -358,7 +360,7 @@ export class Llama {
 
   /** log softmax(logits / temperature)[targets[i]] given the tokens up to i: [N] fp32; targets below 0 are skipped. */
   logProbs(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
-    const { rows, kept } = targetRows(targets, this.config.vocabSize);
+    const { rows, kept } = targetRows(batch, targets, this.config.vocabSize);
     return this.pipe.fromLast(tape, this.forward(tape, batch, rows), [targets.length], (hidden) => {
       const logp = this.logProbOf(tape, hidden, kept, 1 / temperature);
       return rows ? spreadRows(tape, logp, rows, targets.length) : logp;
@@ -376,7 +378,7 @@ export class Llama {
 
   /** Entropy (nats) of the distribution over the next token, for rows with a target; 0 elsewhere: [N] fp32. */
   entropies(tape: Tape, batch: TokenBatch, targets: Int32Array, temperature = 1): Tensor {
-    const { rows, kept } = targetRows(targets, this.config.vocabSize);
+    const { rows, kept } = targetRows(batch, targets, this.config.vocabSize);
     return this.pipe.fromLast(tape, this.forward(tape, batch, rows), [targets.length], (hidden) => {
       const W = this.outputMatrix!;
       const entropy = tokenEntropy(tape, hidden, W, tape.upload(kept), 1 / temperature, this.lora?.rows.get(W));
@@ -389,7 +391,8 @@ export class Llama {
    * loss is the last stage's to know, and 0 in the others: nobody waits for it, so that micro-batches can follow.
    */
   loss(tape: Tape, batch: TokenBatch, targets: Int32Array, weights: Float32Array): { logp: Tensor; loss: number } {
-    const { rows, kept } = targetRows(targets, this.config.vocabSize);
+    const { rows, kept } = targetRows(batch, targets, this.config.vocabSize);
+    mustBeAsMany("weights", weights.length, targets.length);
     const hidden = this.forward(tape, batch, rows);
     if (!this.pipe.last) return { logp: hidden, loss: 0 };
     const w = rows ? Float32Array.from(rows, (row) => weights[row]) : weights;
@@ -408,7 +411,11 @@ export class Llama {
   logits(tape: Tape, hidden: Tensor, rows: Int32Array): Tensor {
     const { vocabSize } = this.config;
     const { tensor } = this.grid;
+    this.mustBeOpen();
     return this.pipe.fromLast(tape, hidden, [rows.length, vocabSize], (h) => {
+      const outside = rows.find((row) => !(row >= 0 && row < h.shape[0]));
+      if (outside !== undefined)
+        throw new UserError(`Logits of row ${outside} are asked for, and there are ${h.shape[0]} hidden states.`);
       const own = this.ownLogits(tape, h, rows);
       return tensor.size === 1 ? own : gatherColumns(tape, own, vocabSize, tensor);
     });
@@ -449,6 +456,7 @@ export class Llama {
   }
 
   newCache(rows: number, maxLength: number): KvCache & { close(): void } {
+    this.mustBeOpen();
     this.tables.reach(maxLength);
     return makeCache(this.device, rows, maxLength, this.layers.length, this.attentionShape, this.precision);
   }
@@ -470,11 +478,21 @@ export class Llama {
     return products + adapters + 6 * numLayers * numHeads * headDim * squares;
   }
 
+  /** Throws where the memory was given back: kernels would read what is no longer there. */
+  mustBeOpen(): void {
+    if (this.closed) throw new UserError("This model was closed: its memory is gone. Load it anew.");
+  }
+
   close(): void {
+    this.closed = true;
     this.parameters.close();
     this.lora?.parameters.close();
     this.tables.close();
   }
+}
+
+function mustBeAsMany(what: string, found: number, wanted: number): void {
+  if (found !== wanted) throw new UserError(`There are ${found} ${what} for ${wanted} tokens; each token has one.`);
 }
 
 function checkId(id: number, vocabSize: number): void {
@@ -485,7 +503,12 @@ function checkId(id: number, vocabSize: number): void {
 }
 
 /** The rows that have a target, when that leaves out enough to be worth a copy: most of a prompt. */
-function targetRows(targets: Int32Array, vocabSize: number): { rows?: Int32Array; kept: Int32Array } {
+function targetRows(
+  { ids }: TokenBatch,
+  targets: Int32Array,
+  vocabSize: number,
+): { rows?: Int32Array; kept: Int32Array } {
+  mustBeAsMany("targets", targets.length, ids.length);
   checkId(
     targets.reduce((a, b) => Math.max(a, b), 0),
     vocabSize,

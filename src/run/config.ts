@@ -32,7 +32,11 @@ export function readYaml(file: string): ConfigSource {
   const lines = new LineCounter();
   const document = parseDocument(text, { lineCounter: lines });
   const broken = document.errors[0];
-  if (broken) throw new UserError(`${file}: not YAML: ${broken.message.split("\n")[0]}`, 2);
+  if (broken) {
+    const [at] = broken.linePos ?? [];
+    const what = broken.message.split("\n")[0].replace(/ at line \d+, column \d+:?$/, "");
+    throw new UserError(`${file}${at ? `:${at.line}:${at.col}` : ""}: not YAML: ${what}`, 2);
+  }
   return {
     file,
     value: plain(() => document.toJS() ?? {}, `${file}: not YAML that can be read: `),
@@ -179,12 +183,16 @@ function describe(issue: z.core.$ZodIssue, schema: z.ZodType, source: ConfigSour
 
 /** A value in a message: of a long one its beginning. */
 function quoted(value: unknown): string {
-  const text = JSON.stringify(value);
+  const text = typeof value === "number" ? String(value) : JSON.stringify(value);
   return text.length > 80 ? `${text.slice(0, 60)}…` : text;
 }
 
 function allowed(issue: z.core.$ZodIssue): string {
   if (issue.code === "invalid_value") return issue.values.map(String).join(" or ");
+  if ((issue.code === "too_small" || issue.code === "too_big") && issue.origin === "array") {
+    const most = issue.code === "too_small" ? issue.minimum : issue.maximum;
+    if (issue.code === "too_big" || Number(most) > 1) return `a list of ${most}`;
+  }
   if (issue.code === "too_small")
     return issue.origin === "array" || issue.origin === "string"
       ? `given (it is empty)`

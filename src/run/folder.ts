@@ -1,6 +1,7 @@
 /**
  * The run folder: everything a run needs to be explained, resumed or repeated.
  *   config.yaml    resolved, with the version        metrics.jsonl, events.*   what happened
+ *   inputs.json    fingerprints of what it reads
  *   checkpoints/000500/   whole or not there at all   samples/, model/          what came out
  *   report.html    all of it on one page
  * A checkpoint is written under a name that starts with a dot, synced, and renamed when it is whole.
@@ -21,6 +22,7 @@ import { dirname } from "node:path";
 import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "./config.js";
 import { UserError } from "./errors.js";
+import { checkInputs } from "./inputs.js";
 import { holdsLock, takeLock } from "./lock.js";
 import { Metrics } from "./metrics.js";
 import { CHECKPOINT, changedSettings, clearPreparation, configText, contentsOf, PARTIAL } from "./resume.js";
@@ -84,11 +86,13 @@ export class RunFolder {
       for (const name of readdirSync(`${dir}/checkpoints`))
         if (PARTIAL.test(name)) rmSync(`${dir}/checkpoints/${name}`, { recursive: true });
       const start = latestStep(dir);
-      const changes = changedSettings(dir, config, start);
+      const inputs = checkInputs(dir, config, start);
+      const changes = [...changedSettings(dir, config, start), ...inputs.changes];
       if (start > 0 && changes.length > 0) console.error(`since the run began: ${changes.join("; ")}`);
       const settings = configText(VERSION, toYaml(config));
       const run = new RunFolder(dir, start, options.keepCheckpoints, world, release, settings);
       if (start === 0) run.goesOn();
+      if (inputs.text !== undefined) writeWhole(`${dir}/inputs.json`, inputs.text);
       world?.barrier(true);
       world?.gatherNumbers([start]);
       return run;

@@ -18,6 +18,8 @@ export interface StepResult {
 
 export interface LoopStage {
   steps: number;
+  /** What a step needs and what changes nothing of the models, as a rollout: where it fails, the steps before it are saved. */
+  prepare?(step: number): Promise<void>;
   /** Does step 1 .. steps. Throws NonFiniteError before anything is updated with numbers that are not finite. */
   step(step: number): StepResult | Promise<StepResult>;
   /** Losses on held-out data and the like; also called after the last step. */
@@ -88,6 +90,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
     else showSample(run, stage, 0, progress);
     for (let step = run.startStep + 1; step <= stage.steps; step++) {
       const start = performance.now();
+      if (stage.prepare) await prepared(run, stage, step, alone);
       const result = await stage.step(step);
       const seconds = (performance.now() - start) / 1000;
       trained += seconds;
@@ -157,6 +160,21 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
   } finally {
     progress.end();
     for (const signal of SIGNALS) process.off(signal, onSignal);
+  }
+}
+
+/** Prepares a step. Of several processes, whose others wait elsewhere, nothing can be saved where one fails. */
+async function prepared(run: RunFolder, stage: LoopStage, step: number, alone: boolean): Promise<void> {
+  try {
+    await stage.prepare?.(step);
+  } catch (error) {
+    const last = step - 1;
+    if (!(error instanceof UserError) || !alone || last <= latestStep(run.dir)) throw error;
+    run.checkpoint(last, (dir) => stage.save(dir));
+    throw new UserError(
+      `${error.message} Step ${last} is saved: the same command with --resume goes on from there.`,
+      error.exitCode,
+    );
   }
 }
 

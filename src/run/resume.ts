@@ -18,7 +18,7 @@ import { UserError } from "./errors.js";
 
 /** What a run leaves before its first step. */
 const BEFORE_TRAINING =
-  /^((config\.yaml|rejected\.jsonl|reference\.json|not-finite\.json)(\.partial)?|run\.lock.*|data|samples|checkpoints|events\.out\.tfevents\..*)$/;
+  /^((config\.yaml|inputs\.json|rejected\.jsonl|reference\.json|not-finite\.json)(\.partial)?|run\.lock.*|data|samples|checkpoints|events\.out\.tfevents\..*)$/;
 /** What stands in its folder before its settings do. */
 const BEFORE_CONFIG = /^(run\.lock.*|checkpoints|config\.yaml\.partial)$/;
 /** Checkpoints, and those that were not whole when the run was killed. Other names in their folder are somebody's. */
@@ -115,6 +115,7 @@ export function changedSettings(dir: string, config: unknown, step: number, give
   } catch {
     return []; // edited by hand: the new settings are written over it
   }
+  if (!isGroup(before)) return [];
   const was = head.includes(IN) ? head.slice(head.indexOf(IN) + IN.length) : ".";
   const now: unknown = JSON.parse(JSON.stringify(config));
   const changes = differences(before, now, was).filter(

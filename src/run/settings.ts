@@ -54,6 +54,15 @@ export const averageOfAll: [
   { path: ["optimizer", "ema"], message: "0 with lora: what is averaged is a whole model's weights" },
 ];
 
+/** For every stage: `.refine(...rateFalls)`. */
+export const rateFalls: [
+  (config: { optimizer: { learningRate: number }; schedule: { minLearningRate?: number | undefined } }) => boolean,
+  { path: string[]; message: string },
+] = [
+  ({ optimizer, schedule }) => (schedule.minLearningRate ?? 0) <= optimizer.learningRate,
+  { path: ["schedule", "minLearningRate"], message: "at most optimizer.learningRate, from which the rate falls" },
+];
+
 /** Several processes, under mpirun (docs/parallel.md). */
 export const parallelSchema = z.strictObject({
   /** Replicas that train on different rows; all processes that tensor and pipeline leave when not given. */

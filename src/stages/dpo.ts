@@ -24,7 +24,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { averageOfAll, batchSizeSchema, loraSchema, trainingSettings } from "../run/settings.js";
+import { averageOfAll, batchSizeSchema, loraSchema, rateFalls, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import {
@@ -69,7 +69,8 @@ export const dpoSchema = z
     path: ["lengthAverage"],
     message: "false where loss is not ipo: simpo and orpo average by themselves, the others sum",
   })
-  .refine(...averageOfAll);
+  .refine(...averageOfAll)
+  .refine(...rateFalls);
 export type DpoConfig = z.output<typeof dpoSchema>;
 
 /** A chosen and a rejected reply to one prompt, and what the reference says of them. */

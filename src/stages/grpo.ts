@@ -25,7 +25,14 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { averageOfAll, batchSizeSchema, loraSchema, pathsSchema, trainingSettings } from "../run/settings.js";
+import {
+  averageOfAll,
+  batchSizeSchema,
+  loraSchema,
+  pathsSchema,
+  rateFalls,
+  trainingSettings,
+} from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { openJudge } from "./judge.js";
@@ -52,6 +59,7 @@ export const grpoSchema = z
     ...shared,
     /** Samples are shown every so many steps, with their scores. */
     evalEvery: z.int().min(0).default(10),
+    saveEvery: z.int().min(0).default(10),
     /** Rollouts, each with its updates. */
     steps: natural.default(100),
     from: z.string().min(1),
@@ -79,7 +87,8 @@ export const grpoSchema = z
     lora: loraSchema.optional(),
     samples: z.strictObject({ count: z.int().min(0).default(3) }).prefault({}),
   })
-  .refine(...averageOfAll);
+  .refine(...averageOfAll)
+  .refine(...rateFalls);
 export type GrpoConfig = z.output<typeof grpoSchema>;
 
 /** Advantage of each score within its group of `size` neighbours. A group of equal scores teaches nothing: 0. */
@@ -211,6 +220,8 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   const tape = new Tape(device);
   let episodes: Episode[] = [];
   let scores: number[] = [];
+  /** log p of each reply token: of the policy that sampled, and of the reference. */
+  let perToken: PerToken[] = [];
   /** What the step is working on, for the file that is left when a number is not finite. */
   let batch: unknown;
 
@@ -241,13 +252,17 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   await runLoop(run, config, {
     steps: config.steps,
     show: ["reward", "loss", "kl", "clip_ratio", "val/reply_length"],
-    async step(step) {
+    async prepare(step) {
       // While replies are written and read, weights that lie elsewhere (ZeRO-3, offload) are here.
       for (const keeper of keepers) keeper.hold(true);
-      const gathered = await makeExperience(step);
-      for (const keeper of keepers) keeper.hold(false);
-      ({ episodes, scores } = gathered);
-      const [old, reference] = gathered.perToken;
+      try {
+        ({ episodes, scores, perToken } = await makeExperience(step));
+      } finally {
+        for (const keeper of keepers) keeper.hold(false);
+      }
+    },
+    step(step) {
+      const [old, reference] = perToken;
       const advantages = groupAdvantages(scores, groupSize, config.scaleByStd);
 
       const totals = { loss: 0, kl: 0, clipped: 0, gradNorm: 0 };

@@ -2,6 +2,7 @@
  * Who says how good replies are: a reward model, or a function of somebody's own in a JavaScript module, for tasks whose
  * answers can be checked.
  */
+import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -115,11 +116,31 @@ export async function loadRewardFunction(source: string): Promise<RewardFunction
   try {
     module = (await import(pathToFileURL(resolve(source)).href)) as { default?: unknown };
   } catch (error) {
-    throw new UserError(`${source} cannot be loaded: ${(error as Error).message}`);
+    const line = error instanceof SyntaxError ? faultyLine(source) : undefined;
+    throw new UserError(`${source}${line ? `:${line}` : ""} cannot be loaded: ${(error as Error).message}`);
   }
   if (typeof module.default !== "function")
     throw new UserError(`${source} has no default export that is a function (prompt, reply) => number.`, 2);
   return module.default as RewardFunction;
+}
+
+/** Where a module is not JavaScript: import() does not say it, node --check does. */
+const faultyLine = (source: string): string | undefined =>
+  /:(\d+)$/m.exec(spawnSync(process.execPath, ["--check", resolve(source)], { encoding: "utf8" }).stderr)?.[1];
+
+/** What a promise gives. One that nothing works on any more, so that it can never settle, would else end the program without a word. */
+async function settled<T>(value: T | Promise<T>): Promise<T> {
+  if (!(value instanceof Promise)) return value;
+  let abandoned = (): void => {};
+  const never = new Promise<never>((_, reject) => {
+    abandoned = () => reject(new Error("its promise never settles: nothing is left that could answer it"));
+  });
+  process.once("beforeExit", abandoned);
+  try {
+    return await Promise.race([value, never]);
+  } finally {
+    process.off("beforeExit", abandoned);
+  }
 }
 
 async function moduleJudge(source: string): Promise<Judge> {
@@ -134,7 +155,7 @@ async function moduleJudge(source: string): Promise<Judge> {
         const at = `${prompt.source.file}:${prompt.source.line}`;
         let score: unknown;
         try {
-          score = await reward(contentOf(prompt.messages.at(-1)!), text);
+          score = await settled(reward(contentOf(prompt.messages.at(-1)!), text));
         } catch (error) {
           throw new UserError(
             `${source} failed on the prompt of ${at}: ${error instanceof Error ? error.message : error}`,

@@ -6,6 +6,7 @@ import {
   loraSchema,
   optimizerSchema,
   pathsSchema,
+  rateFalls,
   scheduleSchema,
   trainingSettings,
 } from "../run/settings.js";
@@ -20,6 +21,8 @@ export const ppoSchema = z
     ...shared,
     /** Samples are shown every so many steps, with their scores. */
     evalEvery: z.int().min(0).default(10),
+    /** A rollout takes long, and what scores it may fail. */
+    saveEvery: z.int().min(0).default(10),
     /** Rollouts, each with its passes of updates. */
     steps: natural.default(100),
     /** The SFT model: actor and reference. */
@@ -78,5 +81,10 @@ export const ppoSchema = z
     lora: loraSchema.optional(),
     samples: z.strictObject({ count: z.int().min(0).default(3) }).prefault({}),
   })
-  .refine(...averageOfAll);
+  .refine(...averageOfAll)
+  .refine(...rateFalls)
+  .refine((c) => rateFalls[0]({ optimizer: c.criticOptimizer, schedule: c.criticSchedule }), {
+    path: ["criticSchedule", "minLearningRate"],
+    message: "at most criticOptimizer.learningRate",
+  });
 export type PpoConfig = z.output<typeof ppoSchema>;

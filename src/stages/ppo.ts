@@ -312,7 +312,9 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const mixed = grid.share(pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
   grid.share(minibatchSize, "minibatchSize");
   const tape = new Tape(device);
-  let experience: Experience | undefined;
+  /** Of the step at hand. */
+  let experience!: Experience;
+  let rolloutSeconds = 0;
   /** What the step is working on, for the file that is left when a number is not finite. */
   let batch: unknown;
 
@@ -376,13 +378,16 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   await runLoop(run, config, {
     steps: config.steps,
     show: shownMetrics,
-    async step(step) {
+    async prepare(step) {
       const began = performance.now();
       experience = await models.holding(() => makeExperience(step));
-      const sampled = performance.now();
+      rolloutSeconds = (performance.now() - began) / 1000;
+    },
+    step(step) {
+      const began = performance.now();
       const totals = new Totals();
       const passes = update(step, experience, totals);
-      const seconds = { rollout: (sampled - began) / 1000, update: (performance.now() - sampled) / 1000 };
+      const seconds = { rollout: rolloutSeconds, update: (performance.now() - began) / 1000 };
       const metrics = stepMetrics(
         experience,
         totals,
@@ -402,7 +407,8 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
     },
     ...(config.samples.count > 0 && {
       evaluate: () => ({}),
-      sample: () => experience && showEpisodes(experience.episodes, experience.scores, config.samples.count),
+      sample: (step) =>
+        step === 0 ? undefined : showEpisodes(experience.episodes, experience.scores, config.samples.count),
     }),
     stateBytes: () => models.stateBytes(),
     batch: () => batch,

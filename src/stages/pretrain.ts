@@ -22,7 +22,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { batchSizeSchema, pathsSchema, trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, pathsSchema, rateFalls, trainingSettings } from "../run/settings.js";
 import type { Arena } from "../tensor/arena.js";
 import { Tape } from "../tensor/tensor.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
@@ -60,34 +60,36 @@ export const tokenizerSchema = z.union([
   }),
 ]);
 
-export const pretrainSchema = z.strictObject({
-  stage: z.literal("pretrain").optional(),
-  ...trainingSettings,
-  /** The shape of a new model; not needed with `from`. */
-  model: modelSchema.optional(),
-  /** A Hugging Face folder to go on training from. */
-  from: z.string().optional(),
-  tokenizer: tokenizerSchema.optional(),
-  data: z.strictObject({
-    /** Documents, or token shards: the folder of a corpus build, or of its shards alone. */
-    train: pathsSchema,
-    validation: pathsSchema.optional(),
-    /** Share of the documents kept for validation when no files are named for it. */
-    validationShare: z.number().min(0).lt(1).default(0.02),
-    contextLength: z.int().min(2).default(256),
-  }),
-  /** Rows of a micro-batch. */
-  batchSize: batchSizeSchema.default(16),
-  /** Validation batches at most; 0: all. */
-  evalBatches: z.int().min(0).default(50),
-  samples: z
-    .strictObject({
-      prompts: z.array(z.string()).default([]),
-      maxTokens: natural.default(40),
-      temperature: z.number().min(0).default(0),
-    })
-    .prefault({}),
-});
+export const pretrainSchema = z
+  .strictObject({
+    stage: z.literal("pretrain").optional(),
+    ...trainingSettings,
+    /** The shape of a new model; not needed with `from`. */
+    model: modelSchema.optional(),
+    /** A Hugging Face folder to go on training from. */
+    from: z.string().optional(),
+    tokenizer: tokenizerSchema.optional(),
+    data: z.strictObject({
+      /** Documents, or token shards: the folder of a corpus build, or of its shards alone. */
+      train: pathsSchema,
+      validation: pathsSchema.optional(),
+      /** Share of the documents kept for validation when no files are named for it. */
+      validationShare: z.number().min(0).lt(1).default(0.02),
+      contextLength: z.int().min(2).default(256),
+    }),
+    /** Rows of a micro-batch. */
+    batchSize: batchSizeSchema.default(16),
+    /** Validation batches at most; 0: all. */
+    evalBatches: z.int().min(0).default(50),
+    samples: z
+      .strictObject({
+        prompts: z.array(z.string()).default([]),
+        maxTokens: natural.default(40),
+        temperature: z.number().min(0).default(0),
+      })
+      .prefault({}),
+  })
+  .refine(...rateFalls);
 export type PretrainConfig = z.output<typeof pretrainSchema>;
 
 /** Of a process's part of a micro-batch: no machine holds the activations of as many. */
@@ -321,7 +323,13 @@ async function tokenize(
     // The second pass over the same files meets the same bad records: they are listed already.
     await writeShards(data.validation ? readDocuments(data.validation, rejected) : side(true, []), tokenizer, heldDir);
   });
-  if (readManifest(trainDir)?.tokens === 0) throw noDocuments(data.train, rejected);
+  if (readManifest(trainDir)?.tokens === 0) {
+    const held = data.validation ? 0 : (readManifest(heldDir)?.documents ?? 0);
+    if (held === 0) throw noDocuments(data.train, rejected);
+    throw new UserError(
+      `${data.train.join(", ")}: ${held === 1 ? "the document is" : `all ${held} documents are`} held out (data.validationShare is ${data.validationShare}), and none is left to train on. Make that smaller, or 0.`,
+    );
+  }
   if (!readManifest(heldDir)?.tokens)
     console.error("no validation: no document is held out (see data.validation and data.validationShare)");
   const open = (dir: string): Shards => new Shards(device, dir, tokenizer);
@@ -332,6 +340,10 @@ function noDocuments(files: readonly string[], rejected: readonly Rejected[]): U
   const why = rejected.map((r) => ` ${r.file}:${r.line}: ${r.reason}.`)[0] ?? "";
   return new UserError(`${files.join(", ")}: there is no document to train on.${why}`);
 }
+
+/** Positions of a new model: as many as are asked for, else a row's, and 512 at the least. */
+export const positionsOfNew = (asked: number | undefined, contextLength: number): number =>
+  asked ?? Math.max(contextLength, 512);
 
 function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer, grid: Grid): Llama {
   const { model: shape, data } = config;
@@ -364,7 +376,7 @@ function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer, 
       num_attention_heads: shape.numHeads,
       num_key_value_heads: shape.numKvHeads,
       head_dim: headDim,
-      max_position_embeddings: shape.maxPositionEmbeddings ?? Math.max(data.contextLength, 512),
+      max_position_embeddings: positionsOfNew(shape.maxPositionEmbeddings, data.contextLength),
       rope_theta: shape.ropeTheta,
       rms_norm_eps: shape.rmsNormEps,
       tie_word_embeddings: shape.tieWordEmbeddings,
@@ -404,6 +416,13 @@ function sampleText(model: Llama, tokenizer: Tokenizer, config: PretrainConfig):
   const { prompts, maxTokens, temperature } = config.samples;
   if (prompts.length === 0) return undefined;
   const ids = prompts.map((p) => (p === "" ? [tokenizer.separatorId ?? 0] : tokenizer.encode(p)));
+  const { maxPositionEmbeddings: context } = model.config;
+  const long = ids.findIndex((p) => p.length >= context);
+  if (long >= 0)
+    throw new UserError(
+      `samples.prompts.${long} has ${ids[long].length} tokens; the model's context of ${context} leaves no room for more.`,
+      2,
+    );
   const stop = tokenizer.eosId === undefined ? [] : [tokenizer.eosId];
   return generate(model, ids, { maxTokens, temperature, seed: config.seed, stop })
     .map((reply, i) => `${prompts[i]}|${tokenizer.decode(reply.ids, { skipSpecialTokens: true, continues: true })}`)

@@ -23,7 +23,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { batchSizeSchema, pathsSchema, trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, pathsSchema, rateFalls, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 
@@ -34,24 +34,26 @@ export const preferenceData = z.strictObject({
   contextLength: z.int().min(2).default(256),
 });
 
-export const rewardSchema = z.strictObject({
-  stage: z.literal("reward").optional(),
-  ...trainingSettings,
-  /** The model whose body it starts from: the SFT model, or another (smaller) one. */
-  from: z.string().min(1),
-  /** Random weights in the shape of `from`: a reward model from scratch. */
-  fromScratch: z.boolean().default(false),
-  template: z.enum(["notes", "alpaca", "chatml"]).optional(),
-  data: preferenceData,
-  /** Prompts of a micro-batch, each with all its replies. */
-  batchSize: batchSizeSchema.default(8),
-  /** The better reply must lead by this much. */
-  margin: z.number().min(0).default(0),
-  /** Weight of (r_better + r_worse)^2, which keeps rewards near 0 (Eisenstein et al. 2023). */
-  centering: z.number().min(0).default(0),
-  /** After training, note the mean reward of the training replies, which PPO subtracts. */
-  normalize: z.boolean().default(true),
-});
+export const rewardSchema = z
+  .strictObject({
+    stage: z.literal("reward").optional(),
+    ...trainingSettings,
+    /** The model whose body it starts from: the SFT model, or another (smaller) one. */
+    from: z.string().min(1),
+    /** Random weights in the shape of `from`: a reward model from scratch. */
+    fromScratch: z.boolean().default(false),
+    template: z.enum(["notes", "alpaca", "chatml"]).optional(),
+    data: preferenceData,
+    /** Prompts of a micro-batch, each with all its replies. */
+    batchSize: batchSizeSchema.default(8),
+    /** The better reply must lead by this much. */
+    margin: z.number().min(0).default(0),
+    /** Weight of (r_better + r_worse)^2, which keeps rewards near 0 (Eisenstein et al. 2023). */
+    centering: z.number().min(0).default(0),
+    /** After training, note the mean reward of the training replies, which PPO subtracts. */
+    normalize: z.boolean().default(true),
+  })
+  .refine(...rateFalls);
 export type RewardConfig = z.output<typeof rewardSchema>;
 
 export const sigmoid = (x: number): number => (x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x)));
@@ -276,7 +278,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   );
   if (Math.abs(lengthCorrelation) > 0.9)
     console.error(
-      `warning: the reward follows the length of a reply (correlation ${lengthCorrelation.toFixed(2)}). Check that the preferred replies are not simply the longer ones.`,
+      `warning: the reward follows the length of a reply (correlation ${lengthCorrelation.toFixed(2)}). Check that the preferred replies are not simply the ${lengthCorrelation > 0 ? "longer" : "shorter"} ones.`,
     );
   // Of a thousand prompts, spread over the training data: what they are like, not all of them.
   const some = train.filter((_, i) => i % Math.ceil(train.length / 1000) === 0);

@@ -25,7 +25,14 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { averageOfAll, batchSizeSchema, loraSchema, pathsSchema, trainingSettings } from "../run/settings.js";
+import {
+  averageOfAll,
+  batchSizeSchema,
+  loraSchema,
+  pathsSchema,
+  rateFalls,
+  trainingSettings,
+} from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss, meanLoss, type TargetBatch } from "./clm.js";
@@ -66,7 +73,8 @@ export const sftSchema = z
       })
       .prefault({}),
   })
-  .refine(...averageOfAll);
+  .refine(...averageOfAll)
+  .refine(...rateFalls);
 export type SftConfig = z.output<typeof sftSchema>;
 
 export async function sft(config: SftConfig, run: RunFolder): Promise<void> {

@@ -111,6 +111,11 @@ export class Arena {
     for (const [ptr, { kept }] of this.blocks) if (!kept) this.release(ptr);
   }
 
+  /** Whether its memory was given back, and nothing was asked of it since. */
+  get closed(): boolean {
+    return this.closing;
+  }
+
   /** Gives the memory back to the system; while something in it is kept, as soon as that is released. */
   close(): void {
     this.reset();

@@ -20,6 +20,8 @@ class Storage {
   ) {}
   get ptr(): Ptr {
     if (this.waiting) throw new Error("These values were dropped: whenMade says when they are there again.");
+    if (this.arena?.closed)
+      throw new Error("The tape was closed, and with it went this tensor's memory: read it before.");
     return this.place;
   }
   retain(): this {

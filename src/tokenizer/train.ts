@@ -7,7 +7,7 @@ import { UserError } from "../run/errors.js";
 import { ALPHABET, toByteChars } from "./bytes.js";
 import { NativeTrainer } from "./native.js";
 import { toRegExp } from "./oniguruma.js";
-import { PATTERNS, type Pretokenizer } from "./pretokenize.js";
+import { PATTERNS, PRETOKENIZERS, type Pretokenizer } from "./pretokenize.js";
 import { Tokenizer } from "./tokenizer.js";
 import { wellFormed } from "./unicode.js";
 
@@ -91,6 +91,9 @@ class Training {
 
   constructor(private readonly options: TrainOptions) {
     const { vocabSize, pretokenizer = "llama3", specialTokens = ["<|endoftext|>"] } = options;
+    if (!PRETOKENIZERS.includes(pretokenizer))
+      throw new UserError(`pretokenizer is "${pretokenizer}"; it must be ${PRETOKENIZERS.join(", ")}.`, 2);
+    if (specialTokens.includes("")) throw new UserError("A special token must have a text; one of these has none.", 2);
     this.pretokenizer = pretokenizer;
     this.specialTokens = specialTokens;
     this.vocab = [...new Set([...specialTokens, ...ALPHABET])];

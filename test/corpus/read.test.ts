@@ -29,7 +29,13 @@ test("JSONL, text and packed files; a folder stands for the files in it, in the 
   put("in/a.jsonl", '{"text":"one"}\r\n{"text":"two","id":7}\n');
   put("in/deep/c.jsonl.gz", gzipSync('{"text":"three"}'));
   put("in/z.bin", "not read");
-  expect(await read(join(dir, "in"))).toEqual({ texts: ["one", "two", "zwei\n", "three"], rejected: [] });
+  put("in/.hidden", "not read, and not told");
+  expect(await read(join(dir, "in"))).toEqual({
+    texts: ["one", "two", "zwei\n", "three"],
+    rejected: [
+      { file: join(dir, "in/z.bin"), line: 0, reason: expect.stringMatching(/format cannot be told by its name/) },
+    ],
+  });
   await expect(read(join(dir, "none"))).rejects.toThrow(/does not exist.*data.train/);
   await expect(read(join(dir, "in/z.bin"))).rejects.toThrow(/cannot tell its format/);
 });

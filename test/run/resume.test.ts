@@ -45,7 +45,7 @@ test("a run that ended before its first step is begun again without being asked,
   for (const name of ["reference.json", "reference.json.partial", "not-finite.json"]) run.write(name, "{}");
   run.close();
   const again = open("failed", { ...SETTINGS, seed: 2 });
-  expect(readdirSync(again.dir).sort()).toEqual(["checkpoints", "config.yaml", "run.lock"]);
+  expect(readdirSync(again.dir).sort()).toEqual(["checkpoints", "config.yaml", "inputs.json", "run.lock"]);
   step(again, 1);
   expect(() => open("failed", SETTINGS)).toThrow(/already holds a run/);
 });

@@ -97,6 +97,7 @@ test("pretraining learns, and its folder holds what is needed to explain, resume
     "checkpoints",
     "config.yaml",
     "data",
+    "inputs.json",
     "metrics.jsonl",
     "model",
     "report.html",

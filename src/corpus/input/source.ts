@@ -20,7 +20,7 @@ export type Format = keyof typeof FORMATS;
 export const formatOf = (file: string): Format | undefined =>
   (Object.keys(FORMATS) as Format[]).find((format) => FORMATS[format].test(file));
 
-const KNOWN = ".warc, .warc.gz, .wet.gz, .html, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .md";
+export const KNOWN = ".warc, .warc.gz, .wet.gz, .html, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .md";
 
 /**
  * Files as they will be read: folders are walked, in the order of their names. Throws UserError for what is not there. `all`: also those

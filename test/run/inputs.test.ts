@@ -1,0 +1,97 @@
+/** A run goes on with the data and the frozen weights that it began with, or says why not. */
+import { appendFileSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeEach, expect, test } from "vitest";
+import { UserError } from "../../src/run/errors.js";
+import { checkInputs } from "../../src/run/inputs.js";
+
+const root = mkdtempSync(join(tmpdir(), "lyceum-inputs-"));
+afterAll(() => rmSync(root, { recursive: true }));
+const [dir, data, base, reward] = ["run", "data.jsonl", "base", "reward.mjs"].map((name) => join(root, name));
+const sft = {
+  stage: "sft",
+  from: base,
+  data: { train: [data], validation: [join(root, "none")] },
+  samples: { prompts: [data] },
+};
+const grpo = { stage: "grpo", from: base, prompts: [data], reward };
+
+beforeEach(() => {
+  for (const path of [dir, data, base, reward]) rmSync(path, { recursive: true, force: true });
+  for (const path of [dir, base]) mkdirSync(path);
+  writeFileSync(data, "one\ntwo\n");
+  writeFileSync(`${base}/model.safetensors`, "weights");
+  writeFileSync(reward, "export default () => 1;\n");
+});
+const begin = (config: object): void => writeFileSync(`${dir}/inputs.json`, checkInputs(dir, config, 0).text!);
+const goOn = (config: object): string[] | string => {
+  try {
+    return checkInputs(dir, config, 5).changes;
+  } catch (error) {
+    expect(error).toBeInstanceOf(UserError);
+    return (error as Error).message;
+  }
+};
+
+test("the same, moved or not, goes on", () => {
+  begin(sft);
+  expect(Object.keys(JSON.parse(readFileSync(`${dir}/inputs.json`, "utf8")))).toEqual(["data.train.0"]);
+  expect(goOn(sft)).toEqual([]);
+  cpSync(data, join(root, "moved.jsonl"));
+  expect(goOn({ ...sft, data: { train: [join(root, "moved.jsonl")] } })).toEqual([]);
+  rmSync(data);
+  expect(goOn(sft)).toEqual([]); // what is missing is told by who reads it
+});
+
+test("other data is refused, with its key and its size", () => {
+  begin(sft);
+  appendFileSync(data, "three\n");
+  expect(goOn(sft)).toMatch(
+    /data\.jsonl \(data\.train\.0\) is not what the run in .* began with \(it had 8 bytes, now it has 14\)/,
+  );
+  writeFileSync(data, "one\ntwe\n");
+  expect(goOn(sft)).toMatch(
+    /began with: its steps would be another run's\. Put it back, or name another folder with --out/,
+  );
+});
+
+test("a change anywhere in a large file is seen where a piece of it is read", () => {
+  const large = Buffer.alloc(65 * 2 ** 20, "text ");
+  writeFileSync(data, large);
+  begin(sft);
+  for (const at of [0, 40 * 2 ** 20 + 5, large.length - 1]) {
+    const other = Buffer.from(large);
+    other[at] ^= 1;
+    writeFileSync(data, other);
+    expect(typeof goOn(sft), String(at)).toBe("string");
+  }
+});
+
+test("weights count where they are asked while training goes on; pretraining reads nothing again", () => {
+  for (const config of [grpo, { ...sft, lora: { rank: 4 } }, { stage: "dpo", from: base, data: { train: [data] } }]) {
+    writeFileSync(`${base}/model.safetensors`, "weights");
+    begin(config);
+    writeFileSync(`${base}/model.safetensors`, "other weights");
+    expect(goOn(config)).toMatch(/base \(from\) is not what the run/);
+  }
+  begin(sft);
+  writeFileSync(`${base}/model.safetensors`, "weights");
+  expect(goOn(sft)).toEqual([]);
+  const pretrain = { ...sft, stage: "pretrain" };
+  begin(pretrain);
+  writeFileSync(data, "other");
+  expect(goOn(pretrain)).toEqual([]);
+});
+
+test("a reward module may be mended, which is told", () => {
+  begin(grpo);
+  writeFileSync(reward, "export default () => 2;\n");
+  expect(goOn(grpo)).toEqual([`${reward} has changed`]);
+});
+
+test("runs of before, and notes that were damaged, go on", () => {
+  expect(goOn(sft)).toEqual([]);
+  writeFileSync(`${dir}/inputs.json`, "{");
+  expect(goOn(sft)).toEqual([]);
+});
