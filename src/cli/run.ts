@@ -86,7 +86,7 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     const begun = latestStep(`${out}/${name}`) > 0 || existsSync(`${out}/${name}/model`);
     if (!flags.resume || !begun) checkFiles(config, at, isMade, i > 0 ? meant : undefined);
     const context = contextOf(stage, config, made);
-    checkContext(stage, config, context, at);
+    checkContext(config, context, at);
     if (typeof config.reward === "string" && isRewardModule(config.reward) && !isMade(config.reward))
       modules.add(config.reward);
     made.set(name, { ...madeBy(stage, `${out}/${name}`), ...(context !== undefined && { context }) });
@@ -161,10 +161,10 @@ function contextOf(stage: string, config: Json, made: ReadonlyMap<string, Made>)
 }
 
 /** Throws UserError where a stage's rows or replies are longer than its model can be. */
-function checkContext(stage: string, config: Json, context: number | undefined, at: ConfigSource): void {
+function checkContext(config: Json, context: number | undefined, at: ConfigSource): void {
   if (context === undefined) return;
   const { data, maxTokens } = config as { data?: { contextLength?: number }; maxTokens?: number };
-  const rows = stage === "pretrain" || stage === "sft" ? (data?.contextLength ?? 0) : 0; // preferences are cut
+  const rows = data?.contextLength ?? 0;
   if (rows > context)
     throw new UserError(
       `${placeOf(at, ["data", "contextLength"])}: data.contextLength is ${rows}, but the model was made for ${context} positions.`,

@@ -172,7 +172,7 @@ async function prepared(run: RunFolder, stage: LoopStage, step: number, alone: b
     if (!(error instanceof UserError) || !alone || last <= latestStep(run.dir)) throw error;
     run.checkpoint(last, (dir) => stage.save(dir));
     throw new UserError(
-      `${error.message} Step ${last} is saved: the same command with --resume goes on from there.`,
+      `${error.message.replace(/\.?$/, ".")} Step ${last} is saved: the same command with --resume goes on from there.`,
       error.exitCode,
     );
   }

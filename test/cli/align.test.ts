@@ -1,6 +1,6 @@
 /** The alignment commands as a user meets them: from preferences to aligned models, killed at any moment and resumed. */
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -116,3 +116,60 @@ test.each([
   },
   30_000,
 );
+
+test("a reward that fails loses nothing: the steps before it are saved, and a mended module goes on", () => {
+  const failing = (after: number): string =>
+    `let calls = 0;\nexport default (prompt, reply) => {\n  if (++calls > ${after}) throw new Error("quota");\n  return reply.length % 3;\n};\n`;
+  for (const [stage, set] of [
+    ["grpo", ["steps=4"]],
+    ["ppo", ["steps=4", "critic=runs/reward/model"]],
+  ] as const) {
+    const module = join(dir, `${stage}-quota.mjs`);
+    const args = [
+      stage,
+      `${stage}.yaml`,
+      "--out",
+      `quota-${stage}`,
+      "--set",
+      `reward=${stage}-quota.mjs`,
+      "saveEvery=0",
+      ...set,
+    ];
+    writeFileSync(module, failing(20)); // eight replies a step
+    const failed = lyceum(...args);
+    expect(failed.code).toBe(1);
+    expect(failed.err).toMatch(
+      /-quota\.mjs failed on the prompt of prompts\.jsonl:\d: quota\. Step 2 is saved: .*--resume/,
+    );
+    expect(readdirSync(join(dir, `quota-${stage}/checkpoints`))).toEqual(["000002"]);
+    writeFileSync(module, failing(1000));
+    const mended = lyceum(...args, "--resume");
+    expect(mended.err).toMatch(/since the run began: .*-quota\.mjs has changed/);
+    expect(mended.err).toMatch(/going on after step 2 of 4/);
+    expect(mended.code).toBe(0);
+  }
+}, 60_000);
+
+test("rewards that never come, and a module that is no JavaScript, are told", () => {
+  writeFileSync(join(dir, "never.mjs"), "export default () => new Promise(() => {});\n");
+  writeFileSync(join(dir, "typo.mjs"), "// a comment\nexport default () => { let x = ; };\n");
+  const said = (module: string): string => {
+    const r = lyceum("grpo", "grpo.yaml", "--out", `run-${module}`, "--set", `reward=${module}`);
+    expect(r.code).toBe(1);
+    return r.err;
+  };
+  expect(said("never.mjs")).toMatch(/never\.mjs failed on the prompt of .*: its promise never settles/);
+  expect(said("typo.mjs")).toMatch(/error: typo\.mjs:2 cannot be loaded: Unexpected token/);
+}, 60_000);
+
+test("data that has changed since the run began is refused, and put back it goes on", () => {
+  const args = ["reward", "reward.yaml", "--out", "changed", "--set"];
+  expect(lyceum(...args, "steps=2").code).toBe(0);
+  const text = readFileSync(join(dir, "pairs.jsonl"), "utf8");
+  writeFileSync(join(dir, "pairs.jsonl"), text.replace("owl", "cow"));
+  const refused = lyceum(...args, "steps=3", "--resume");
+  expect(refused.err).toMatch(/pairs\.jsonl \(data\.train\.0\) is not what the run in changed began with/);
+  expect(refused.code).toBe(2);
+  writeFileSync(join(dir, "pairs.jsonl"), text);
+  expect(lyceum(...args, "steps=3", "--resume").code).toBe(0);
+}, 60_000);

@@ -110,6 +110,15 @@ test("text to base model to tuned model to chat, by its commands", () => {
   const chat = lyceum(["chat", "runs/s/model", "--greedy", "--max-tokens", "4"], "Say 3\n/reset\n/nonsense\n/exit\n");
   expect(chat.code).toBe(0);
   expect(chat.out).toContain("There is no command /nonsense");
+  const long = lyceum(
+    ["chat", "runs/s/model", "--greedy", "--max-tokens", "4"],
+    `Say 3\n${"word ".repeat(2000)}\nSay 4\n`,
+  );
+  expect(long.code).toBe(0);
+  expect(long.out.split("\n")).toHaveLength(4);
+  expect(long.out.split("\n")[1]).toMatch(
+    /^\(with this message there are \d+ tokens, .* no room for a reply: it is left out\)$/,
+  );
 
   const probabilities = JSON.parse(lyceum(["logprobs", "runs/p/model", "--ids", "1,2,3", "--json"]).out) as (
     | number
@@ -388,6 +397,27 @@ test("what a recipe's stages name is looked for before the first one runs", () =
   );
   expect(recipe("runs/p", "sft.jsonl", "[sft]")).toMatch(/from: runs\/p is not a model folder.*mean runs\/p\/model\?/);
   expect(existsSync(join(dir, "runs/named"))).toBe(false);
+}, 60_000);
+
+test("what a recipe's later stages cannot do is told before the first one runs", () => {
+  writeFileSync(join(dir, "no-default.mjs"), "export const reward = () => 1;\n");
+  writeFileSync(join(dir, "ask.jsonl"), '{"prompt":"Say 3"}\n');
+  const recipe = (model: string, sft: string, grpo: string): string => {
+    const text = `stages:
+  - { stage: pretrain, model: { hiddenSize: 32, intermediateSize: 64, numLayers: 1, numHeads: 4${model} }, tokenizer: { vocabSize: 300 }, data: { train: text.jsonl, contextLength: 32 }, steps: 1 }
+  - { stage: sft, from: pretrain, data: { train: sft.jsonl, contextLength: ${sft} }, steps: 1 }
+  - { stage: grpo, from: sft, reward: no-default.mjs, prompts: [ask.jsonl], ${grpo} }
+`;
+    writeFileSync(join(dir, "later.yaml"), text);
+    return complaint(["run", "later.yaml"]);
+  };
+  expect(recipe("", "1024", "steps: 1")).toMatch(
+    /^error: later\.yaml:3:\d+: data\.contextLength is 1024, but the model was made for 512 positions/,
+  );
+  expect(recipe(", maxPositionEmbeddings: 64", "65", "steps: 1")).toMatch(/contextLength is 65, .* 64 positions/);
+  expect(recipe("", "64", "maxTokens: 600")).toMatch(/later\.yaml:4:\d+: maxTokens is 600; the model's context is 512/);
+  expect(recipe("", "64", "steps: 1")).toMatch(/no-default\.mjs has no default export that is a function/);
+  expect(existsSync(join(dir, "runs/later"))).toBe(false);
 }, 60_000);
 
 test("a run goes on, begins anew, or is refused, and says which", () => {

@@ -2,7 +2,7 @@
 import { afterAll, describe, expect, test } from "vitest";
 import { offeredIsas, openCpu } from "../../src/device/cpu.js";
 import { Decoder } from "../../src/generate/decoder.js";
-import { generate } from "../../src/generate/generate.js";
+import { generate, generateAsync } from "../../src/generate/generate.js";
 import { Int8Weights, PackedWeights } from "../../src/generate/weights.js";
 import { type ModelType, parseLlamaConfig } from "../../src/nn/config.js";
 import { Llama, type Precision, packSequences } from "../../src/nn/llama.js";
@@ -258,5 +258,40 @@ describe("packed weights", () => {
     expect(PackedWeights.worthwhile(packable(), 17, 200)).toBeUndefined();
     expect(PackedWeights.worthwhile(make("bf16"), 1, 200)).toBeUndefined(); // heads of 12
     expect(PackedWeights.worthwhile(make("fp32"), 1, 200)).toBeUndefined();
+  });
+});
+
+describe("asynchronous generation", () => {
+  const model = make("bf16");
+  const prompts = [ids(5, 1), ids(9, 2), ids(70, 3)];
+  const options = { maxTokens: 20, temperature: 0.8, seed: 3 };
+
+  test("gives the same replies, several at once on one model, while timers run", async () => {
+    const alone = prompts.map((p, i) => generate(model, [p], { ...options, firstRow: i }));
+    let ticks = 0;
+    const timer = setInterval(() => ticks++, 0);
+    const together = await Promise.all(prompts.map((p, i) => generateAsync(model, [p], { ...options, firstRow: i })));
+    clearInterval(timer);
+    expect(together).toEqual(alone);
+    expect(ticks).toBeGreaterThan(0);
+  });
+
+  test("ends where it is aborted, and says why", async () => {
+    const controller = new AbortController();
+    let tokens = 0;
+    const onToken = (): undefined => {
+      if (++tokens === 4) controller.abort(new Error("enough"));
+    };
+    const all = generateAsync(model, [prompts[0]], { ...options, temperature: 0, signal: controller.signal, onToken });
+    await expect(all).rejects.toThrow("enough");
+    expect(tokens).toBe(4);
+    await expect(generateAsync(model, [prompts[0]], { ...options, signal: AbortSignal.abort() })).rejects.toThrow();
+  });
+
+  test("notices that the model was closed meanwhile", async () => {
+    const closing = make("fp32");
+    models.pop();
+    const onToken = (): undefined => void setImmediate(() => closing.close());
+    await expect(generateAsync(closing, [prompts[0]], { ...options, onToken })).rejects.toThrow(/was closed/);
   });
 });

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
 import { openCpu } from "../../src/device/cpu.js";
+import { generate } from "../../src/generate/generate.js";
 import { parseLlamaConfig } from "../../src/nn/config.js";
 import { loadLlama, saveLlama } from "../../src/nn/folder.js";
 import { Llama, packSequences } from "../../src/nn/llama.js";
@@ -40,6 +41,34 @@ test("tokens, targets and positions that the model has no rows for", () => {
   const batch = packSequences([[1, 2]]);
   expect(() => model.logProbs(tape, batch, Int32Array.of(2, 20))).toThrow(/Token 20 is not/);
   expect(forward([0, 19, 1, 2, 3, 4, 5, 6])).not.toThrow();
+});
+
+test("fewer targets or weights than tokens, logits of rows that are not there, tensors and models that are gone", () => {
+  const batch = packSequences([[1, 2, 3]]);
+  const [targets, weights] = [Int32Array.of(2, 3, -1), Float32Array.of(1, 1, 0)];
+  expect(() => model.loss(tape, batch, targets.subarray(1), weights)).toThrow(/There are 2 targets for 3 tokens/);
+  expect(() => model.loss(tape, batch, targets, weights.subarray(1))).toThrow(/There are 2 weights for 3 tokens/);
+  expect(() => model.logProbs(tape, batch, targets.subarray(2))).toThrow(/There are 1 targets for 3 tokens/);
+  const own = new Tape(device, false);
+  const hidden = model.forward(own, batch);
+  for (const row of [3, -1, 7])
+    expect(() => model.logits(own, hidden, Int32Array.of(row))).toThrow(/there are 3 hidden/);
+  own.close();
+  expect(() => hidden.toArray()).toThrow(/tape was closed/);
+  const gone = new Llama(device, config, "fp32");
+  gone.parameters.initialize(1, 0.1);
+  gone.close();
+  expect(() => gone.forward(tape, batch)).toThrow(/was closed/);
+  expect(() => generate(gone, [[1]], { maxTokens: 2 })).toThrow(/was closed/);
+});
+
+test("numbers of generation that are none", () => {
+  for (const maxTokens of [Number.NaN, 1.5, -1, undefined as never])
+    expect(() => generate(model, [[1]], { maxTokens })).toThrow(/maxTokens is .*; it must be a whole number/);
+  for (const temperature of [Number.NaN, -1])
+    expect(() => generate(model, [[1]], { maxTokens: 1, temperature })).toThrow(/temperature is/);
+  for (const token of [1.5, Number.NaN, 20])
+    expect(() => generate(model, [[token]], { maxTokens: 1 })).toThrow(/holds token/);
 });
 
 test("a reward model as a language model, tied or not", () => {

@@ -67,7 +67,19 @@ test("--set goes over the file; its mistakes are told the same way", () => {
 
 test("a file that is missing, or is not YAML", () => {
   expect(() => loadConfig(pretrainSchema, join(dir, "none.yaml"))).toThrow(/none.yaml does not exist/);
-  expect(complaint("a: [1,\nb: }")).toMatch(/not YAML/);
+  expect(complaint("a: [1,\nb: }")).toMatch(/c\.yaml:2:\d+: not YAML: [^:]*$/);
+  expect(complaint("a: 1\n\tb: 2\n")).toMatch(/c\.yaml:2:1: not YAML: Tabs/);
+});
+
+test("numbers that are none, lists of another length, a rate that would rise", () => {
+  const of = (set: string): string => complaint(GOOD, [set]);
+  expect(of("optimizer.learningRate=.nan")).toMatch(/learningRate is NaN; it must be a number/);
+  expect(of("optimizer.learningRate=.inf")).toMatch(/learningRate is Infinity; it must be a number/);
+  expect(of("optimizer.betas=[0.9]")).toMatch(/betas is \[0\.9\]; it must be a list of 2/);
+  expect(of("optimizer.betas=[0.9,0.95,0.9]")).toMatch(/it must be a list of 2/);
+  expect(of("schedule.minLearningRate=0.5")).toMatch(
+    /schedule\.minLearningRate is 0\.5; it must be at most optimizer\.learningRate, from which the rate falls/,
+  );
 });
 
 test("--set is blamed for what it brings; names that users give are left as they are", () => {
