@@ -72,9 +72,12 @@ export function command(dir: string, flags: SamplingFlags & { prompt: string[]; 
   // One prompt on a terminal is shown as it comes.
   const streaming = !flags.json && prompts.length === 1;
   const decoder = tokenizer.stream({ continues: true });
-  const onToken = (_: number, id: number): undefined =>
-    void process.stdout.write(stop.includes(id) ? "" : decoder.push(id));
-  if (streaming) process.stdout.write(flags.prompt[0]);
+  let shown = false; // not before it is known that it can be continued
+  const onToken = (_: number, id: number): undefined => {
+    if (!shown) process.stdout.write(flags.prompt[0]);
+    shown = true;
+    process.stdout.write(stop.includes(id) ? "" : decoder.push(id));
+  };
   const replies = generate(model, prompts, {
     ...options,
     stop,

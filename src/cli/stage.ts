@@ -34,6 +34,12 @@ export function locate(value: unknown, beside: string, key = ""): unknown {
 /** Keys whose values are models' folders. */
 const MODELS = new Set(["from", "models", "reference", "critic"]);
 
+/** A name like those of models on the Hugging Face Hub. */
+const onTheHub = (name: string): string =>
+  /^[\w.-]+\/[\w.-]+$/.test(name) && !name.startsWith("runs/")
+    ? ` If it is a model on the Hub: nothing is downloaded here. Fetch it first (hf download ${name} --local-dir DIR) and name the folder.`
+    : "";
+
 /**
  * Throws UserError (exit code 2) for files and folders in a stage's settings that are not there. `made`: whether an earlier stage will
  * have made one; `hint`: what else may be meant.
@@ -49,7 +55,8 @@ export function checkFiles(
     if (typeof value === "string") {
       if (!FILES.has(key) || value === "" || made(value)) return;
       try {
-        if (!existsSync(value)) throw new UserError(`${value} does not exist.${hint(value)}`);
+        if (!existsSync(value))
+          throw new UserError(`${value} does not exist.${hint(value)}${MODELS.has(key) ? onTheHub(value) : ""}`);
         if (MODELS.has(key)) readLlamaConfig(value);
       } catch (error) {
         wrong.push(

@@ -53,7 +53,10 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
   if (world) [documents] = sumNumbers(world, [documents]);
   if (!tokenizer) return;
   tokenizer.save(flags.out);
-  console.log(`${flags.out}: ${tokenizer.vocabSize} tokens from ${documents} documents`);
+  const fewer = tokenizer.vocabSize < options.vocabSize;
+  console.log(
+    `${flags.out}: ${tokenizer.vocabSize} tokens from ${documents} documents${fewer ? "; no more pairs stand in them twice" : ""}`,
+  );
 }
 
 /** Records set aside that are told one by one. */

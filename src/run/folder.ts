@@ -24,7 +24,7 @@ import { toYaml } from "./config.js";
 import { UserError } from "./errors.js";
 import { checkInputs } from "./inputs.js";
 import { holdsLock, takeLock } from "./lock.js";
-import { Metrics } from "./metrics.js";
+import { Metrics, type MetricValues } from "./metrics.js";
 import { CHECKPOINT, changedSettings, clearPreparation, configText, contentsOf, PARTIAL } from "./resume.js";
 
 export const VERSION = "0.1.0";
@@ -32,6 +32,10 @@ const stepName = (step: number): string => String(step).padStart(6, "0");
 
 export class RunFolder {
   readonly metrics: Metrics;
+  /** Asks the run to save and stop, as Ctrl-C does. */
+  signal: AbortSignal | undefined;
+  /** Told of each step. */
+  onStep: ((step: number, values: MetricValues) => void) | undefined;
 
   private constructor(
     readonly dir: string,
@@ -193,7 +197,11 @@ export class RunFolder {
     if (records.length === 0) return undefined;
     const path = this.write("rejected.jsonl", `${records.map((r) => JSON.stringify(r)).join("\n")}\n`);
     const { file, line, reason } = records[0];
-    return `${records.length} records set aside (${path}); the first is ${file}:${line}: ${reason}`;
+    const counts = new Map<string, number>();
+    for (const r of records) counts.set(r.reason, (counts.get(r.reason) ?? 0) + 1);
+    const others = [...counts].filter(([why]) => why !== reason).sort((a, b) => b[1] - a[1]);
+    const more = others.slice(0, 3).map(([why, n]) => `; ${n}: ${why}`);
+    return `${records.length} records set aside (${path}); the first is ${file}:${line}: ${reason}${more.join("")}${others.length > 3 ? "; ..." : ""}`;
   }
 
   close(): void {

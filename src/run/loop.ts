@@ -109,6 +109,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       };
       await setImmediate(); // lets a signal in, before what is done about it
       const { world } = run;
+      stopping ||= run.signal?.aborted === true;
       let stop = stopping;
       let perRank: { modelStateBytes?: number[]; bytesSent?: number[] } = stage.stateBytes
         ? { modelStateBytes: [stage.stateBytes()] }
@@ -121,7 +122,9 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
         perRank = { modelStateBytes: all.map(([, bytes]) => bytes), bytesSent: all.map(([, , bytes]) => bytes) };
       }
       const evaluated = stage.evaluate && due(settings.evalEvery, step) ? stage.evaluate(step) : undefined;
-      run.metrics.write(step, { ...result.metrics, ...evaluated, ...timing, ...perRank });
+      const values = { ...result.metrics, ...evaluated, ...timing, ...perRank };
+      run.metrics.write(step, values);
+      run.onStep?.(step, values);
       const left = ((stage.steps - step) * trained) / (step - run.startStep);
       const shown = Object.entries({ ...result.metrics, ...evaluated }).filter(
         ([key]) => stage.show?.includes(key) ?? !key.includes("/"),

@@ -142,7 +142,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   });
   if (resumed) trainer.load(resumed);
   console.error(
-    `${(model.count / 1e6).toFixed(2)}M parameters, ${tokens} tokens in ${documents} documents, ` +
+    `${(model.count / 1e6).toFixed(2)}M parameters, a vocabulary of ${model.config.vocabSize}, ${tokens} tokens in ${documents} documents, ` +
       `${steps} steps of ${rowsPerStep} x ${rowLength} tokens (${((steps * rowsPerStep) / rows).toFixed(1)} epochs), ` +
       `${device.isa} on ${device.threads} threads`,
   );
@@ -331,7 +331,11 @@ async function tokenize(
     );
   }
   if (!readManifest(heldDir)?.tokens)
-    console.error("no validation: no document is held out (see data.validation and data.validationShare)");
+    console.error(
+      data.validation
+        ? `no validation: nothing in ${data.validation.join(", ")} can be used`
+        : "no validation: no document is held out (see data.validation and data.validationShare)",
+    );
   const open = (dir: string): Shards => new Shards(device, dir, tokenizer);
   return { train: open(trainDir), validation: readManifest(heldDir)?.tokens ? open(heldDir) : undefined };
 }

@@ -14,7 +14,7 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { afterAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { recipeSchema } from "../../src/cli/run.js";
 import { schemas } from "../../src/cli/schema.js";
@@ -159,29 +159,47 @@ describe("links", () => {
   });
 });
 
-describe("the library's example", () => {
+describe("the library's examples", () => {
   const dir = mkdtempSync(join(tmpdir(), "lyceum-docs-"));
   afterAll(() => rmSync(dir, { recursive: true, force: true }));
-  const examples = READMES.map((page) => /```ts\n(.*?)```/s.exec(read(page))?.[1] ?? "");
+  const examplesOf = (page: string): string[] => [...read(page).matchAll(/```ts\n(.*?)```/gs)].map(([, text]) => text);
+  beforeAll(() => {
+    mkdirSync(join(dir, "node_modules"));
+    symlinkSync(root, join(dir, "node_modules/lyceum"));
+    writeFileSync(join(dir, "package.json"), '{ "type": "module" }');
+  });
+  /** What an example prints, compiled and run as it stands. */
+  const printed = (name: string, text: string): string => {
+    writeFileSync(join(dir, `${name}.ts`), text);
+    const run = (...args: string[]) => spawnSync(process.execPath, args, { cwd: dir, encoding: "utf8" });
+    const tsc = join(root, "node_modules/typescript/bin/tsc");
+    const options = ["--strict", "--target", "es2022", "--module", "nodenext", "--skipLibCheck"];
+    expect(run(tsc, ...options, `${name}.ts`).stdout).toBe("");
+    const { stdout, stderr, status } = run(`${name}.js`);
+    expect(stderr).not.toMatch(/error/i);
+    expect(status).toBe(0);
+    return stdout;
+  };
 
-  test("it compiles and runs as it stands in the READMEs", () => {
-    expect(examples[0]).toContain('from "lyceum"');
-    expect(examples[1]).toBe(examples[0]);
+  test("the READMEs'", () => {
+    const [english, chinese] = READMES.map((page) => examplesOf(page)[0]);
+    expect(chinese).toBe(english);
     const model = join(dir, "runs/quickstart/ppo/model");
     cpSync(join(root, "test/golden/eval/model"), model, { recursive: true });
     const config = JSON.parse(readFileSync(`${model}/tokenizer_config.json`, "utf8")) as object;
     const chat = "{% for m in messages %}{{ m.content }}\n{% endfor %}";
     writeFileSync(`${model}/tokenizer_config.json`, JSON.stringify({ ...config, chat_template: chat }));
-    mkdirSync(join(dir, "node_modules"));
-    symlinkSync(root, join(dir, "node_modules/lyceum"));
-    writeFileSync(join(dir, "package.json"), '{ "type": "module" }');
-    writeFileSync(join(dir, "ask.ts"), examples[0]);
-    const run = (...args: string[]) => spawnSync(process.execPath, args, { cwd: dir, encoding: "utf8" });
-    const tsc = join(root, "node_modules/typescript/bin/tsc");
-    const compiled = run(tsc, "--strict", "--target", "es2022", "--module", "nodenext", "--skipLibCheck", "ask.ts");
-    expect(compiled.stdout).toBe("");
-    const { stdout, stderr } = run("ask.js");
-    expect(stderr).toBe("");
-    expect(stdout).not.toBe("");
+    expect(printed("ask", english)).not.toBe("");
   });
+
+  test("docs/training.md's: a stage, and a loop that learns to count", () => {
+    const [stage, loop] = examplesOf("docs/training.md");
+    cpSync(join(root, "test/golden/eval/model"), join(dir, "runs/base/model"), { recursive: true });
+    const records = Array.from({ length: 20 }, (_, i) => JSON.stringify({ instruction: `${i}`, output: `${i}` }));
+    writeFileSync(join(dir, "records.jsonl"), records.join("\n"));
+    const lines = printed("stage", stage.replace("contextLength: 256", "contextLength: 64")).trim().split("\n");
+    expect(lines.at(-1)).toBe("runs/tuned/model");
+    expect(lines[0]).toMatch(/^1 \d+\.\d+/);
+    expect(printed("loop", loop)).toMatch(/\[ 10, 11, 12, 13, 14 \]\n$/);
+  }, 60_000);
 });
