@@ -40,6 +40,34 @@ test("JSONL, text and packed files; a folder stands for the files in it, in the 
   await expect(read(join(dir, "in/z.bin"))).rejects.toThrow(/cannot tell its format/);
 });
 
+test("lines of <|endoftext|> stand between the documents of a text file, wherever its pieces end", async () => {
+  const stories = Array.from({ length: 400 }, (_, i) => `Story ${i}.\nIt has ${"many words ".repeat(i)}and an end.\n`);
+  const marked = (newline: string): string => stories.join("<|endoftext|>\n").replaceAll("\n", newline);
+  for (const [name, text] of [
+    ["plain.txt", marked("\n")],
+    ["windows.txt", marked("\r\n")],
+    ["first-and-last.txt", `<|endoftext|>\n${marked("\n")}<|endoftext|>`],
+    ["packed.txt.gz", gzipSync(marked("\n"))],
+  ] as const) {
+    const { texts, rejected } = await read(put(name, text));
+    expect(rejected).toEqual([]);
+    expect(texts.map((t) => t.replaceAll("\r", ""))).toEqual(stories);
+  }
+  const found: number[] = [];
+  for await (const { source } of readDocuments([join(dir, "plain.txt")], [])) found.push(source.line);
+  expect(found.slice(0, 3)).toEqual([1, 4, 7]);
+  // Within a line it is text; what cannot be read between two is set aside alone.
+  expect((await read(put("inline.txt", "a <|endoftext|> b\n <|endoftext|>\n"))).texts).toHaveLength(1);
+  const mixed = Buffer.concat([
+    Buffer.from("one\n<|endoftext|>\n"),
+    Buffer.of(0, 0, 1),
+    Buffer.from("\n<|endoftext|>\ntwo\n"),
+  ]);
+  const { texts, rejected } = await read(put("mixed.txt", mixed));
+  expect(texts).toEqual(["one\n", "two\n"]);
+  expect(rejected).toEqual([{ file: join(dir, "mixed.txt"), line: 3, reason: expect.stringMatching(/NULs/) }]);
+});
+
 test("a document without an id has one of its text: training holds the same ones out wherever the files lie", async () => {
   const ids = async (folder: string): Promise<string[]> => {
     mkdirSync(join(dir, folder), { recursive: true });
@@ -125,7 +153,9 @@ test("a text file that is longer than a string can be, and one whose end is dama
   );
   expect(texts).toEqual([]);
   expect(rejected.map((r) => r.reason)).toEqual([
-    expect.stringMatching(/^oversized: a text file is one document, and of at most 536 million characters; cut it/),
+    expect.stringMatching(
+      /^oversized: a text file without <\|endoftext\|> lines .* is one, and of at most 536 million characters; cut it/,
+    ),
     expect.stringMatching(/^it cannot be read: .*damaged/),
   ]);
 });
