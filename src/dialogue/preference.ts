@@ -56,7 +56,7 @@ export function toPreference(record: unknown): Omit<Preference, "source"> | stri
 /** The replies, best first; from message lists also the messages that they share. */
 function repliesOf(r: Json): { texts: string[]; sharedPrompt?: Message[] } | string {
   if (r.chosen !== undefined || r.rejected !== undefined) {
-    const pair = [r.chosen, r.rejected].map(lastReply);
+    const pair = [r.chosen, r.rejected].map((side) => lastReply(r.prompt === undefined ? turnsOf(side) : side));
     const bad = pair.findIndex((p) => typeof p === "string");
     if (bad >= 0) return `${bad === 0 ? "chosen" : "rejected"}: ${pair[bad] as string}`;
     const [chosen, rejected] = pair as { text: string; before: Message[] }[];
@@ -74,6 +74,18 @@ function repliesOf(r: Json): { texts: string[]; sharedPrompt?: Message[] } | str
   if (sorted.length !== completions.length || sorted.some((n, i) => n !== i))
     return `"ranking" must hold each number from 0 to ${completions.length - 1} once, the best completion first`;
   return { texts: order.map((i) => completions[i] as string) };
+}
+
+/** Anthropic's HH writes a whole conversation as one text, turn after turn; that is told by how it begins. */
+function turnsOf(value: unknown): unknown {
+  if (typeof value !== "string" || !/^\s*Human: /.test(value)) return value;
+  const [, ...parts] = value
+    .trimStart()
+    .replace(/^/, "\n\n")
+    .split(/\n\n(Human|Assistant): ?/);
+  return parts.flatMap((role, i) =>
+    i % 2 === 0 ? [{ role: role === "Human" ? "user" : "assistant", content: parts[i + 1].trim() }] : [],
+  );
 }
 
 function lastReply(value: unknown): { text: string; before: Message[] } | string {

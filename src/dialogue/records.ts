@@ -1,6 +1,6 @@
 /**
- * Instruction and conversation records: Alpaca (instruction, input, output), ShareGPT (conversations), OpenAI
- * (messages), one JSON object a line or one JSON array a file. The format is told by the keys of each record.
+ * Instruction and conversation records: Alpaca (instruction, input, output; Dolly's context and response), ShareGPT (conversations),
+ * OpenAI (messages), TRL (prompt, completion), one JSON object a line or one JSON array a file. The format is told by the keys of each record.
  * A record that cannot be trained on is set aside with its file, line and reason.
  */
 import type { Rejected } from "../corpus/read.js";
@@ -21,6 +21,7 @@ type Json = Record<string, unknown>;
 /** A map and not an object: a role "constructor" is then as unknown as any other. */
 const ROLES = new Map<unknown, Message["role"]>([
   ["system", "system"],
+  ["developer", "system"],
   ["user", "user"],
   ["human", "user"],
   ["prompter", "user"],
@@ -68,8 +69,9 @@ export function toConversation(record: unknown): Omit<Conversation, "source"> | 
   if (typeof messages === "string") return messages;
   const wrong = checkTurns(messages);
   if (wrong) return wrong;
-  if (messages.at(-1)?.role !== "assistant")
-    return "the last message is not the assistant's: there is no reply to learn";
+  // A last question that nobody answered teaches nothing; what was answered before it does.
+  if (messages.at(-1)?.role !== "assistant") messages.pop();
+  if (messages.at(-1)?.role !== "assistant") return "the last message is not the assistant's: there is no reply to learn";
   return { messages, ...(!isNothing(type) && { type: String(type) }) };
 }
 
@@ -78,8 +80,9 @@ function messagesOf(r: Json): Message[] | string {
   let messages: Message[] | string;
   if (key) messages = Array.isArray(r[key]) ? listed(r[key], key) : `"${key}" is not a list`;
   else if (r.instruction !== undefined) messages = alpaca(r);
+  else if (r.prompt !== undefined && r.completion !== undefined) messages = completed(r);
   else
-    return `its keys (${Object.keys(r).join(", ") || "none"}) are of no known format: Alpaca has instruction and output, ShareGPT conversations, OpenAI messages`;
+    return `its keys (${Object.keys(r).join(", ") || "none"}) are of no known format: Alpaca has instruction and output, ShareGPT conversations, OpenAI messages, TRL prompt and completion`;
   if (typeof messages === "string") return messages;
   // An empty system message says nothing; a template would still write its frame.
   if (messages[0]?.role === "system" && messages[0].content.trim() === "") messages.shift();
@@ -91,8 +94,9 @@ function messagesOf(r: Json): Message[] | string {
 }
 
 function alpaca(r: Json): Message[] | string {
-  const { instruction, output } = r;
-  const input = r.input ?? "";
+  const { instruction } = r;
+  const output = r.output ?? r.response; // Dolly's names
+  const input = r.input ?? r.context ?? "";
   const history = r.history ?? [];
   for (const [key, value] of Object.entries({ instruction, input, output }))
     if (typeof value !== "string") return isNothing(value) ? `there is no "${key}"` : `"${key}" is not text`;
@@ -106,6 +110,25 @@ function alpaca(r: Json): Message[] | string {
   const user: Message = { role: "user", content: instruction as string };
   if (input !== "") user.input = input as string;
   messages.push(user, { role: "assistant", content: output as string });
+  return messages;
+}
+
+/** TRL's prompt and completion, each a text or a list of messages. */
+function completed(r: Json): Message[] | string {
+  const messages: Message[] = [];
+  for (const [key, role] of [
+    ["prompt", "user"],
+    ["completion", "assistant"],
+  ] as const) {
+    const value = r[key];
+    if (typeof value === "string") messages.push({ role, content: value });
+    else if (!Array.isArray(value)) return `"${key}" is neither a text nor a list of messages`;
+    else {
+      const list = listed(value, key);
+      if (typeof list === "string") return list;
+      messages.push(...list);
+    }
+  }
   return messages;
 }
 
@@ -126,6 +149,8 @@ function listed(list: unknown[], where: string): Message[] | string {
       return Array.isArray(m.tool_calls)
         ? `${where}[${i}] calls a tool; only texts are learned`
         : `${where}[${i}].${textKey} is not text`;
+    if (role === "assistant" && m.weight === 0)
+      return `${where}[${i}].weight is 0: a reply that is not learned beside others that are is not implemented`;
     const { input } = m;
     const asked = role === "user" && typeof input === "string" && input !== "";
     messages.push({ role, content, ...(asked && { input }) });

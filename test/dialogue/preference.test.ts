@@ -46,6 +46,18 @@ test("lists of chosen and rejected begin with the prompt, as UltraFeedback's, or
   expect(toPreference({ prompt: "other", ...lists(user("q")) })).toMatch(/message 2 is the user's/);
 });
 
+test("Anthropic's HH: the whole conversation in each text", () => {
+  const of = (...turns: string[]): string => turns.map((t) => `\n\n${t}`).join("");
+  const begun = ["Human: hi", "Assistant: a1", "Human: u2\n\nin two parts"];
+  const pair = { chosen: of(...begun, "Assistant: good"), rejected: of(...begun, "Assistant: bad") };
+  const prompt = [user("hi"), assistant("a1"), user("u2\n\nin two parts")];
+  expect(toPreference(pair)).toEqual({ prompt, replies: ["good", "bad"] });
+  expect(toPreference({ ...pair, rejected: of("Human: other", "Assistant: bad") })).toMatch(/different conversations/);
+  expect(toPreference({ ...pair, rejected: of(...begun, "Assistant:") })).toMatch(/empty/);
+  // Beside a prompt it is a reply like any other.
+  expect(toPreference({ prompt: "q", ...pair })).toMatchObject({ replies: [pair.chosen, pair.rejected] });
+});
+
 test("a message's input stays beside its content", () => {
   const asked = { role: "user", content: "What does it do?", input: " the cat" };
   expect(toPreference({ prompt: [asked], chosen: "a", rejected: "b" })).toMatchObject({ prompt: [asked] });

@@ -49,6 +49,28 @@ test("the three formats, in one file or as one array", () => {
   expect(rejected).toEqual([]);
 });
 
+test("TRL's prompt and completion, Dolly's names, a developer's message, a last question without an answer", () => {
+  const [user, assistant] = (["user", "assistant"] as const).map((role) => (content: string) => ({ role, content }));
+  const said = [user("Q"), assistant("A")];
+  expect(toConversation({ prompt: "Q", completion: "A" })).toEqual({ messages: said });
+  expect(toConversation({ prompt: [user("Q")], completion: [assistant("A")] })).toEqual({ messages: said });
+  expect(toConversation({ prompt: [user("Q"), assistant("A"), user("Q")], completion: "A" })).toEqual({
+    messages: [...said, ...said],
+  });
+  expect(toConversation({ instruction: "Q", context: "C", response: "A", category: "open_qa" })).toEqual({
+    messages: [{ ...user("Q"), input: "C" }, assistant("A")],
+  });
+  expect(toConversation({ messages: [{ role: "developer", content: "S" }, ...said] })).toMatchObject({
+    messages: [{ role: "system" }, ...said],
+  });
+  expect(toConversation({ messages: [...said, user("and?")] })).toEqual({ messages: said });
+  expect(toConversation({ prompt: 5, completion: "A" })).toBe('"prompt" is neither a text nor a list of messages');
+  expect(toConversation({ messages: [user("Q"), { ...assistant("A"), weight: 0 }] })).toMatch(
+    /messages\[1\]\.weight is 0/,
+  );
+  expect(toConversation({ messages: [user("Q"), { ...assistant("A"), weight: 1 }] })).toEqual({ messages: said });
+});
+
 test("a message may have an input, as an instruction has", () => {
   const asked = { role: "user", content: "Translate", input: "hola" };
   const reply = { role: "assistant", content: "hello", input: null };
@@ -80,7 +102,7 @@ test.each([
   [{ instruction: "a\ud800", output: "b" }, "message 1 holds half of a surrogate pair"],
   [{ instruction: "a", input: "\udc00", output: "b" }, "message 1 holds half of a surrogate pair"],
   [{ system: "\ud800", instruction: "a", output: "b" }, "message 1 holds half of a surrogate pair"],
-  [{ messages: [{ role: "constructor", content: "a" }] }, '"constructor"; known are system, user'],
+  [{ messages: [{ role: "constructor", content: "a" }] }, '"constructor"; known are system, developer, user'],
   [{ messages: [null] }, "messages[0] is not a message"],
   [{ messages: "hello" }, '"messages" is not a list'],
   [
