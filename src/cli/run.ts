@@ -86,9 +86,10 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     const begun = latestStep(`${out}/${name}`) > 0 || existsSync(`${out}/${name}/model`);
     if (!flags.resume || !begun) checkFiles(config, at, isMade, i > 0 ? meant : undefined);
     const context = contextOf(stage, config, made);
-    checkContext(config, context, at);
-    if (typeof config.reward === "string" && isRewardModule(config.reward) && !isMade(config.reward))
-      modules.add(config.reward);
+    if (!flags.resume || !begun) {
+      checkContext(config, context, at);
+      if (typeof config.reward === "string" && isRewardModule(config.reward)) modules.add(config.reward);
+    }
     made.set(name, { ...madeBy(stage, `${out}/${name}`), ...(context !== undefined && { context }) });
     return { stage, name, entry, config, given: rest };
   });

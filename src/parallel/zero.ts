@@ -10,6 +10,9 @@
  * A unit divides into N pieces; piece r of every unit is process r's. Sums are exchanged and added as comm.ts says, so
  * all four leave the same bits in every parameter. With gradient accumulation they differ by roundings: 2 and 3 add up
  * reduced gradients, 0 and 1 reduce what was added up.
+ *
+ * In others' words: a unit is DeepSpeed's bucket and FSDP's unit, a piece a shard; `open` gathers a unit's shards, `giveUp` frees what was
+ * gathered, `poke` moves communication on while kernels run, `settle` waits for the last reduce-scatters.
  */
 import { createHash } from "node:crypto";
 import { type Device, type DType, dtypeBytes, F32, type Ptr } from "../device/device.js";
