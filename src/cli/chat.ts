@@ -28,6 +28,10 @@ export async function command(dir: string, flags: SamplingFlags & { system?: str
     if (replying) interrupted = true;
     else lines.close();
   });
+  let ended = false; // its input may end during a reply
+  lines.on("close", () => {
+    ended = true;
+  });
   lines.prompt();
   for await (const line of lines) {
     const text = line.trim();
@@ -42,7 +46,7 @@ export async function command(dir: string, flags: SamplingFlags & { system?: str
       history.push({ role: "user", content: text });
       history = await reply(history);
     }
-    lines.prompt();
+    if (!ended) lines.prompt();
   }
   lines.close();
 

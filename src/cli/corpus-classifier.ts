@@ -14,6 +14,12 @@ export interface ClassifierFlags {
   json?: boolean;
 }
 
+/** Rounded down, so that a threshold of it keeps what has this score. */
+function threeDigits(x: number): number {
+  const unit = 10 ** (Math.floor(Math.log10(Math.max(x, 1e-9))) - 2);
+  return Number((Math.floor(x / unit) * unit).toPrecision(3));
+}
+
 export async function command(flags: ClassifierFlags): Promise<void> {
   const [epochs, seed] = [Number(flags.epochs), Number(flags.seed)];
   if (!Number.isInteger(epochs) || epochs < 1)
@@ -48,9 +54,7 @@ export async function command(flags: ClassifierFlags): Promise<void> {
     );
     for (const t of report.thresholds)
       console.log(`  ${t.threshold.toFixed(2)}  precision ${t.precision.toFixed(3)}  recall ${t.recall.toFixed(3)}`);
-    const best = report.crawledScores.map(
-      ({ share, score }) => `${share * 100}% score ${score.toPrecision(2)} or more`,
-    );
+    const best = report.crawledScores.map(({ share, score }) => `${share * 100}% score ${threeDigits(score)} or more`);
     console.log(
       `of the crawled texts, the best ${best.join(", the best ")}: a threshold there keeps so many of such a crawl`,
     );

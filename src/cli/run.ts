@@ -9,7 +9,7 @@ import { UserError } from "../run/errors.js";
 import { latestStep, RunFolder } from "../run/folder.js";
 import { duration } from "../run/progress.js";
 import { changedSettings } from "../run/resume.js";
-import { isRewardModule, loadRewardFunction } from "../stages/judge.js";
+import { checkRewardModule, isRewardModule } from "../stages/judge.js";
 import { positionsOfNew } from "../stages/pretrain.js";
 import { STAGES } from "../stages/registry.js";
 import { checkFiles, locate, runStage, type StageFlags, tellUnused } from "./stage.js";
@@ -60,7 +60,6 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     );
     return ` Nor has an earlier stage made it.${near ? ` Did you mean the stage "${near}"?` : ""}`;
   };
-  const modules = new Set<string>();
   const plan = recipe.stages.map((raw, i) => {
     const { stage, name = stage, ...rest } = raw;
     const entry = STAGES[stage];
@@ -88,13 +87,11 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     const context = contextOf(stage, config, made);
     if (!flags.resume || !begun) {
       checkContext(config, context, at);
-      if (typeof config.reward === "string" && isRewardModule(config.reward)) modules.add(config.reward);
+      if (typeof config.reward === "string" && isRewardModule(config.reward)) checkRewardModule(config.reward);
     }
     made.set(name, { ...madeBy(stage, `${out}/${name}`), ...(context !== undefined && { context }) });
     return { stage, name, entry, config, given: rest };
   });
-
-  for (const module of modules) await loadRewardFunction(module);
 
   if (flags.resume && !plan.some(({ name }) => existsSync(`${out}/${name}`)))
     console.error(`${out} holds nothing to go on with: the recipe begins anew`);

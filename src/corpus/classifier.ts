@@ -151,7 +151,7 @@ export class QualityClassifier {
     const crawled = scores.filter((_, i) => !good[i]).sort((a, b) => b - a);
     const crawledScores = [0.1, 0.25, 0.5].map((share) => ({
       share,
-      score: crawled[Math.floor(share * crawled.length)],
+      score: crawled[Math.max(0, Math.ceil(share * crawled.length) - 1)],
     }));
     const measures = measure(scores, good);
     const report: ClassifierReport = { train, heldOut: held, duplicates, contradictions, ...measures, crawledScores };

@@ -71,7 +71,8 @@ export function toConversation(record: unknown): Omit<Conversation, "source"> | 
   if (wrong) return wrong;
   // A last question that nobody answered teaches nothing; what was answered before it does.
   if (messages.at(-1)?.role !== "assistant") messages.pop();
-  if (messages.at(-1)?.role !== "assistant") return "the last message is not the assistant's: there is no reply to learn";
+  if (messages.at(-1)?.role !== "assistant")
+    return "the last message is not the assistant's: there is no reply to learn";
   return { messages, ...(!isNothing(type) && { type: String(type) }) };
 }
 

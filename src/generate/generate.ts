@@ -75,6 +75,11 @@ function* generation(
   const stop = new Set(options.stop ?? []);
   const context = config.maxPositionEmbeddings;
   checkPrompts(prompts, context, config.vocabSize);
+  const mustBeOpen = (): void => {
+    model.mustBeOpen();
+    options.weights?.mustBeOpen();
+  };
+  mustBeOpen();
   const longest = prompts.reduce((n, p) => Math.max(n, p.length), 0);
   const length = Math.min(context, longest + maxTokens);
   const results = prompts.map((): Generated => ({ ids: [], logProbs: [], finish: "length" }));
@@ -134,7 +139,7 @@ function* generation(
       }
       if (active.length === 0) return results;
       yield;
-      model.mustBeOpen(); // it may have been closed meanwhile
+      mustBeOpen(); // they may have been closed meanwhile
       const B = active.length;
       if (decoder) decoder.step(current, past, B);
       const logits = decoder ? decoder.logits : tapeStep(model, tape, current.slice(0, B), past.slice(0, B), cache);

@@ -33,6 +33,7 @@ const line = (n: number): number => Math.ceil(n / 64) * 64;
 export class ReadyWeights {
   readonly bytes: number;
   private readonly memory: Ptr;
+  private closed = false;
   private readonly matrices = new Map<Parameter, ReadyMatrix>();
 
   /** The weights as they are now; later changes of the model are not seen. `exact`: results are those of the model's own weights. */
@@ -71,8 +72,13 @@ export class ReadyWeights {
     return this.matrices.get(W);
   }
 
+  mustBeOpen(): void {
+    if (this.closed) throw new UserError("These weights were closed: their memory is gone. Make them anew.");
+  }
+
   close(): void {
-    if (this.memory !== 0) this.model.device.free(this.memory, this.bytes);
+    if (this.memory !== 0 && !this.closed) this.model.device.free(this.memory, this.bytes);
+    this.closed = true;
   }
 }
 

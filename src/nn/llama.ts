@@ -298,8 +298,12 @@ export class Llama {
   }
 
   /** Kernels index by ids and positions, and check nothing. Sees that there are angles for these positions. */
-  private check({ ids, positions }: TokenBatch): void {
+  private check({ ids, positions, cuSeqlens }: TokenBatch): void {
     this.mustBeOpen();
+    mustBeAsMany("positions", positions.length, ids.length);
+    const ascending = cuSeqlens.every((at, i) => (i === 0 ? at === 0 : at >= cuSeqlens[i - 1]));
+    if (!ascending || cuSeqlens[cuSeqlens.length - 1] !== ids.length)
+      throw new UserError(`cuSeqlens must lead from 0 to ${ids.length}, the number of tokens, and never back.`);
     const { vocabSize, maxPositionEmbeddings } = this.config;
     let [id, position] = [0, 0];
     for (let i = 0; i < ids.length; i++) {
@@ -484,6 +488,7 @@ export class Llama {
   }
 
   close(): void {
+    if (this.closed) return;
     this.closed = true;
     this.parameters.close();
     this.lora?.parameters.close();

@@ -32,6 +32,7 @@ export class AdamW {
   private readonly buffers: { ptr: Ptr; width: number }[] = [];
   /** Elements that this process updates. */
   readonly length: number;
+  private closed = false;
   /** Steps done. */
   step = 0;
 
@@ -66,6 +67,7 @@ export class AdamW {
   /** One update; `gradNorm` is what gradNorm() returned. Gradients are cleared afterwards, and their memory is given back. */
   update(learningRate: number, gradNorm: number): void {
     const { parameters: set, config, memory } = this;
+    if (this.closed) throw new Error("This optimizer was closed: its state is gone.");
     const [b1, b2] = config.betas;
     const clip = config.gradClip > 0 && gradNorm > config.gradClip ? config.gradClip / (gradNorm + 1e-6) : 1;
     this.step++;
@@ -120,6 +122,7 @@ export class AdamW {
   }
 
   close(): void {
-    for (const { ptr, width } of this.buffers) this.memory.free(ptr, this.length * width);
+    for (const { ptr, width } of this.buffers.splice(0)) this.memory.free(ptr, this.length * width);
+    this.closed = true;
   }
 }

@@ -32,6 +32,7 @@ const stepName = (step: number): string => String(step).padStart(6, "0");
 
 export class RunFolder {
   readonly metrics: Metrics;
+  private readonly owned: { close(): void }[] = [];
   /** Asks the run to save and stop, as Ctrl-C does. */
   signal: AbortSignal | undefined;
   /** Told of each step. */
@@ -204,7 +205,19 @@ export class RunFolder {
     return `${records.length} records set aside (${path}); the first is ${file}:${line}: ${reason}${more.join("")}${others.length > 3 ? "; ..." : ""}`;
   }
 
+  /** What is closed with the run, however that ends: models and what trains them hold memory that nobody else gives back. */
+  own<T extends { close(): void }>(thing: T): T {
+    this.owned.push(thing);
+    return thing;
+  }
+
+  /** Throws a UserError where the run was asked to stop; for stages that are not made of steps. */
+  mustGoOn(): void {
+    if (this.signal?.aborted) throw new UserError(`${this.dir}: stopped before its end, as was asked for.`, 130);
+  }
+
   close(): void {
+    for (const thing of this.owned.splice(0).reverse()) thing.close();
     this.metrics.close();
     this.release();
   }

@@ -4,6 +4,7 @@
  */
 import { createHash, type Hash } from "node:crypto";
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
+import { join, resolve, sep } from "node:path";
 import { UserError } from "./errors.js";
 import { FILES } from "./resume.js";
 
@@ -20,26 +21,28 @@ const WHOLE = 64 * 2 ** 20;
 const PIECES = 64;
 const PIECE = 2 ** 20;
 
-/** Stages that ask the weights they began with while they train: as a reference, or beneath adapters. */
-const asksFrom = ({ stage, lora }: { stage?: unknown; lora?: unknown }): boolean =>
-  lora !== undefined || stage === "ppo" || stage === "grpo" || stage === "dpo";
+/** Stages that ask the weights they began with while they train: as a reference, or beneath adapters. (DPO keeps what its reference said.) */
+const asksFrom = ({ stage, lora, klCoef }: { stage?: unknown; lora?: unknown; klCoef?: unknown }): boolean =>
+  lora !== undefined || stage === "ppo" || (stage === "grpo" && klCoef !== 0);
 
 /**
  * Compares what the run in `dir` goes on with at `step` with what it began with, and returns what is to be told of it. At step 0 it notes what
  * it begins with: the text of a new inputs.json. Throws UserError (exit code 2) where data or weights are others; a reward module may be mended.
  */
 export function checkInputs(dir: string, config: unknown, step: number): { changes: string[]; text?: string } {
-  const inputs = inputsOf(config);
+  const inputs = inputsOf(config, resolve(dir));
   if (step === 0) return { changes: [], text: `${JSON.stringify(inputs, null, 2)}\n` };
   const path = `${dir}/${FILE}`;
   if (!existsSync(path)) return { changes: [] }; // of an earlier version
   let before: Inputs;
   try {
-    before = JSON.parse(readFileSync(path, "utf8")) as Inputs;
+    before = { ...(JSON.parse(readFileSync(path, "utf8")) as Inputs) };
   } catch {
     return { changes: [] };
   }
-  const changed = Object.entries(inputs).filter(([key, now]) => before[key] && before[key].sha256 !== now.sha256);
+  const changed = Object.entries(inputs).filter(
+    ([key, now]) => before[key]?.sha256 !== undefined && before[key].sha256 !== now.sha256,
+  );
   const fixed = changed.find(([, { name }]) => !isModule(name));
   if (fixed) {
     const [key, { name, bytes }] = fixed;
@@ -52,9 +55,10 @@ export function checkInputs(dir: string, config: unknown, step: number): { chang
   return { changes: changed.map(([, { name }]) => `${name} has changed`) };
 }
 
-const isModule = (name: string): boolean => /\.m?js$/.test(name);
+const isModule = (name: string): boolean => /\.[cm]?js$/.test(name);
 
-function inputsOf(config: unknown): Inputs {
+/** `own`: the run's folder, whose files are none of its inputs, wherever it lies. */
+function inputsOf(config: unknown, own: string): Inputs {
   const found: Inputs = {};
   const settings = (config ?? {}) as Record<string, unknown>;
   // Pretraining keeps its data as tokens, and its weights in the checkpoint.
@@ -62,7 +66,7 @@ function inputsOf(config: unknown): Inputs {
   const skipped = new Set(["tokenizer", "critic", ...(asksFrom(settings) ? [] : ["from"])]);
   const visit = (value: unknown, path: string, isFile: boolean): void => {
     if (typeof value === "string") {
-      if (isFile && existsSync(value)) found[path] = { name: value, ...fingerprint(value) };
+      if (isFile && existsSync(value)) found[path] = { name: value, ...fingerprint(value, own) };
     } else if (typeof value === "object" && value !== null)
       for (const [key, inner] of Object.entries(value)) {
         const at = path ? `${path}.${key}` : key;
@@ -74,26 +78,50 @@ function inputsOf(config: unknown): Inputs {
   return found;
 }
 
-/** Of a file, or of all files in a folder, by their names in it. */
-function fingerprint(path: string): { bytes: number; sha256: string } {
+/** What is read of a model's folder. Notes, exports and whole runs may lie beside it. */
+const OF_A_MODEL =
+  /^(config|tokenizer|tokenizer_config|generation_config)\.json$|^chat_template\.jinja$|\.safetensors$/;
+
+/** Of a file, or of what is read in a folder, by the names in it. What cannot be read is told by who reads it. */
+function fingerprint(path: string, own: string): { bytes: number; sha256: string } {
   const hash = createHash("sha256");
   let bytes = 0;
-  const visit = (at: string, name: string): void => {
-    const stat = statSync(at, { throwIfNoEntry: false });
-    if (stat?.isDirectory()) for (const entry of readdirSync(at).sort()) visit(`${at}/${entry}`, `${name}/${entry}`);
-    if (!stat?.isFile()) return;
-    hash.update(`${name}\0${stat.size}\0`);
-    bytes += stat.size;
-    addContent(hash, at, stat.size);
-  };
-  visit(path, "");
+  for (const name of filesIn(path)) {
+    const file = name === "" ? path : join(path, name);
+    if (resolve(file).startsWith(`${own}${sep}`)) continue;
+    try {
+      const stat = statSync(file);
+      if (!stat.isFile()) continue;
+      hash.update(`${name}\0${stat.size}\0`);
+      addContent(hash, file, stat.size);
+      bytes += stat.size;
+    } catch {}
+  }
   return { bytes, sha256: hash.digest("hex") };
 }
 
+/** Names in a folder that readers look at: a model's files, or all but hidden ones; "" for a file. Links to folders are not followed. */
+function filesIn(path: string): string[] {
+  if (!statSync(path).isDirectory()) return [""];
+  const isModel = existsSync(`${path}/config.json`);
+  const names: string[] = [];
+  const visit = (below: string): void => {
+    for (const entry of readdirSync(join(path, below), { withFileTypes: true })) {
+      const name = join(below, entry.name);
+      if (isModel ? OF_A_MODEL.test(entry.name) : !entry.name.startsWith(".")) {
+        if (!entry.isDirectory()) names.push(name);
+        else if (!isModel) visit(name);
+      }
+    }
+  };
+  visit("");
+  return names.sort();
+}
+
+const buffer = Buffer.alloc(PIECE);
 function addContent(hash: Hash, path: string, size: number): void {
   const fd = openSync(path, "r");
   try {
-    const buffer = Buffer.alloc(PIECE);
     const pieces = size <= WHOLE ? Math.ceil(size / PIECE) : PIECES;
     const step = size <= WHOLE ? PIECE : (size - PIECE) / (PIECES - 1); // from the first byte to the last
     for (let i = 0; i < pieces; i++)

@@ -3,7 +3,7 @@
  * numbers are no longer finite. A stage supplies what a step is.
  */
 import { setImmediate } from "node:timers/promises";
-import { NonFiniteError, UserError } from "./errors.js";
+import { NonFiniteError, systemMessage, UserError } from "./errors.js";
 import { latestStep, type RunFolder } from "./folder.js";
 import { duration, mebibytes, openProgress, type Progress, peakMemory } from "./progress.js";
 import { writeReport } from "./report.js";
@@ -172,10 +172,16 @@ async function prepared(run: RunFolder, stage: LoopStage, step: number, alone: b
     await stage.prepare?.(step);
   } catch (error) {
     const last = step - 1;
-    if (!(error instanceof UserError) || !alone || last <= latestStep(run.dir)) throw error;
-    run.checkpoint(last, (dir) => stage.save(dir));
+    if (!(error instanceof UserError) || !alone || last === 0) throw error;
+    const told = error.message.replace(/\.?$/, ".");
+    try {
+      run.checkpoint(last, (dir) => stage.save(dir));
+    } catch (unsaved) {
+      const why = systemMessage(unsaved, run.dir) ?? (unsaved as Error).message;
+      throw new UserError(`${told} Step ${last} could not be saved either: ${why}`, error.exitCode);
+    }
     throw new UserError(
-      `${error.message.replace(/\.?$/, ".")} Step ${last} is saved: the same command with --resume goes on from there.`,
+      `${told} Step ${last} is saved: the same command with --resume goes on from there.`,
       error.exitCode,
     );
   }

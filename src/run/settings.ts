@@ -56,10 +56,14 @@ export const averageOfAll: [
 
 /** For every stage: `.refine(...rateFalls)`. */
 export const rateFalls: [
-  (config: { optimizer: { learningRate: number }; schedule: { minLearningRate?: number | undefined } }) => boolean,
+  (config: {
+    optimizer: { learningRate: number };
+    schedule: { kind: string; minLearningRate?: number | undefined };
+  }) => boolean,
   { path: string[]; message: string },
 ] = [
-  ({ optimizer, schedule }) => (schedule.minLearningRate ?? 0) <= optimizer.learningRate,
+  ({ optimizer, schedule: { kind, minLearningRate = 0 } }) =>
+    kind === "constant" || minLearningRate <= optimizer.learningRate,
   { path: ["schedule", "minLearningRate"], message: "at most optimizer.learningRate, from which the rate falls" },
 ];
 

@@ -131,17 +131,19 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
     });
   }
 
-  const model = load(resumed && !config.lora ? resumed : config.from);
+  const model = run.own(load(resumed && !config.lora ? resumed : config.from));
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   if (config.lora) attachLora(model, config.lora, seed, { from: knownTokens, to: tokenizer.vocabSize });
   const perStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * pairs.train.length) / perStep));
   model.recompute = config.recompute;
   const mine = grid.share(config.batchSize, "batchSize");
-  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
-    memory: grid.stateMemory(),
-    checkEvery: config.parallel.checkEvery,
-  });
+  const trainer = run.own(
+    new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
+      memory: grid.stateMemory(),
+      checkEvery: config.parallel.checkEvery,
+    }),
+  );
   if (resumed) {
     if (config.lora) loadAdapter(model, resumed);
     trainer.load(resumed);
@@ -150,7 +152,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
     `${(model.count / 1e6).toFixed(2)}M parameters, ${pairs.train.length} pairs, ${steps} steps of ${perStep}, loss ${config.loss}`,
   );
 
-  const tape = new Tape(device);
+  const tape = run.own(new Tape(device));
   let current: Pair[] = [];
   await runLoop(run, config, {
     steps,
@@ -212,9 +214,6 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
     saveLlama(model, dir);
     if (run.first) tokenizer.save(dir);
   });
-  tape.close();
-  trainer.close();
-  model.close();
 }
 
 /** Every pair of every ranking: the better reply against each worse one. */

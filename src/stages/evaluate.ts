@@ -68,7 +68,7 @@ export function readQuestions(file: string): SourcedQuestion[] {
 const questionsOf = (config: EvaluateConfig): SourcedQuestion[] =>
   readQuestions(config.file).filter((q) => config.field === undefined || q.group.split(" ").includes(config.field));
 
-export async function evaluateModels(config: EvaluateConfig): Promise<ModelResult[]> {
+export async function evaluateModels(config: EvaluateConfig, mustGoOn = (): void => {}): Promise<ModelResult[]> {
   const questions = questionsOf(config);
   if (questions.length === 0)
     throw new UserError(
@@ -101,31 +101,49 @@ export async function evaluateModels(config: EvaluateConfig): Promise<ModelResul
   // A reference that is no column is only asked for the replies that the others' are held against.
   const unlisted = reward !== undefined && config.reference !== undefined && !models.some(isReference);
   const results: ModelResult[] = [];
-  for (const dir of unlisted ? [...models, config.reference!] : models) {
+  const resultOf = async (dir: string): Promise<ModelResult> => {
     const loaded = loadForGeneration(dir);
-    const replies = replyTo(loaded, asked, config);
-    const right = replies.map(({ text }, i) => isRight(text, questions[i].answers));
-    const groups: ModelResult["groups"] = {};
-    questions.forEach(({ group }, i) => {
-      groups[group] ??= { right: 0, total: 0 };
-      groups[group].total++;
-      if (right[i]) groups[group].right++;
-    });
-    const length = average(replies.map((r) => r.tokens));
-    const result: ModelResult = { model: dir, replies: replies.map((r) => r.text), right, groups, length };
-    if (reward) {
-      const scorer = await openScorer(reward, loaded);
-      result.scores = (await scorer.score(asked, replies)).scores;
-      scorer.close();
+    try {
+      const replies = replyTo(loaded, asked, config);
+      const right = replies.map(({ text }, i) => isRight(text, questions[i].answers));
+      const groups: ModelResult["groups"] = {};
+      questions.forEach(({ group }, i) => {
+        groups[group] ??= { right: 0, total: 0 };
+        groups[group].total++;
+        if (right[i]) groups[group].right++;
+      });
+      const length = average(replies.map((r) => r.tokens));
+      const result: ModelResult = { model: dir, replies: replies.map((r) => r.text), right, groups, length };
+      if (reward) {
+        const scorer = await openScorer(reward, loaded);
+        try {
+          result.scores = (await scorer.score(asked, replies)).scores;
+        } finally {
+          scorer.close();
+        }
+      }
+      if (
+        reference &&
+        results.length < models.length &&
+        !unread.has(dir) &&
+        loaded.tokenizer.chatTemplate !== undefined
+      )
+        result.kl = sampledKl(loaded, reference, asked, config);
+      return result;
+    } finally {
+      loaded.model.close();
     }
-    if (reference && results.length < models.length && !unread.has(dir) && loaded.tokenizer.chatTemplate !== undefined)
-      result.kl = sampledKl(loaded, reference, asked, config);
-    loaded.model.close();
-    results.push(result);
+  };
+  try {
+    for (const dir of unlisted ? [...models, config.reference!] : models) {
+      mustGoOn();
+      results.push(await resultOf(dir));
+    }
+  } finally {
+    reference?.model.close();
   }
   const standard = results.find((r) => isReference(r.model))?.scores;
   for (const r of results) if (standard && r.scores) r.winRate = winRate(r.scores, standard).share;
-  reference?.model.close();
   return results.slice(0, models.length);
 }
 
@@ -160,7 +178,7 @@ function sampledKl(
 
 /** As a stage of a recipe: prints, and leaves evaluation.json. */
 export async function evaluate(config: EvaluateConfig, run: RunFolder): Promise<void> {
-  const results = await evaluateModels(config);
+  const results = await evaluateModels(config, () => run.mustGoOn());
   const names = config.models.map((dir) => basename(basename(dir) === "model" ? dirname(dir) : dir));
   console.log(describeEvaluation(config, results, names));
   run.write(

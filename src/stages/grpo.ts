@@ -199,27 +199,29 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   grid.share(Math.min(minibatchSize, replies), "minibatchSize");
   grid.share(replies % minibatchSize, "the last minibatch");
   const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, config.maxTokens) };
-  const judge = await openJudge(config.reward, device, precision, policy, grid);
-  const actor = loadLlama(device, resumed && !config.lora ? resumed : config.from, precision, { grid });
+  const judge = run.own(await openJudge(config.reward, device, precision, policy, grid));
+  const actor = run.own(loadLlama(device, resumed && !config.lora ? resumed : config.from, precision, { grid }));
   if (config.lora) attachLora(actor, config.lora, seed);
   actor.recompute = config.recompute;
   // Without a KL term there is no reference; with LoRA it is the actor without its adapters.
   const ref =
     config.lora || config.klCoef === 0
       ? undefined
-      : loadLlama(device, config.from, precision, { trainable: false, grid, name: "ref" });
+      : run.own(loadLlama(device, config.from, precision, { trainable: false, grid, name: "ref" }));
   const keepers = [actor, ref].flatMap((model) => model?.parameters.keeper ?? []);
   const perStep = config.epochs * Math.ceil(replies / minibatchSize);
-  const trainer = new Trainer(actor.trainable, config.optimizer, config.schedule, config.steps * perStep, {
-    memory: grid.stateMemory("actor"),
-    checkEvery: config.parallel.checkEvery,
-  });
+  const trainer = run.own(
+    new Trainer(actor.trainable, config.optimizer, config.schedule, config.steps * perStep, {
+      memory: grid.stateMemory("actor"),
+      checkEvery: config.parallel.checkEvery,
+    }),
+  );
   if (resumed) {
     if (config.lora) loadAdapter(actor, resumed);
     trainer.load(resumed);
   }
 
-  const tape = new Tape(device);
+  const tape = run.own(new Tape(device));
   let episodes: Episode[] = [];
   let scores: number[] = [];
   /** log p of each reply token: of the policy that sampled, and of the reference. */
@@ -325,9 +327,4 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
     saveLlama(actor, dir);
     if (run.first) tokenizer.save(dir);
   });
-  tape.arena.close();
-  trainer.close();
-  actor.close();
-  ref?.close();
-  judge.close();
 }

@@ -128,6 +128,22 @@ export async function loadRewardFunction(source: string): Promise<RewardFunction
 const faultyLine = (source: string): string | undefined =>
   /:(\d+)$/m.exec(spawnSync(process.execPath, ["--check", resolve(source)], { encoding: "utf8" }).stderr)?.[1];
 
+/** Whether a module's text says what it exports by default; `module.exports` in CommonJS. */
+const EXPORTS =
+  /\bexport\s+default\b|\bexport\s*\{[^}]*\bdefault\b|\bexport\s*\*|\bmodule\.exports\b|\bexports\.default\b/;
+
+/**
+ * Throws UserError for a module that certainly cannot be used, without running it: what it reads may be there later, and it may be mended
+ * until then.
+ */
+export function checkRewardModule(source: string): void {
+  const { status } = spawnSync(process.execPath, ["--check", resolve(source)], { encoding: "utf8" });
+  const line = status === 0 ? undefined : faultyLine(source);
+  if (line !== undefined) throw new UserError(`${source}:${line} cannot be loaded: it is not JavaScript there.`, 2);
+  if (!EXPORTS.test(readFileSync(source, "utf8")))
+    throw new UserError(`${source} has no default export that is a function (prompt, reply) => number.`, 2);
+}
+
 /** What a promise gives. One that nothing works on any more, so that it can never settle, would else end the program without a word. */
 async function settled<T>(value: T | Promise<T>): Promise<T> {
   if (!(value instanceof Promise)) return value;

@@ -300,7 +300,8 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const minibatches = Math.ceil(batchSize / minibatchSize);
   const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, maxTokens) };
-  const models = await FourModels.open(device, grid, config, policy, config.steps * epochs * minibatches, resumed);
+  const updates = config.steps * epochs * minibatches;
+  const models = run.own(await FourModels.open(device, grid, config, policy, updates, resumed));
   const { actor, critic, actorTrainer, criticTrainer, state } = models;
   const rowLength = Math.min(Math.max(MIX_ROW, policy.longest), actor.config.maxPositionEmbeddings);
   const separator = tokenizer.separatorId;
@@ -311,7 +312,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const mine = grid.share(batchSize, "batchSize");
   const mixed = grid.share(pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
   grid.share(minibatchSize, "minibatchSize");
-  const tape = new Tape(device);
+  const tape = run.own(new Tape(device));
   /** Of the step at hand. */
   let experience!: Experience;
   let rolloutSeconds = 0;
@@ -415,6 +416,4 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
     save: (dir) => models.save(dir, run),
   });
   models.result(run);
-  tape.arena.close();
-  models.close();
 }

@@ -44,14 +44,12 @@ export async function prefer(config: PreferConfig, run: RunFolder): Promise<void
   const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
-  const model = loadLlama(device, config.from, config.precision, { trainable: false });
-  const judge = await openJudge(config.reward, device, config.precision, {
-    dir: config.from,
-    tokenizer,
-    longest: longestEpisode(prompts, config.maxTokens),
-  });
+  const model = run.own(loadLlama(device, config.from, config.precision, { trainable: false }));
+  const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, config.maxTokens) };
+  const judge = run.own(await openJudge(config.reward, device, config.precision, policy));
   const lines: string[] = [];
   for (let from = 0; from < prompts.length; from += config.batchSize) {
+    run.mustGoOn();
     const some = prompts.slice(from, from + config.batchSize);
     const asked = some.flatMap((p) => Array.from({ length: config.samples }, () => p));
     const { maxTokens, temperature } = config;
@@ -68,8 +66,6 @@ export async function prefer(config: PreferConfig, run: RunFolder): Promise<void
         lines.push(JSON.stringify({ prompt: prompt.messages, chosen: best.e.text, rejected: worst.e.text }));
     });
   }
-  judge.close();
-  model.close();
   if (lines.length === 0)
     throw new UserError(
       `No prompt of ${prompts.length} got replies that differ in score: there is nothing to prefer. Raise temperature or samples, or look at what ${config.reward} gives.`,

@@ -104,16 +104,19 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   const tokenizer = await tokenizerOf(config, resumed, run);
   const rejected: Rejected[] = [];
   const { train, validation } = await tokenize(device, config, tokenizer, run, rejected);
+  for (const shards of [train, validation]) if (shards) run.own(shards);
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
   Grid.agree(grid.world, "data", JSON.stringify(train.manifest));
 
   const { contextLength } = config.data;
-  const model = resumed
-    ? loadLlama(device, resumed, config.precision, { grid })
-    : config.from
-      ? loadLlama(device, config.from, config.precision, { grid })
-      : newModel(device, config, tokenizer, grid);
+  const model = run.own(
+    resumed
+      ? loadLlama(device, resumed, config.precision, { grid })
+      : config.from
+        ? loadLlama(device, config.from, config.precision, { grid })
+        : newModel(device, config, tokenizer, grid),
+  );
   if (tokenizer.vocabSize > model.config.vocabSize)
     throw tooManyTokens(tokenizer, `${config.from}`, model.config.vocabSize);
   model.recompute = config.recompute;
@@ -136,10 +139,12 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
     );
   const rowsPerStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows) / rowsPerStep));
-  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
-    memory: grid.stateMemory(),
-    checkEvery: config.parallel.checkEvery,
-  });
+  const trainer = run.own(
+    new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
+      memory: grid.stateMemory(),
+      checkEvery: config.parallel.checkEvery,
+    }),
+  );
   if (resumed) trainer.load(resumed);
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, a vocabulary of ${model.config.vocabSize}, ${tokens} tokens in ${documents} documents, ` +
@@ -148,7 +153,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   );
   console.error(`${trainer.memory()}${grid.world.size > 1 ? ", of this process" : ""}`);
 
-  const tape = new Tape(device);
+  const tape = run.own(new Tape(device));
   let batches: PretrainBatch[] = [];
   const rowAt = (index: number): number => shuffled(index % rows, rows, config.seed, Math.floor(index / rows));
   await runLoop(run, config, {
@@ -186,11 +191,6 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
     saveLlama(model, dir);
     if (run.first) tokenizer.save(dir);
   });
-  train.close();
-  validation?.close();
-  tape.close();
-  trainer.close();
-  model.close();
 }
 
 async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, run: RunFolder): Promise<Tokenizer> {

@@ -172,12 +172,14 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   if (aside) console.error(aside);
 
   const { seed, precision } = config;
-  const model = loadLlama(device, resumed ?? config.from, precision, {
-    head: "scalar",
-    vocabSize: tokenizer.vocabSize,
-    seed,
-    grid,
-  });
+  const model = run.own(
+    loadLlama(device, resumed ?? config.from, precision, {
+      head: "scalar",
+      vocabSize: tokenizer.vocabSize,
+      seed,
+      grid,
+    }),
+  );
   model.recompute = config.recompute;
   if (config.fromScratch && !resumed) model.parameters.initialize(seed, model.config.initializerRange);
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
@@ -190,16 +192,18 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
       "data",
       fingerprintOf(train.flatMap((group) => [group.length, ...group.flatMap(({ ids, start }) => [ids, start])])),
     );
-  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
-    memory: grid.stateMemory(),
-    checkEvery: config.parallel.checkEvery,
-  });
+  const trainer = run.own(
+    new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
+      memory: grid.stateMemory(),
+      checkEvery: config.parallel.checkEvery,
+    }),
+  );
   if (resumed) trainer.load(resumed);
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, ${train.length} ranked prompts, ${steps} steps of ${perStep}`,
   );
 
-  const tape = new Tape(device);
+  const tape = run.own(new Tape(device));
   let current: EncodedReply[][] = [];
   const measure = (groups: readonly EncodedReply[][]): Record<string, number> => {
     const scores = scoreSequences(
@@ -287,9 +291,6 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     saveLlama(model, dir, config.normalize ? { reward_mean: rewardMean, reward_std: rewardStd } : {});
     if (run.first) tokenizer.save(dir);
   });
-  tape.close();
-  trainer.close();
-  model.close();
 }
 
 /** Preferences as tokens, split into training and validation. */

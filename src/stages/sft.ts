@@ -97,10 +97,12 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     ));
   for (const line of [...report, run.setAside(rejected)]) if (line) console.error(line);
 
-  const model = loadLlama(device, resumed && !config.lora ? resumed : config.from, config.precision, {
-    vocabSize: tokenizer.vocabSize,
-    grid,
-  });
+  const model = run.own(
+    loadLlama(device, resumed && !config.lora ? resumed : config.from, config.precision, {
+      vocabSize: tokenizer.vocabSize,
+      grid,
+    }),
+  );
   model.recompute = config.recompute;
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   if (config.data.contextLength > model.config.maxPositionEmbeddings)
@@ -116,10 +118,12 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const rowsPerStep = config.batchSize * config.gradientAccumulation;
   if (grid.world.size > 1) Grid.agree(grid.world, "data", fingerprintOf(partsOf(train)));
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows.inEpoch(0).length) / rowsPerStep));
-  const trainer = new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
-    memory: grid.stateMemory(),
-    checkEvery: config.parallel.checkEvery,
-  });
+  const trainer = run.own(
+    new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
+      memory: grid.stateMemory(),
+      checkEvery: config.parallel.checkEvery,
+    }),
+  );
   if (resumed) {
     if (config.lora) loadAdapter(model, resumed);
     trainer.load(resumed);
@@ -132,7 +136,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   );
   console.error(`${trainer.memory()}${grid.world.size > 1 ? ", of this process" : ""}`);
 
-  const tape = new Tape(device);
+  const tape = run.own(new Tape(device));
   let batches: TargetBatch[] = [];
   await runLoop(run, config, {
     steps,
@@ -192,9 +196,6 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     saveLlama(model, dir);
     if (run.first) tokenizer.save(dir);
   });
-  tape.close();
-  trainer.close();
-  model.close();
 }
 
 /** The base model's tokenizer with the conversation template in it. Throws UserError when it is another model's. */

@@ -1,6 +1,7 @@
 /** A stage from code: its settings are those of its YAML file, checked in the same way, and what it leaves is in its folder. */
 import type { z } from "zod";
 import { check } from "../run/config.js";
+import { UserError } from "../run/errors.js";
 import { RunFolder } from "../run/folder.js";
 import type { MetricValues } from "../run/metrics.js";
 import type { dpoSchema } from "./dpo.js";
@@ -42,6 +43,8 @@ export async function train<S extends keyof StageSettings>(
   settings: StageSettings[S],
   { out, resume, signal, onStep }: StageOptions,
 ): Promise<string> {
+  if (!Object.hasOwn(STAGES, stage))
+    throw new UserError(`There is no stage "${stage}"; known are ${Object.keys(STAGES).join(", ")}.`, 2);
   const { schema, run } = STAGES[stage];
   const config = check(schema, { file: `settings of ${stage}`, value: settings, place: () => "" }) as object;
   const { keepCheckpoints = 1 } = config as { keepCheckpoints?: number };
@@ -49,6 +52,7 @@ export async function train<S extends keyof StageSettings>(
   folder.signal = signal;
   folder.onStep = onStep;
   try {
+    folder.mustGoOn();
     await run(config as never, folder);
   } finally {
     folder.close();

@@ -111,6 +111,7 @@ export interface Keeper {
 
 export class ParameterSet {
   readonly parameters: Parameter[] = [];
+  private closed = false;
   readonly units: Unit[] = [];
   /** Elements with padding, and without. */
   readonly length: number;
@@ -179,6 +180,7 @@ export class ParameterSet {
 
   /** Normal(0, std) matrices and unit norms, drawn by counter: parameter i is stream i of `seed`, whatever the precision. */
   initialize(seed: number, std: number): void {
+    this.mustBeOpen();
     for (const unit of this.units) {
       this.keeper.open(unit);
       for (const p of unit.parameters) {
@@ -220,6 +222,7 @@ export class ParameterSet {
   }
   /** Before gradients are read: parameters that took no part in the step have gradient 0. Returns the sum of all squares. */
   settleGrads(): number {
+    this.mustBeOpen();
     this.beforeSettle();
     return this.total(this.keeper.settle());
   }
@@ -246,6 +249,7 @@ export class ParameterSet {
    * `changed`: the caller writes the values, and they are to be kept.
    */
   *named(changed = false): Generator<NamedTensor & { ptr: Ptr; gradPtr: Ptr }> {
+    this.mustBeOpen();
     const width = dtypeBytes(this.dtype);
     let open: Unit | undefined;
     for (const t of this.tensors()) {
@@ -261,7 +265,11 @@ export class ParameterSet {
   }
 
   close(): void {
+    this.closed = true;
     this.keeper.free();
+  }
+  private mustBeOpen(): void {
+    if (this.closed) throw new Error("These parameters were closed with their model: their memory is gone.");
   }
 }
 

@@ -5,9 +5,13 @@ import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
 import { openCpu } from "../../src/device/cpu.js";
 import { generate } from "../../src/generate/generate.js";
+import { Int8Weights } from "../../src/generate/weights.js";
 import { parseLlamaConfig } from "../../src/nn/config.js";
 import { loadLlama, saveLlama } from "../../src/nn/folder.js";
 import { Llama, packSequences } from "../../src/nn/llama.js";
+import { Trainer } from "../../src/optim/trainer.js";
+import { optimizerSchema, scheduleSchema } from "../../src/run/settings.js";
+import { allTargets, backwardMeanLoss } from "../../src/stages/clm.js";
 import { Tape } from "../../src/tensor/tensor.js";
 
 const device = openCpu({ threads: 1 });
@@ -60,6 +64,29 @@ test("fewer targets or weights than tokens, logits of rows that are not there, t
   gone.close();
   expect(() => gone.forward(tape, batch)).toThrow(/was closed/);
   expect(() => generate(gone, [[1]], { maxTokens: 2 })).toThrow(/was closed/);
+});
+
+test("positions and borders that do not fit their tokens; weights, parameters and optimizers that are gone", () => {
+  const batch = packSequences([[1, 2, 3]]);
+  expect(() => model.forward(tape, { ...batch, positions: batch.positions.subarray(1) })).toThrow(/2 positions for 3/);
+  for (const cuSeqlens of [[0, 64], [1, 3], [0, 5, 3], [0]].map((list) => Int32Array.from(list)))
+    expect(() => model.forward(tape, { ...batch, cuSeqlens })).toThrow(/cuSeqlens must lead from 0 to 3/);
+  const weights = new Int8Weights(model);
+  weights.close();
+  weights.close();
+  expect(() => generate(model, [[1]], { maxTokens: 2, weights })).toThrow(/weights were closed/);
+  const own = new Llama(device, config, "fp32");
+  own.parameters.initialize(1, 0.1);
+  const trainer = new Trainer(own.trainable, optimizerSchema.parse({}), scheduleSchema.parse({}), 4);
+  const train = () => trainer.step(1, () => backwardMeanLoss(own, new Tape(device), [allTargets([[1, 2, 3]])]).loss);
+  train();
+  trainer.close();
+  trainer.close();
+  expect(train).toThrow(/optimizer was closed/);
+  own.close();
+  own.close();
+  expect(train).toThrow(/closed/);
+  expect(() => own.parameters.initialize(1, 0.1)).toThrow(/closed/);
 });
 
 test("numbers of generation that are none", () => {

@@ -1,5 +1,14 @@
 /** A run goes on with the data and the frozen weights that it began with, or says why not. */
-import { appendFileSync, cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeEach, expect, test } from "vitest";
@@ -69,15 +78,18 @@ test("a change anywhere in a large file is seen where a piece of it is read", ()
 });
 
 test("weights count where they are asked while training goes on; pretraining reads nothing again", () => {
-  for (const config of [grpo, { ...sft, lora: { rank: 4 } }, { stage: "dpo", from: base, data: { train: [data] } }]) {
+  for (const config of [grpo, { ...sft, lora: { rank: 4 } }, { stage: "ppo", from: base, prompts: [data], reward }]) {
     writeFileSync(`${base}/model.safetensors`, "weights");
     begin(config);
     writeFileSync(`${base}/model.safetensors`, "other weights");
     expect(goOn(config)).toMatch(/base \(from\) is not what the run/);
   }
-  begin(sft);
-  writeFileSync(`${base}/model.safetensors`, "weights");
-  expect(goOn(sft)).toEqual([]);
+  // Nor where the reference has said what it had to say, or there is none.
+  for (const config of [sft, { ...grpo, klCoef: 0 }, { stage: "dpo", from: base, data: { train: [data] } }]) {
+    begin(config);
+    writeFileSync(`${base}/model.safetensors`, String(Math.random()));
+    expect(goOn(config)).toEqual([]);
+  }
   const pretrain = { ...sft, stage: "pretrain" };
   begin(pretrain);
   writeFileSync(data, "other");
@@ -85,13 +97,40 @@ test("weights count where they are asked while training goes on; pretraining rea
 });
 
 test("a reward module may be mended, which is told", () => {
-  begin(grpo);
-  writeFileSync(reward, "export default () => 2;\n");
-  expect(goOn(grpo)).toEqual([`${reward} has changed`]);
+  for (const module of [reward, join(root, "reward.cjs")]) {
+    writeFileSync(module, "export default () => 1;\n");
+    begin({ ...grpo, reward: module });
+    writeFileSync(module, "export default () => 2;\n");
+    expect(goOn({ ...grpo, reward: module })).toEqual([`${module} has changed`]);
+  }
+});
+
+test("what lies beside a model's files, the run's own, and what no reader looks at are not counted", () => {
+  writeFileSync(`${base}/config.json`, "{}");
+  const inside = join(base, "lora-run");
+  mkdirSync(inside);
+  const config = { ...grpo, pretrainMix: { train: [root] } };
+  writeFileSync(`${inside}/inputs.json`, checkInputs(inside, config, 0).text!);
+  for (const name of ["README.md", "model.gguf", "lora-run/checkpoint.safetensors"])
+    writeFileSync(`${base}/${name}`, "new");
+  expect(checkInputs(inside, { ...grpo }, 5).changes).toEqual([]);
+  const texts = join(root, "texts");
+  mkdirSync(`${texts}/.cache`, { recursive: true });
+  symlinkSync(".", `${texts}/self`);
+  symlinkSync("nowhere", `${texts}/gone`);
+  const mixed = { ...grpo, pretrainMix: { train: [texts] } };
+  begin(mixed);
+  writeFileSync(`${texts}/.cache/x`, "new");
+  expect(goOn(mixed)).toEqual([]);
+  writeFileSync(`${texts}/a.txt`, "new");
+  expect(goOn(mixed)).toMatch(/texts \(pretrainMix\.train\.0\) is not what/);
+  rmSync(texts, { recursive: true });
 });
 
 test("runs of before, and notes that were damaged, go on", () => {
   expect(goOn(sft)).toEqual([]);
-  writeFileSync(`${dir}/inputs.json`, "{");
-  expect(goOn(sft)).toEqual([]);
+  for (const text of ["{", "null", "[]", '{"data.train.0":5}']) {
+    writeFileSync(`${dir}/inputs.json`, text);
+    expect(goOn(sft)).toEqual([]);
+  }
 });
