@@ -237,8 +237,12 @@ export class RenderingEncoder {
   /** What is before a place of a rendering: some tokenizers put a space behind a token, or before the first text. */
   private standsBehind(text: string, at: number): Before {
     if (at === 0) return "nothing";
-    for (const token of this.added.keys()) if (token !== "" && text.endsWith(token, at)) return "token";
-    return "text";
+    const before = text.slice(0, at);
+    const trimmed = before.trimEnd();
+    // White space behind such a token is the token's own.
+    const ends = ({ content, rstrip }: AddedToken): boolean =>
+      content !== "" && (rstrip ? trimmed.endsWith(content) : before.endsWith(content));
+    return [...this.added.values()].some(ends) ? "token" : "text";
   }
 }
 

@@ -66,7 +66,7 @@ function shapeOf(c: LlamaConfig, type: ExportType, dir: string): Record<string, 
   return {
     "general.architecture": { string: arch },
     "general.type": { string: "model" },
-    "general.name": { string: folder === "model" && above ? above : folder },
+    "general.name": { string: nameOf(folder === "model" && above ? above : folder) },
     "general.file_type": { u32: EXPORT_TYPES[type][1] },
     "general.quantization_version": { u32: 2 },
     [`${arch}.vocab_size`]: { u32: c.vocabSize },
@@ -86,6 +86,9 @@ function shapeOf(c: LlamaConfig, type: ExportType, dir: string): Record<string, 
     ...scalingOf(c, arch, dir),
   };
 }
+
+/** By these letters in a name llama.cpp takes a model for Phi-3, whose tokens it then wants. */
+const nameOf = (folder: string): string => folder.replace(/(phi)-?(3)/gi, "$1_$2");
 
 function scalingOf({ ropeScaling: s }: LlamaConfig, arch: string, dir: string): Record<string, GgufValue> {
   if (s?.type === "llama3" && arch !== "llama")

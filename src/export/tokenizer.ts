@@ -7,7 +7,7 @@ import { stopTokens } from "../generate/loaded.js";
 import type { LlamaConfig } from "../nn/config.js";
 import { UserError } from "../run/errors.js";
 import { CHAR_TO_BYTE } from "../tokenizer/bytes.js";
-import { byteOf } from "../tokenizer/fallback.js";
+import { byteOf, MARK } from "../tokenizer/fallback.js";
 import { knownSteps, PATTERNS, pretokenizerSteps } from "../tokenizer/pretokenize.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import { IDEOGRAPH } from "../tokenizer/unicode.js";
@@ -23,6 +23,9 @@ interface Model {
 interface Step {
   type: string;
   normalizers?: Step[];
+  prepend?: string;
+  pattern?: { String?: string };
+  content?: string;
 }
 
 const NORMAL = 1;
@@ -38,12 +41,20 @@ interface Added {
   lstrip?: boolean;
   rstrip?: boolean;
   single_word?: boolean;
+  normalized?: boolean;
 }
 
 /** The keys of a file that tell of the tokenizer. Throws UserError where llama.cpp would give other ids. */
 export function tokenizerOf(tokenizer: Tokenizer, c: LlamaConfig, dir: string): Record<string, GgufValue> {
   const { added_tokens, model } = tokenizer.json as { added_tokens?: Added[]; model: Model };
   const added = new Map((added_tokens ?? []).map((t) => [t.content, t]));
+  const hidden = (added_tokens ?? []).find(
+    (t) =>
+      t.normalized &&
+      tokenizer.tokenToId(t.content) !== undefined &&
+      tokenizer.idToToken(tokenizer.tokenToId(t.content)!) !== t.content,
+  );
+  if (hidden) throw otherIds(dir, `its token ${hidden.content} is one only where it stands so in normalized text`);
   const greedy = (added_tokens ?? []).find((t) => t.lstrip || t.rstrip || t.single_word);
   if (greedy)
     throw otherIds(dir, `its token ${greedy.content} takes the spaces beside it, or stands for whole words only`);
@@ -141,17 +152,21 @@ function sentencePiece(tokenizer: Tokenizer, tokens: readonly string[], dir: str
     pre_tokenizer: null;
   };
   if (model.ignore_merges) throw otherIds(dir, "words that are in its vocabulary are one token (ignore_merges)");
-  const strange = partsOf(normalizer).find(({ type }) => type !== "Prepend" && type !== "Replace");
+  const steps = partsOf(normalizer);
+  const usual = (s: Step): boolean =>
+    (s.type === "Prepend" && s.prepend === MARK) ||
+    (s.type === "Replace" && s.pattern?.String === " " && s.content === MARK);
+  const strange = steps.find((s) => !usual(s));
+  if (strange) throw otherIds(dir, `this tokenizer normalizes texts (${strange.type})`);
   const same = (a: Uint32Array, b: Uint32Array): boolean => a.join() === b.join();
+  const cuts = pretokenizerSteps(pre_tokenizer, dir);
+  const prefixes = [...steps.filter((s) => s.type === "Prepend"), ...cuts.filter((step) => step.prefix !== undefined)];
   if (
-    strange ||
-    pretokenizerSteps(pre_tokenizer, dir).some((step) => step.pattern) ||
-    !same(tokenizer.encode(" a  b"), tokenizer.encode("\u2581a\u2581\u2581b"))
+    prefixes.length > 1 ||
+    cuts.some((step) => step.pattern) ||
+    !same(tokenizer.encode(" a  b"), tokenizer.encode(`${MARK}a${MARK}${MARK}b`))
   )
-    throw otherIds(
-      dir,
-      strange ? `this tokenizer normalizes texts (${strange.type})` : "it cuts at spaces in a way of its own",
-    );
+    throw otherIds(dir, "it treats spaces in a way of its own");
   // It puts a space before each text and behind each special token, or nowhere.
   const [first, behind] = (["nothing", "token"] as const).map(
     (before) => !same(tokenizer.encode("a", { before }), tokenizer.encode("a", { before: "text" })),
@@ -164,40 +179,76 @@ function sentencePiece(tokenizer: Tokenizer, tokens: readonly string[], dir: str
   };
 }
 
-/** Whether a conversation begins with a token, so that no text is the first one. */
+/** Whether a conversation begins with a token, so that no text is the first one. Most templates begin with bos; one that cannot be asked may. */
 function beginsWithToken(tokenizer: Tokenizer): boolean {
   if (templateIn(tokenizer) === undefined) return false;
-  const prompt = new DialogueEncoder(tokenizer).prompt([{ role: "user", content: "a" }]);
-  return tokenizer.endOf(prompt.subarray(0, 1)) === "token";
+  try {
+    const prompt = new DialogueEncoder(tokenizer).prompt([{ role: "user", content: "a" }]);
+    return tokenizer.endOf(prompt.subarray(0, 1)) === "token";
+  } catch {
+    return true;
+  }
 }
 
-/** What is merged first has the highest score. It looks for pairs that together are a token; here there must be a merge for each. */
+/**
+ * What is merged first has the highest score, and of equal scores what stands leftmost. It looks for pairs that together are a token; here
+ * there must be a merge for each.
+ */
 function scoresOf(tokenizer: Tokenizer, rows: number, dir: string): number[] {
   const { model } = tokenizer.json as { model: Model };
+  const strange = (why: string): UserError => otherIds(dir, `its merges are not SentencePiece's: ${why}`);
+  const pairs = pairsOf(model);
+  const merges = new Set(pairs.map((pair) => pair.join(" ")));
+  // From the first to the last merge that makes a token. Tokens whose merges lie among each other's had one score.
+  const spans = new Map<string, { first: number; last: number }>();
+  for (const [rank, [left, right]] of pairs.entries()) {
+    const span = spans.get(left + right);
+    if (span) span.last = rank;
+    else spans.set(left + right, { first: rank, last: rank });
+  }
   const scores = new Array<number>(rows).fill(0);
-  const merges = new Set<string>();
-  let made: string | undefined;
-  let groups = 0;
-  for (const [left, right] of pairsOf(model)) {
-    merges.add(`${left} ${right}`);
-    if (left + right === made) continue;
-    made = left + right;
-    const id = tokenizer.tokenToId(made)!;
-    if (scores[id] < 0) throw otherIds(dir, `its merges are not SentencePiece's: "${made}" is merged at two times`);
-    scores[id] = -++groups;
+  let [group, end] = [0, -1];
+  const tied: string[] = [];
+  let before = "";
+  for (const [token, { first, last }] of spans) {
+    if (first > end) group++;
+    else tied.push(before, token);
+    end = Math.max(end, last);
+    before = token;
+    scores[tokenizer.tokenToId(token)!] = -group;
+  }
+  const odd = tied.find((token) => [...token].some((c) => c !== MARK));
+  if (odd !== undefined) throw strange(`"${odd}" is merged among others`);
+  // Llama 2's runs of spaces: which of them come first, the merges say otherwise than the scores, and it should make no difference.
+  const longest = Math.max(0, ...tied.map((token) => token.length));
+  for (let n = 2; n <= 4 * longest; n++) {
+    const ours = [...tokenizer.encode(" ".repeat(n), { before: "text" })].map((id) => tokenizer.idToToken(id)!);
+    if (ours.join("|") !== byScores(n, (token) => scores[tokenizer.tokenToId(token) ?? -1]).join("|"))
+      throw strange(`of ${n} spaces it makes other tokens`);
   }
   for (const token of Object.keys(model.vocab)) {
     const characters = [...token];
     for (let n = 1; n < characters.length; n++) {
       const [left, right] = [characters.slice(0, n).join(""), characters.slice(n).join("")];
       if (Object.hasOwn(model.vocab, left) && Object.hasOwn(model.vocab, right) && !merges.has(`${left} ${right}`))
-        throw otherIds(
-          dir,
-          `its merges are not SentencePiece's: none joins "${left}" and "${right}", and "${token}" is a token`,
-        );
+        throw strange(`none joins "${left}" and "${right}", and "${token}" is a token`);
     }
   }
   return scores;
+}
+
+/** What llama.cpp makes of so many spaces. */
+function byScores(n: number, score: (token: string) => number | undefined): string[] {
+  const parts = new Array<string>(n).fill(MARK);
+  for (;;) {
+    let [best, at] = [Number.NEGATIVE_INFINITY, -1];
+    for (let i = 0; i + 1 < parts.length; i++) {
+      const found = score(parts[i] + parts[i + 1]) ?? Number.NEGATIVE_INFINITY;
+      if (found > best) [best, at] = [found, i];
+    }
+    if (at < 0) return parts;
+    parts.splice(at, 2, parts[at] + parts[at + 1]);
+  }
 }
 
 /** Why a tokenizer cannot be written as it is. */

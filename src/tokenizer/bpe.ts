@@ -12,6 +12,42 @@ const NONE = Number.POSITIVE_INFINITY;
 const CACHED_LENGTH = 64;
 const CACHED_WORDS = 200_000;
 
+/** Up to so many parts going over them again and again is faster than a queue. */
+const SHORT = 128;
+
+/** The least first: a binary heap. */
+class Queue {
+  private readonly heap: number[] = [];
+
+  push(value: number): void {
+    const { heap } = this;
+    let at = heap.push(value) - 1;
+    while (at > 0) {
+      const above = (at - 1) >> 1;
+      if (heap[above] <= value) break;
+      heap[at] = heap[above];
+      at = above;
+    }
+    heap[at] = value;
+  }
+
+  pop(): number | undefined {
+    const { heap } = this;
+    const first = heap[0];
+    const last = heap.pop();
+    if (heap.length === 0 || last === undefined) return first;
+    let at = 0;
+    for (let below = 1; below < heap.length; below = 2 * at + 1) {
+      if (below + 1 < heap.length && heap[below + 1] < heap[below]) below++;
+      if (heap[below] >= last) break;
+      heap[at] = heap[below];
+      at = below;
+    }
+    heap[at] = last;
+    return first;
+  }
+}
+
 export class BpeModel {
   readonly ids: ReadonlyMap<string, number>;
   /** left * PAIR + right -> rank * PAIR + id of the merged token. */
@@ -43,7 +79,9 @@ export class BpeModel {
     this.ignoreMerges = model.ignore_merges === true;
     this.unknownId = this.ids.get(model.unk_token as string);
     this.fuseUnknown = model.fuse_unk === true;
-    const lines = (model.merges as (string | [string, string])[]).filter((m) => !String(m).startsWith("#version"));
+    const lines = (model.merges as (string | [string, string])[]).filter(
+      (m) => typeof m !== "string" || !m.startsWith("#version"),
+    );
     for (const [rank, merge] of lines.entries()) {
       const [left, right, ...more] = typeof merge === "string" ? merge.split(" ") : merge;
       const pair = [this.ids.get(left), this.ids.get(right), this.ids.get(left + right)];
@@ -122,6 +160,7 @@ export class BpeModel {
    * until a merge makes a pair of lower rank, which then goes first; so a long word takes a pass a rank, not a pass a merge.
    */
   private mergeAll(parts: number[]): number[] {
+    if (parts.length > SHORT) return this.mergeMany(parts);
     let ids = parts;
     for (;;) {
       let best = NONE;
@@ -142,5 +181,34 @@ export class BpeModel {
       }
       ids = i < ids.length ? out.concat(ids.slice(i)) : out;
     }
+  }
+
+  /** The same with a queue of pairs, by rank and then by place: whatever the merges, n parts take n log n. */
+  private mergeMany(parts: number[]): number[] {
+    const ids = Int32Array.from(parts);
+    const gone = -1;
+    const next = Int32Array.from(parts, (_, i) => (i + 1 < parts.length ? i + 1 : gone));
+    const previous = Int32Array.from(parts, (_, i) => i - 1);
+    const queue = new Queue();
+    const rankAt = (at: number): number => Math.floor(this.of(ids[at], ids[next[at]]) / PAIR);
+    const add = (at: number): void => {
+      if (at === gone || next[at] === gone) return;
+      const rank = rankAt(at);
+      if (rank !== NONE) queue.push(rank * PAIR + at);
+    };
+    for (let i = 0; i + 1 < parts.length; i++) add(i);
+    for (let first = queue.pop(); first !== undefined; first = queue.pop()) {
+      const at = first % PAIR;
+      // Another merge may have taken one of the two since.
+      if (ids[at] === gone || next[at] === gone || rankAt(at) !== Math.floor(first / PAIR)) continue;
+      const taken = next[at];
+      ids[at] = this.of(ids[at], ids[taken]) % PAIR;
+      ids[taken] = gone;
+      next[at] = next[taken];
+      if (next[at] !== gone) previous[next[at]] = at;
+      add(previous[at]);
+      add(at);
+    }
+    return Array.from(ids.filter((id) => id !== gone));
   }
 }

@@ -23,6 +23,10 @@ export function normalizerOf(normalizer: Json | null | undefined, path: string):
     }
     case "Replace": {
       const pattern = expressionOf(normalizer.pattern as Pattern, path);
+      if ("".search(pattern) === 0)
+        throw new UserError(
+          `${path}: the normalizer Replace has a pattern that matches where nothing is; that is not implemented.`,
+        );
       const content = String(normalizer.content);
       return (text) => text.replaceAll(pattern, () => content);
     }

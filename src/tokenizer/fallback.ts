@@ -8,7 +8,7 @@ import { UserError } from "../run/errors.js";
 type Json = Record<string, unknown>;
 
 /** LOWER ONE EIGHTH BLOCK, which stands for a space. */
-const MARK = "\u2581";
+export const MARK = "\u2581";
 
 export const byteToken = (byte: number): string => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`;
 const BYTE = /^<0x([0-9A-Fa-f]{2})>$/;

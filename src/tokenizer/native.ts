@@ -140,7 +140,7 @@ export class NativeBpe {
       pieces.flatMap((p): (string | number)[] => {
         if (typeof p === "number") return [p];
         const { text, before } = p;
-        return cut(prefix && text !== "" && isPrefixed(prefix, text, before) ? prefix.prefix + text : text);
+        return cut(prefix && isPrefixed(prefix, text, before) ? prefix.prefix + text : text);
       }),
     );
     const found = this.encodePlain(parts.flatMap((pieces) => pieces.filter((p) => typeof p === "string")));

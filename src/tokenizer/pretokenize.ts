@@ -104,7 +104,11 @@ export function cutWords(text: string, steps: readonly PretokenizerStep[], befor
 
 /** Whether the step's prefix goes before a piece. */
 export const isPrefixed = ({ prefix, onlyFirst }: PretokenizerStep, piece: string, before: Before): boolean =>
-  prefix !== undefined && before !== "text" && !(onlyFirst && before === "token") && !piece.startsWith(prefix);
+  prefix !== undefined &&
+  piece !== "" &&
+  before !== "text" &&
+  !(onlyFirst && before === "token") &&
+  !piece.startsWith(prefix);
 
 /** The pieces that match and the pieces between them, in order. */
 function cut(text: string, { pattern, keep }: PretokenizerStep): string[] {

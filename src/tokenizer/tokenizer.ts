@@ -192,6 +192,9 @@ export class Tokenizer {
 
   save(dir: string): void {
     mkdirSync(dir, { recursive: true });
+    // Transformers makes a Llama tokenizer of its own for that name, which puts spaces elsewhere; so it takes the file as it is.
+    if (this.model.byteFallback && /^Llama/.test(String(this.config.tokenizer_class)))
+      this.config.tokenizer_class = "PreTrainedTokenizerFast";
     writeFileSync(`${dir}/tokenizer.json`, `${JSON.stringify(this.json, null, 2)}\n`);
     writeFileSync(`${dir}/tokenizer_config.json`, `${JSON.stringify(this.config, null, 2)}\n`);
     rmSync(`${dir}/chat_template.jinja`, { force: true }); // an older one would go before the one just written
@@ -267,6 +270,7 @@ export class Tokenizer {
     return this.bytes[id];
   }
 
+  /** In a run of bytes that are no UTF-8, those that are characters are said, where `decode` says U+FFFD for each byte, as Hugging Face. */
   stream({ skipSpecialTokens = true, continues = false }: DecodeOptions = {}): StreamDecoder {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
     let toStrip = continues ? 0 : this.stripped;

@@ -4,6 +4,7 @@ import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../../src/dialogue/
 import { Renderer } from "../../src/dialogue/rendering.js";
 import { showMask } from "../../src/dialogue/show.js";
 import { type Message, TEMPLATE_NAMES, TEMPLATES, templateOf } from "../../src/dialogue/templates.js";
+import { changed, fromJson } from "../tokenizer/golden.js";
 import { fallback, fallbackWith, golden, tokenizerWith } from "./golden.js";
 
 const user = (content: string): Message => ({ role: "user", content });
@@ -58,6 +59,22 @@ test.each(
     const { ids: own } = one(encoder.samples(messages, "last", LONG));
     expect(Array.from(own), `sample ${i}`).toEqual(numbers(ids).slice(0, own.length));
   }
+});
+
+test("byte fallback: a reply behind a token that takes the white space after it is what generation goes on with", () => {
+  const flags = { single_word: false, lstrip: false, normalized: false, special: true };
+  const tokenizer = fromJson(
+    changed("llama2", [["added_tokens+", [{ content: "<|assistant|>", rstrip: true, ...flags }]]]),
+  );
+  const jinja =
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}";
+  Object.assign(tokenizer.config, { chat_template: jinja, eos_token: "</s>" });
+  const encoder = new DialogueEncoder(tokenizer);
+  const sample = one(encoder.samples([user("Hi"), bot("Hello!")], "last", LONG));
+  const prompt = encoder.prompt([user("Hi")]);
+  const said = tokenizer.encode("Hello!", { before: tokenizer.endOf(prompt) });
+  expect([...sample.ids]).toEqual([...prompt, ...said, 2]);
+  expect([...sample.ids]).toEqual([...tokenizer.encode("<|user|>\nHi</s><|assistant|>\nHello!</s>")]);
 });
 
 test("{% generation %}: the mask is that of return_assistant_tokens_mask", () => {

@@ -1,7 +1,13 @@
 /** BPE with byte fallback (Llama 2, TinyLlama, Mistral 7B): ids and decoded texts against Hugging Face tokenizers in Rust. */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { UserError } from "../../src/run/errors.js";
+import { BpeModel } from "../../src/tokenizer/bpe.js";
+import { byteToken } from "../../src/tokenizer/fallback.js";
+import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 import { wellFormed } from "../../src/tokenizer/unicode.js";
 import { type Change, changed, check, fromJson, golden, type Results } from "./golden.js";
 
@@ -118,6 +124,21 @@ describe("a text", () => {
   });
 });
 
+test("Transformers takes the saved file as it is, and makes no Llama tokenizer of its own", () => {
+  const dir = mkdtempSync(join(tmpdir(), "lyceum-fallback-"));
+  for (const [name, saved] of [
+    ["LlamaTokenizer", "PreTrainedTokenizerFast"],
+    ["LlamaTokenizerFast", "PreTrainedTokenizerFast"],
+    ["Qwen2Tokenizer", "Qwen2Tokenizer"],
+  ]) {
+    const tokenizer = fromJson(golden("llama2.json"));
+    tokenizer.config.tokenizer_class = name;
+    tokenizer.save(dir);
+    expect(Tokenizer.load(dir).config.tokenizer_class).toBe(saved);
+  }
+  rmSync(dir, { recursive: true });
+});
+
 describe("refused", () => {
   const refused = (change: Change): string => {
     try {
@@ -135,6 +156,11 @@ describe("refused", () => {
       { type: "Sequence", decoders: [{ type: "ByteFallback" }, null] },
       /this one is \["ByteFallback",null\]/,
     ],
+    [
+      "normalizer",
+      { type: "Replace", pattern: { Regex: " *" }, content: "_" },
+      /Replace has a pattern that matches where nothing is/,
+    ],
     ["decoder", { type: "ByteLevel" }, /this one is \["ByteLevel"\]/],
     ["model.byte_fallback", false, /the model has no byte_fallback/],
     ["model.vocab.<0x41>", undefined, /byte_fallback is true, and the vocabulary has no <0x41>/],
@@ -144,4 +170,58 @@ describe("refused", () => {
       /prepend_scheme "last"; always, first and never/,
     ],
   ])("%s %j", (path, value, message) => expect(refused([[path, value]])).toMatch(message));
+});
+
+describe("merges in any order", () => {
+  /** The lowest rank first, of equals the leftmost; one at a time. */
+  const naive = (text: string, merges: readonly [string, string][]): string[] => {
+    const parts = [...text];
+    for (;;) {
+      const rank = (i: number): number => merges.findIndex(([l, r]) => l === parts[i] && r === parts[i + 1]);
+      let best = -1;
+      for (let i = 0; i + 1 < parts.length; i++) if (rank(i) >= 0 && (best < 0 || rank(i) < rank(best))) best = i;
+      if (best < 0) return parts;
+      parts.splice(best, 2, parts[best] + parts[best + 1]);
+    }
+  };
+  const modelOf = (merges: [string, string][]): BpeModel => {
+    const bytes = Array.from({ length: 256 }, (_, b) => byteToken(b));
+    const vocab = [...new Set([...bytes, "a", "b", "c", ...merges.map(([l, r]) => l + r)])];
+    return new BpeModel(
+      { vocab: Object.fromEntries(vocab.map((t, i) => [t, i])), merges, byte_fallback: true },
+      "test",
+    );
+  };
+
+  test("short words and long ones, which have a queue", () => {
+    const merge = fc.array(fc.tuple(fc.nat(1000), fc.nat(1000)), { minLength: 1, maxLength: 12 });
+    const word = fc.string({ unit: fc.constantFrom("a", "b", "c"), minLength: 1, maxLength: 400 });
+    fc.assert(
+      fc.property(merge, fc.array(fc.nat(1000), { maxLength: 12 }), word, (choices, order, text) => {
+        const tokens = ["a", "b", "c"];
+        const made = new Map<string, [string, string]>();
+        for (const [l, r] of choices) {
+          const pair: [string, string] = [tokens[l % tokens.length], tokens[r % tokens.length]];
+          made.set(pair.join(" "), pair);
+          if (!tokens.includes(pair.join("")) && pair.join("").length < 9) tokens.push(pair.join(""));
+        }
+        const merges = [...made.values()].map((pair, i) => ({ pair, key: order[i] ?? i }));
+        const sorted = merges.sort((x, y) => x.key - y.key).map(({ pair }) => pair);
+        const model = modelOf(sorted);
+        const names = [...model.ids.keys()];
+        expect(model.encodeWord(text).map((id) => names[id])).toEqual(naive(text, sorted));
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  test("a run of one character, whose merges make lower ranks again and again, takes no longer than others", () => {
+    const model = modelOf([
+      ["aa", "a"],
+      ["a", "a"],
+    ]);
+    const start = performance.now();
+    expect(model.encodeWord("a".repeat(300_000))).toHaveLength(100_000);
+    expect(performance.now() - start).toBeLessThan(5000);
+  });
 });
