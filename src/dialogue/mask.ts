@@ -69,7 +69,7 @@ export class DialogueEncoder {
     construction: Construction,
     maxLength: number,
   ): Sample[] | { rejected: string } {
-    const asked = messages.flatMap((m, i) => (m.role === "assistant" ? [i] : []));
+    const asked = messages.flatMap((m, i) => (m.role === "assistant" && m.weight !== 0 ? [i] : []));
     const last = asked.at(-1);
     if (last === undefined) return { rejected: "there is no reply in it" };
     let whole: Sample[];
@@ -143,9 +143,17 @@ export class DialogueEncoder {
     trained: readonly number[],
   ): Span[] {
     const { endOfTurn, name } = this.template;
+    const replies = messages.flatMap((m, i) => (m.role === "assistant" ? [i] : []));
     const before =
       trained.length > 1 ? 0 : (this.renderer.render(messages.slice(0, trained[0]), true).marked?.length ?? 0);
-    const spans = marked.slice(before).map(({ start, end }) => {
+    // A mark for each reply: then which are which is certain.
+    const wanted =
+      marked.length === replies.length ? marked.filter((_, k) => trained.includes(replies[k])) : marked.slice(before);
+    if (marked.length !== replies.length && trained.length > 1 && trained.length < replies.length)
+      throw new UserError(
+        `Some replies of a conversation have the weight 0, and ${name} marks ${marked.length} spans in ${replies.length} replies: which of them are to be learned is not certain.`,
+      );
+    const spans = wanted.map(({ start, end }) => {
       if (text.startsWith(endOfTurn, end)) return { start, end: end + endOfTurn.length };
       return { start, end: start + text.slice(start, end).trimEnd().length };
     });

@@ -73,6 +73,8 @@ export function toConversation(record: unknown): Omit<Conversation, "source"> | 
   if (messages.at(-1)?.role !== "assistant") messages.pop();
   if (messages.at(-1)?.role !== "assistant")
     return "the last message is not the assistant's: there is no reply to learn";
+  if (messages.every((m) => m.role !== "assistant" || m.weight === 0))
+    return "every reply in it has the weight 0: there is none to learn";
   return { messages, ...(!isNothing(type) && { type: String(type) }) };
 }
 
@@ -150,11 +152,10 @@ function listed(list: unknown[], where: string): Message[] | string {
       return Array.isArray(m.tool_calls)
         ? `${where}[${i}] calls a tool; only texts are learned`
         : `${where}[${i}].${textKey} is not text`;
-    if (role === "assistant" && m.weight === 0)
-      return `${where}[${i}].weight is 0: a reply that is not learned beside others that are is not implemented`;
     const { input } = m;
     const asked = role === "user" && typeof input === "string" && input !== "";
-    messages.push({ role, content, ...(asked && { input }) });
+    const unlearned = role === "assistant" && m.weight === 0; // OpenAI's
+    messages.push({ role, content, ...(asked && { input }), ...(unlearned && { weight: 0 }) });
   }
   return messages;
 }

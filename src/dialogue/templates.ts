@@ -18,6 +18,8 @@ export interface Message {
   content: string;
   /** Alpaca's `input`, which templates join to the content or set apart. */
   input?: string;
+  /** 0: a reply that is read, and not learned. */
+  weight?: 0;
 }
 
 interface NamedTemplate {

@@ -132,6 +132,33 @@ test.each(TEMPLATE_NAMES)("%s: the three constructions of the notes", (name) => 
   for (const s of split) expect(all.ids.slice(0, s.ids.length)).toEqual(s.ids);
 });
 
+test.each(["notes", "chatml", "marked"])("%s: a reply of weight 0 is read, and not learned", (name) => {
+  const t = tokenizerWith(name);
+  const encoder = new DialogueEncoder(t);
+  const turns = (weights: readonly number[]): Message[] =>
+    weights.flatMap((w, i) => [user(`q${i}`), { ...bot(`a${i}`), ...(w === 0 && { weight: 0 as const }) }]);
+  const trained = (s: Sample): string =>
+    t.decode(
+      s.ids.filter((_, i) => s.trainable[i] === 1),
+      { skipSpecialTokens: true },
+    );
+  const whole = one(encoder.samples(turns([1, 1, 1, 1]), "all", LONG));
+  for (const [weights, learned] of [
+    [[0, 1, 1, 1], "a1a2a3"],
+    [[1, 0, 0, 1], "a0a3"],
+    [[0, 0, 1, 1], "a2a3"],
+    [[1, 1, 0, 0], "a0a1"],
+    [[0, 1, 0, 0], "a1"],
+  ] as const) {
+    const sample = one(encoder.samples(turns(weights), "all", LONG));
+    expect(trained(sample)).toBe(learned);
+    expect([...sample.ids]).toEqual([...whole.ids.slice(0, sample.ids.length)]);
+    const split = encoder.samples(turns(weights), "split", LONG) as Sample[];
+    expect(split.map(trained).join("")).toBe(learned);
+  }
+  expect(encoder.samples(turns([0, 0]), "all", LONG)).toEqual({ rejected: "there is no reply in it" });
+});
+
 /** Conversations of anything that people write, with and without a system message and inputs. */
 const text = fc.oneof(
   fc.string({ unit: "binary", minLength: 1, maxLength: 8 }),

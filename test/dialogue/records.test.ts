@@ -65,9 +65,10 @@ test("TRL's prompt and completion, Dolly's names, a developer's message, a last 
   });
   expect(toConversation({ messages: [...said, user("and?")] })).toEqual({ messages: said });
   expect(toConversation({ prompt: 5, completion: "A" })).toBe('"prompt" is neither a text nor a list of messages');
-  expect(toConversation({ messages: [user("Q"), { ...assistant("A"), weight: 0 }] })).toMatch(
-    /messages\[1\]\.weight is 0/,
-  );
+  expect(toConversation({ messages: [user("Q"), { ...assistant("A"), weight: 0 }] })).toMatch(/the weight 0/);
+  expect(toConversation({ messages: [user("Q"), { ...assistant("A"), weight: 0 }, ...said] })).toEqual({
+    messages: [user("Q"), { ...assistant("A"), weight: 0 }, ...said],
+  });
   expect(toConversation({ messages: [user("Q"), { ...assistant("A"), weight: 1 }] })).toEqual({ messages: said });
 });
 
