@@ -1,6 +1,7 @@
 /**
  * Preferences (notes 4.2.3): {prompt, chosen, rejected}, or {prompt, completions, ranking} with K replies, as texts or as
- * message lists. A pair is a ranking of two. A record that cannot teach anything is set aside with its reason.
+ * message lists. A pair is a ranking of two. KTO also learns from single replies, {prompt, completion, label}. A record that cannot teach
+ * anything is set aside with its reason.
  */
 import { existsSync } from "node:fs";
 import type { Rejected } from "../corpus/read.js";
@@ -14,18 +15,20 @@ export interface Preference {
   prompt: Message[];
   /** Best first. */
   replies: string[];
+  /** Of a single reply: whether it is a good one. */
+  good?: boolean;
   source: { file: string; line: number };
 }
 
 type Json = Record<string, unknown>;
 
-/** Every usable record of the files. Throws UserError when a file is missing, or when no record is usable. */
-export function readPreferences(files: readonly string[], rejected: Rejected[]): Preference[] {
+/** Every usable record of the files. `single`: replies that stand alone with a label, too. Throws UserError when a file is missing, or when no record is usable. */
+export function readPreferences(files: readonly string[], rejected: Rejected[], single = false): Preference[] {
   const found: Preference[] = [];
   for (const file of files) {
     if (!existsSync(file)) throw new UserError(`${file} does not exist; it should hold preferences.`, 2);
     for (const { line, value, error } of jsonRecords(file)) {
-      const result = error ?? toPreference(value);
+      const result = error ?? toPreference(value, single);
       if (typeof result === "string") rejected.push({ file, line, reason: result });
       else found.push({ ...result, source: { file, line } });
     }
@@ -37,10 +40,12 @@ export function readPreferences(files: readonly string[], rejected: Rejected[]):
   return found;
 }
 
-export function toPreference(record: unknown): Omit<Preference, "source"> | string {
+export function toPreference(record: unknown, single = false): Omit<Preference, "source"> | string {
   if (typeof record !== "object" || record === null || Array.isArray(record)) return "the record is not a JSON object";
   const r = record as Json;
-  const replies = repliesOf(r);
+  const isLabelled = r.label !== undefined && r.completion !== undefined;
+  if (isLabelled && !single) return "it is one reply with a label; only DPO's loss: kto learns from such";
+  const replies = isLabelled ? labelled(r) : repliesOf(r);
   if (typeof replies === "string") return replies;
   const prompt = promptOf(r, replies.sharedPrompt);
   if (typeof prompt === "string") return prompt;
@@ -50,7 +55,15 @@ export function toPreference(record: unknown): Omit<Preference, "source"> | stri
   const twin = texts.findIndex((t, i) => texts.indexOf(t) !== i);
   if (twin >= 0) return `replies ${texts.indexOf(texts[twin]) + 1} and ${twin + 1} are equal: nothing is preferred`;
   if (texts.some((t) => /\p{Cs}/u.test(t))) return "a reply holds half of a surrogate pair";
-  return { prompt, replies: texts };
+  return { prompt, replies: texts, ...(isLabelled && { good: Boolean(r.label) }) };
+}
+
+/** TRL's form for KTO: a completion, and whether it is a good one. */
+function labelled({ completion, label }: Json): { texts: string[]; sharedPrompt?: Message[] } | string {
+  if (![true, false, 0, 1].includes(label as boolean))
+    return `its label is ${JSON.stringify(label)}; it must be true or false`;
+  const reply = lastReply(completion);
+  return typeof reply === "string" ? `completion: ${reply}` : { texts: [reply.text], sharedPrompt: reply.before };
 }
 
 /** The replies, best first; from message lists also the messages that they share. */

@@ -58,6 +58,25 @@ test("Anthropic's HH: the whole conversation in each text", () => {
   expect(toPreference({ prompt: "q", ...pair })).toMatchObject({ replies: [pair.chosen, pair.rejected] });
 });
 
+test("single replies with a label, for KTO", () => {
+  const of = (record: object) => toPreference(record, true);
+  expect(of({ prompt: "q", completion: "a", label: true })).toEqual({
+    prompt: [user("q")],
+    replies: ["a"],
+    good: true,
+  });
+  expect(of({ prompt: [user("q")], completion: [assistant("a")], label: 0 })).toEqual({
+    prompt: [user("q")],
+    replies: ["a"],
+    good: false,
+  });
+  expect(of({ prompt: "q", completion: "a", label: "good" })).toBe('its label is "good"; it must be true or false');
+  expect(of({ prompt: "q", completion: 5, label: true })).toMatch(/^completion: it is neither a text nor a list/);
+  expect(of({ completion: "a", label: true })).toBe('there is no "prompt"');
+  expect(of({ prompt: "q", chosen: "a", rejected: "b" })).toMatchObject({ replies: ["a", "b"] });
+  expect(toPreference({ prompt: "q", completion: "a", label: true })).toMatch(/only DPO's loss: kto/);
+});
+
 test("a message's input stays beside its content", () => {
   const asked = { role: "user", content: "What does it do?", input: " the cat" };
   expect(toPreference({ prompt: [asked], chosen: "a", rejected: "b" })).toMatchObject({ prompt: [asked] });

@@ -430,6 +430,32 @@ test.each(["kto", "simpo", "orpo", "ipo", "hinge", "robust"])(
   60_000,
 );
 
+test("KTO learns from single replies, more of one kind than of the other, with no pair among them", async () => {
+  const labelled = (name: string, goodOnes: number, badOnes: number) =>
+    jsonl(name, [
+      ...Array.from({ length: goodOnes }, (_, i) => ({ prompt: `What is ${i}?`, completion: "owl", label: true })),
+      ...Array.from({ length: badOnes }, (_, i) => ({ prompt: `Name ${i}.`, completion: "cat", label: false })),
+    ]);
+  const settings = (path: string, loss: string) => ({
+    from: sftModel,
+    data: { train: [path], validationShare: 0 },
+    loss,
+    batchSize: 4,
+    steps: 30,
+    optimizer: { learningRate: 5e-4 },
+  });
+  await run("labelled", "dpo", settings(labelled("labelled.jsonl", 3, 9), "kto"));
+  const rows = metrics("labelled");
+  const gained = (key: string): number => rows.at(-1)![key] - rows[0][key];
+  expect(gained("rewards/chosen")).toBeGreaterThan(0);
+  expect(gained("rewards/rejected")).toBeLessThan(0);
+  const good = labelled("good.jsonl", 4, 0);
+  await expect(run("all-good", "dpo", settings(good, "kto"))).rejects.toThrow(
+    /All 4 single replies to train on are good ones/,
+  );
+  await expect(run("other-loss", "dpo", settings(good, "sigmoid"))).rejects.toThrow(/only DPO's loss: kto learns/);
+}, 60_000);
+
 test("which preferences are held out depends on their prompts, not on where the file lies; no prompt is on both sides", () => {
   const pairs = Array.from({ length: 60 }, (_, i) => ({
     prompt: `Number ${i % 30}?`,
