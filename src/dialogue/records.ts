@@ -83,7 +83,8 @@ function messagesOf(r: Json): Message[] | string {
   let messages: Message[] | string;
   if (key) messages = Array.isArray(r[key]) ? listed(r[key], key) : `"${key}" is not a list`;
   else if (r.instruction !== undefined) messages = alpaca(r);
-  else if (r.prompt !== undefined && r.completion !== undefined) messages = completed(r);
+  else if (r.prompt !== undefined && r.completion !== undefined)
+    messages = r.label === false || r.label === 0 ? "its label says that the reply is a bad one" : completed(r);
   else
     return `its keys (${Object.keys(r).join(", ") || "none"}) are of no known format: Alpaca has instruction and output, ShareGPT conversations, OpenAI messages, TRL prompt and completion`;
   if (typeof messages === "string") return messages;
@@ -98,8 +99,9 @@ function messagesOf(r: Json): Message[] | string {
 
 function alpaca(r: Json): Message[] | string {
   const { instruction } = r;
-  const output = r.output ?? r.response; // Dolly's names
-  const input = r.input ?? r.context ?? "";
+  const isDolly = r.output === undefined && r.response !== undefined;
+  const output = isDolly ? r.response : r.output;
+  const input = r.input ?? (isDolly ? r.context : undefined) ?? "";
   const history = r.history ?? [];
   for (const [key, value] of Object.entries({ instruction, input, output }))
     if (typeof value !== "string") return isNothing(value) ? `there is no "${key}"` : `"${key}" is not text`;

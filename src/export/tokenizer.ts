@@ -126,7 +126,7 @@ const partsOf = (of: Step | null | undefined): Step[] =>
 
 const pairsOf = ({ merges }: Model): [string, string][] =>
   merges
-    .filter((m) => !String(m).startsWith("#version"))
+    .filter((m) => typeof m !== "string" || !m.startsWith("#version"))
     .map((m) => (typeof m === "string" ? (m.split(" ") as [string, string]) : m));
 
 // ---- byte-level BPE ----

@@ -42,6 +42,7 @@ export class ReadyWeights {
     form: Form,
     readonly exact: boolean,
   ) {
+    model.mustBeOpen();
     const { device, layers } = model;
     const output = model.outputMatrix!;
     const list = [...layers.flatMap((layer) => [layer.qkv, layer.output, layer.gateUp, layer.down]), output];

@@ -41,6 +41,7 @@ export class AdamW {
     readonly config: AdamWConfig,
     readonly memory: StateMemory = inMemory(parameters.device),
   ) {
+    parameters.mustBeOpen();
     const { device, dtype, keeper } = parameters;
     const pieces = keeper.mine();
     this.length = pieces.reduce((n, p) => n + p.length, 0);
@@ -67,7 +68,7 @@ export class AdamW {
   /** One update; `gradNorm` is what gradNorm() returned. Gradients are cleared afterwards, and their memory is given back. */
   update(learningRate: number, gradNorm: number): void {
     const { parameters: set, config, memory } = this;
-    if (this.closed) throw new Error("This optimizer was closed: its state is gone.");
+    this.mustBeOpen();
     const [b1, b2] = config.betas;
     const clip = config.gradClip > 0 && gradNorm > config.gradClip ? config.gradClip / (gradNorm + 1e-6) : 1;
     this.step++;
@@ -88,8 +89,15 @@ export class AdamW {
     set.clearGrads();
   }
 
+  /** Throws where its state, or the parameters, were given back. */
+  mustBeOpen(): void {
+    if (this.closed) throw new Error("This optimizer was closed: its state is gone.");
+    this.parameters.mustBeOpen();
+  }
+
   /** Runs `body` while the parameters are the averaged ones. */
   withAverage(body: () => void): void {
+    this.mustBeOpen();
     const { device, dtype, keeper } = this.parameters;
     const width = dtypeBytes(dtype);
     const aside = device.alloc(this.length * width);

@@ -24,6 +24,7 @@ function place(o: AdamW, kind: Kind, { at, length }: Piece): { ptr: Ptr; bytes: 
 
 /** With several processes all must call it; each writes a share. */
 export function saveOptimizer(o: AdamW, path: string): void {
+  o.mustBeOpen();
   const { device, keeper, storage } = o.parameters;
   const tensors = [...o.parameters.tensors()];
   const stages = storage
@@ -53,6 +54,7 @@ export function saveOptimizer(o: AdamW, path: string): void {
 
 /** Restores the state, and in bf16 mode the parameters too, as the rounded master weights. Throws when it belongs to another model. */
 export function loadOptimizer(o: AdamW, path: string): void {
+  o.mustBeOpen();
   const { device, keeper } = o.parameters;
   const file = openSafetensors(path);
   try {

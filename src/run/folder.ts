@@ -19,6 +19,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { dirname } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import type { Comm } from "../parallel/comm.js";
 import { toYaml } from "./config.js";
 import { UserError } from "./errors.js";
@@ -212,14 +213,18 @@ export class RunFolder {
   }
 
   /** Throws a UserError where the run was asked to stop; for stages that are not made of steps. */
-  mustGoOn(): void {
+  async mustGoOn(): Promise<void> {
+    await setImmediate(); // lets whoever asks for it ask
     if (this.signal?.aborted) throw new UserError(`${this.dir}: stopped before its end, as was asked for.`, 130);
   }
 
   close(): void {
-    for (const thing of this.owned.splice(0).reverse()) thing.close();
-    this.metrics.close();
-    this.release();
+    try {
+      for (const thing of this.owned.splice(0).reverse()) thing.close();
+    } finally {
+      this.metrics.close();
+      this.release();
+    }
   }
 }
 

@@ -3,7 +3,7 @@
  * continued on something else without a word.
  */
 import { createHash, type Hash } from "node:crypto";
-import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
+import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, realpathSync, statSync } from "node:fs";
 import { join, resolve, sep } from "node:path";
 import { UserError } from "./errors.js";
 import { FILES } from "./resume.js";
@@ -30,7 +30,7 @@ const asksFrom = ({ stage, lora, klCoef }: { stage?: unknown; lora?: unknown; kl
  * it begins with: the text of a new inputs.json. Throws UserError (exit code 2) where data or weights are others; a reward module may be mended.
  */
 export function checkInputs(dir: string, config: unknown, step: number): { changes: string[]; text?: string } {
-  const inputs = inputsOf(config, resolve(dir));
+  const inputs = inputsOf(config, existsSync(dir) ? realpathSync(dir) : resolve(dir));
   if (step === 0) return { changes: [], text: `${JSON.stringify(inputs, null, 2)}\n` };
   const path = `${dir}/${FILE}`;
   if (!existsSync(path)) return { changes: [] }; // of an earlier version
@@ -66,7 +66,7 @@ function inputsOf(config: unknown, own: string): Inputs {
   const skipped = new Set(["tokenizer", "critic", ...(asksFrom(settings) ? [] : ["from"])]);
   const visit = (value: unknown, path: string, isFile: boolean): void => {
     if (typeof value === "string") {
-      if (isFile && existsSync(value)) found[path] = { name: value, ...fingerprint(value, own) };
+      if (isFile && existsSync(value)) found[path] = { name: value, ...fingerprint(value, MODELS.has(path), own) };
     } else if (typeof value === "object" && value !== null)
       for (const [key, inner] of Object.entries(value)) {
         const at = path ? `${path}.${key}` : key;
@@ -78,17 +78,21 @@ function inputsOf(config: unknown, own: string): Inputs {
   return found;
 }
 
+/** Keys that name models' folders. */
+const MODELS: ReadonlySet<string> = new Set(["from", "reward"]);
 /** What is read of a model's folder. Notes, exports and whole runs may lie beside it. */
 const OF_A_MODEL =
   /^(config|tokenizer|tokenizer_config|generation_config)\.json$|^chat_template\.jinja$|\.safetensors$/;
 
+/** Files in folders that are read as data, hidden ones too. */
+const OF_DATA = /\.(warc|wet|x?html?|jsonl?|ndjson|parquet|txt|md|text)(\.gz|\.zst)?$/i;
+
 /** Of a file, or of what is read in a folder, by the names in it. What cannot be read is told by who reads it. */
-function fingerprint(path: string, own: string): { bytes: number; sha256: string } {
+function fingerprint(path: string, isModel: boolean, own: string): { bytes: number; sha256: string } {
   const hash = createHash("sha256");
   let bytes = 0;
-  for (const name of filesIn(path)) {
+  for (const name of isModel ? modelFiles(path) : dataFiles(path, own)) {
     const file = name === "" ? path : join(path, name);
-    if (resolve(file).startsWith(`${own}${sep}`)) continue;
     try {
       const stat = statSync(file);
       if (!stat.isFile()) continue;
@@ -100,18 +104,28 @@ function fingerprint(path: string, own: string): { bytes: number; sha256: string
   return { bytes, sha256: hash.digest("hex") };
 }
 
-/** Names in a folder that readers look at: a model's files, or all but hidden ones; "" for a file. Links to folders are not followed. */
-function filesIn(path: string): string[] {
+/** Names in a folder; "" for a file. */
+function modelFiles(path: string): string[] {
   if (!statSync(path).isDirectory()) return [""];
-  const isModel = existsSync(`${path}/config.json`);
+  return readdirSync(path)
+    .filter((name) => OF_A_MODEL.test(name))
+    .sort();
+}
+
+/** The same below it too, once each, wherever links lead; without what lies in `own`. */
+function dataFiles(path: string, own: string): string[] {
+  if (!statSync(path).isDirectory()) return [""];
   const names: string[] = [];
+  const seen = new Set<string>();
   const visit = (below: string): void => {
-    for (const entry of readdirSync(join(path, below), { withFileTypes: true })) {
-      const name = join(below, entry.name);
-      if (isModel ? OF_A_MODEL.test(entry.name) : !entry.name.startsWith(".")) {
-        if (!entry.isDirectory()) names.push(name);
-        else if (!isModel) visit(name);
-      }
+    const real = realpathSync(join(path, below));
+    if (seen.has(real) || real === own || real.startsWith(`${own}${sep}`)) return;
+    seen.add(real);
+    for (const entry of readdirSync(real)) {
+      const name = join(below, entry);
+      const stat = statSync(join(path, name), { throwIfNoEntry: false });
+      if (stat?.isDirectory()) visit(name);
+      else if (stat && OF_DATA.test(entry)) names.push(name);
     }
   };
   visit("");

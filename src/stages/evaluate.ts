@@ -68,7 +68,10 @@ export function readQuestions(file: string): SourcedQuestion[] {
 const questionsOf = (config: EvaluateConfig): SourcedQuestion[] =>
   readQuestions(config.file).filter((q) => config.field === undefined || q.group.split(" ").includes(config.field));
 
-export async function evaluateModels(config: EvaluateConfig, mustGoOn = (): void => {}): Promise<ModelResult[]> {
+export async function evaluateModels(
+  config: EvaluateConfig,
+  mustGoOn = async (): Promise<void> => {},
+): Promise<ModelResult[]> {
   const questions = questionsOf(config);
   if (questions.length === 0)
     throw new UserError(
@@ -136,7 +139,7 @@ export async function evaluateModels(config: EvaluateConfig, mustGoOn = (): void
   };
   try {
     for (const dir of unlisted ? [...models, config.reference!] : models) {
-      mustGoOn();
+      await mustGoOn();
       results.push(await resultOf(dir));
     }
   } finally {

@@ -35,26 +35,31 @@ export class FourModels {
     private readonly tokenizer: Tokenizer,
   ) {}
 
-  /** `updates`: of the whole run, for the schedules. `resumed`: the folder of a checkpoint. */
+  /** `updates`: of the whole run, for the schedules. `resumed`: the folder of a checkpoint. What is opened is closed with the run. */
   static async open(
     device: Device,
     grid: Grid,
     config: PpoConfig,
     policy: Policy,
     updates: number,
+    run: RunFolder,
     resumed?: string,
   ): Promise<FourModels> {
     const { from, precision, seed, lora, recompute } = config;
-    const judge = await openJudge(config.reward, device, precision, policy, grid);
+    const judge = run.own(await openJudge(config.reward, device, precision, policy, grid));
     if (config.critic) checkReads("critic", config.critic, policy);
-    const actor = loadLlama(device, resumed && !lora ? resumed : from, precision, { grid });
+    const actor = run.own(loadLlama(device, resumed && !lora ? resumed : from, precision, { grid }));
     if (lora) attachLora(actor, lora, seed);
-    const frozen = lora ? undefined : loadLlama(device, from, precision, { trainable: false, grid, name: "ref" });
+    const frozen = lora
+      ? undefined
+      : run.own(loadLlama(device, from, precision, { trainable: false, grid, name: "ref" }));
     // A critic that starts as the reward model knows at once what a finished reply is worth. A function has no weights to
     // start from: then it is the SFT model, with a head that begins by expecting nothing.
     const isModule = isRewardModule(config.reward);
     const start = config.critic ?? (isModule ? from : config.reward);
-    const critic = loadLlama(device, resumed ? `${resumed}/critic` : start, precision, { head: "scalar", seed, grid });
+    const critic = run.own(
+      loadLlama(device, resumed ? `${resumed}/critic` : start, precision, { head: "scalar", seed, grid }),
+    );
     if (!resumed && (config.criticHeadZero || (isModule && !config.critic)))
       for (const t of critic.parameters.named(true))
         if (t.name.startsWith("score")) device.fill(t.ptr, 0, t.size, critic.parameters.dtype);
@@ -62,14 +67,18 @@ export class FourModels {
 
     const state: PpoState = resumed ? readState(resumed) : { klCoef: config.klCoef };
     const { checkEvery } = config.parallel;
-    const actorTrainer = new Trainer(actor.trainable, config.optimizer, config.schedule, updates, {
-      memory: grid.stateMemory("actor"),
-      checkEvery,
-    });
-    const criticTrainer = new Trainer(critic.trainable, config.criticOptimizer, config.criticSchedule, updates, {
-      memory: grid.stateMemory("critic"),
-      checkEvery,
-    });
+    const actorTrainer = run.own(
+      new Trainer(actor.trainable, config.optimizer, config.schedule, updates, {
+        memory: grid.stateMemory("actor"),
+        checkEvery,
+      }),
+    );
+    const criticTrainer = run.own(
+      new Trainer(critic.trainable, config.criticOptimizer, config.criticSchedule, updates, {
+        memory: grid.stateMemory("critic"),
+        checkEvery,
+      }),
+    );
     if (resumed) {
       if (lora) loadAdapter(actor, resumed);
       actorTrainer.load(resumed);
@@ -129,12 +138,6 @@ export class FourModels {
       saveLlama(this.actor, dir);
       if (run.first) this.tokenizer.save(dir);
     });
-  }
-
-  close(): void {
-    for (const t of [this.actorTrainer, this.criticTrainer]) t.close();
-    for (const m of [this.actor, this.critic, this.frozen]) m?.close();
-    this.judge.close();
   }
 }
 

@@ -187,7 +187,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
     );
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const { precision, seed, temperature, batchSize, groupSize, minibatchSize } = config;
-  const tokenizer = Tokenizer.load(config.from);
+  const tokenizer = Tokenizer.load(resumed ?? config.from);
   const rejected: Rejected[] = [];
   const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const aside = run.setAside(rejected);

@@ -119,18 +119,19 @@ export async function loadRewardFunction(source: string): Promise<RewardFunction
     const line = error instanceof SyntaxError ? faultyLine(source) : undefined;
     throw new UserError(`${source}${line ? `:${line}` : ""} cannot be loaded: ${(error as Error).message}`);
   }
-  if (typeof module.default !== "function")
-    throw new UserError(`${source} has no default export that is a function (prompt, reply) => number.`, 2);
-  return module.default as RewardFunction;
+  const { default: found } = module as { default?: { default?: unknown } };
+  // TypeScript's CommonJS has the default export as a property of it.
+  const reward = [found, found?.default].find((f) => typeof f === "function");
+  if (!reward) throw new UserError(`${source} has no default export that is a function (prompt, reply) => number.`, 2);
+  return reward as RewardFunction;
 }
 
 /** Where a module is not JavaScript: import() does not say it, node --check does. */
 const faultyLine = (source: string): string | undefined =>
   /:(\d+)$/m.exec(spawnSync(process.execPath, ["--check", resolve(source)], { encoding: "utf8" }).stderr)?.[1];
 
-/** Whether a module's text says what it exports by default; `module.exports` in CommonJS. */
-const EXPORTS =
-  /\bexport\s+default\b|\bexport\s*\{[^}]*\bdefault\b|\bexport\s*\*|\bmodule\.exports\b|\bexports\.default\b/;
+/** A module without these words exports nothing by default, in no notation; `exports` in CommonJS. */
+const EXPORTS = /default|exports/;
 
 /**
  * Throws UserError for a module that certainly cannot be used, without running it: what it reads may be there later, and it may be mended

@@ -301,7 +301,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const minibatches = Math.ceil(batchSize / minibatchSize);
   const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, maxTokens) };
   const updates = config.steps * epochs * minibatches;
-  const models = run.own(await FourModels.open(device, grid, config, policy, updates, resumed));
+  const models = await FourModels.open(device, grid, config, policy, updates, run, resumed);
   const { actor, critic, actorTrainer, criticTrainer, state } = models;
   const rowLength = Math.min(Math.max(MIX_ROW, policy.longest), actor.config.maxPositionEmbeddings);
   const separator = tokenizer.separatorId;

@@ -49,7 +49,7 @@ export async function prefer(config: PreferConfig, run: RunFolder): Promise<void
   const judge = run.own(await openJudge(config.reward, device, config.precision, policy));
   const lines: string[] = [];
   for (let from = 0; from < prompts.length; from += config.batchSize) {
-    run.mustGoOn();
+    await run.mustGoOn();
     const some = prompts.slice(from, from + config.batchSize);
     const asked = some.flatMap((p) => Array.from({ length: config.samples }, () => p));
     const { maxTokens, temperature } = config;

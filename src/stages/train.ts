@@ -52,7 +52,7 @@ export async function train<S extends keyof StageSettings>(
   folder.signal = signal;
   folder.onStep = onStep;
   try {
-    folder.mustGoOn();
+    await folder.mustGoOn();
     await run(config as never, folder);
   } finally {
     folder.close();

@@ -229,6 +229,7 @@ export class ParameterSet {
 
   /** Every named tensor of the Hugging Face layout, unit by unit; without its memory. */
   *tensors(): Generator<NamedTensor> {
+    this.mustBeOpen();
     for (const unit of this.units) {
       for (const p of unit.parameters) {
         const s = this.specs[this.parameters.indexOf(p)];
@@ -268,7 +269,8 @@ export class ParameterSet {
     this.closed = true;
     this.keeper.free();
   }
-  private mustBeOpen(): void {
+  /** Throws where the memory was given back. */
+  mustBeOpen(): void {
     if (this.closed) throw new Error("These parameters were closed with their model: their memory is gone.");
   }
 }

@@ -194,7 +194,10 @@ export class Tokenizer {
     mkdirSync(dir, { recursive: true });
     // Transformers makes a Llama tokenizer of its own for that name, which puts spaces elsewhere; so it takes the file as it is.
     if (this.model.byteFallback && /^Llama/.test(String(this.config.tokenizer_class)))
-      this.config.tokenizer_class = "PreTrainedTokenizerFast";
+      Object.assign(this.config, {
+        tokenizer_class: "PreTrainedTokenizerFast",
+        model_input_names: this.config.model_input_names ?? ["input_ids", "attention_mask"],
+      });
     writeFileSync(`${dir}/tokenizer.json`, `${JSON.stringify(this.json, null, 2)}\n`);
     writeFileSync(`${dir}/tokenizer_config.json`, `${JSON.stringify(this.config, null, 2)}\n`);
     rmSync(`${dir}/chat_template.jinja`, { force: true }); // an older one would go before the one just written

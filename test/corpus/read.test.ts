@@ -68,6 +68,38 @@ test("lines of <|endoftext|> stand between the documents of a text file, whereve
   expect(rejected).toEqual([{ file: join(dir, "mixed.txt"), line: 3, reason: expect.stringMatching(/NULs/) }]);
 });
 
+test("separators in any encoding, late in a file, behind a byte order mark; a long document behind one takes no longer", async () => {
+  const stories = ["今天天气很好。", "他说：“你好！”我们都笑了。", "第三篇。"];
+  const marked = stories.map((t) => `${t}\n`).join("<|endoftext|>\n");
+  const gbk = new Map<string, number[]>();
+  const decoder = new TextDecoder("gbk");
+  for (let a = 0xb0; a < 0xf8; a++)
+    for (let b = 0xa1; b < 0xff; b++) gbk.set(decoder.decode(Uint8Array.of(a, b)), [a, b]);
+  for (let b = 0xa1; b < 0xff; b++) for (const a of [0xa1, 0xa3]) gbk.set(decoder.decode(Uint8Array.of(a, b)), [a, b]);
+  const many = Array.from({ length: 40 }, (_, i) => stories[i % 3]);
+  const inGbk = Buffer.from([...many.join("\n<|endoftext|>\n")].flatMap((c) => gbk.get(c) ?? [c.charCodeAt(0)]));
+  const texts = async (name: string, data: string | Buffer): Promise<string[]> =>
+    (await read(put(name, data))).texts.map((t) => t.trim());
+  expect(await texts("gbk.txt", inGbk)).toEqual(many);
+  expect(await texts("utf16.txt", Buffer.from(`\ufeff${marked}`, "utf16le"))).toEqual(stories);
+  expect(await texts("bom.txt", `\ufeff<|endoftext|>\n${marked}`)).toEqual(stories);
+  expect(await texts("single.txt", "one\n<|endoftext|>")).toEqual(["one"]);
+  const book = "It was a long book. ".repeat(80_000);
+  expect(await texts("books.txt", [book, "a", book].join("\n<|endoftext|>\n"))).toEqual([
+    book.trim(),
+    "a",
+    book.trim(),
+  ]);
+  expect(await texts("bom-long.txt", `\ufeffa\n<|endoftext|>\n${book}`)).toEqual(["a", book.trim()]);
+  // However the bytes come in: a separator may be cut anywhere.
+  const short = Array.from({ length: 40_000 }, (_, i) => `${"x".repeat(i % 97)} story ${i}`.trim());
+  expect(await texts("short.txt", `\ufeff${short.join("\n<|endoftext|>\r\n")}\n<|endoftext|>\n`)).toEqual(short);
+  const start = performance.now();
+  const [, long] = await texts("long.txt", `first\n<|endoftext|>\n${book.repeat(30)}\n`);
+  expect(long.length).toBe(30 * book.length - 1);
+  expect(performance.now() - start).toBeLessThan(5000);
+});
+
 test("a document without an id has one of its text: training holds the same ones out wherever the files lie", async () => {
   const ids = async (folder: string): Promise<string[]> => {
     mkdirSync(join(dir, folder), { recursive: true });
@@ -154,7 +186,7 @@ test("a text file that is longer than a string can be, and one whose end is dama
   expect(texts).toEqual([]);
   expect(rejected.map((r) => r.reason)).toEqual([
     expect.stringMatching(
-      /^oversized: a text file without <\|endoftext\|> lines .* is one, and of at most 536 million characters; cut it/,
+      /^oversized: a text file without <\|endoftext\|> lines .* is one document, and of at most 536 million characters; cut it/,
     ),
     expect.stringMatching(/^it cannot be read: .*damaged/),
   ]);
