@@ -64,6 +64,11 @@ test("TRL's prompt and completion, Dolly's names, a developer's message, a last 
     messages: [{ role: "system" }, ...said],
   });
   expect(toConversation({ messages: [...said, user("and?")] })).toEqual({ messages: said });
+  expect(toConversation({ prompt: "Q", completion: "A", label: true })).toEqual({ messages: said });
+  expect(toConversation({ prompt: "Q", completion: "A", label: false })).toBe(
+    "its label says that the reply is a bad one",
+  );
+  expect(toConversation({ instruction: "Q", context: "unseen", output: "A" })).toEqual({ messages: said });
   expect(toConversation({ prompt: 5, completion: "A" })).toBe('"prompt" is neither a text nor a list of messages');
   expect(toConversation({ messages: [user("Q"), { ...assistant("A"), weight: 0 }] })).toMatch(/the weight 0/);
   expect(toConversation({ messages: [user("Q"), { ...assistant("A"), weight: 0 }, ...said] })).toEqual({

@@ -9,6 +9,7 @@ import { Int8Weights } from "../../src/generate/weights.js";
 import { parseLlamaConfig } from "../../src/nn/config.js";
 import { loadLlama, saveLlama } from "../../src/nn/folder.js";
 import { Llama, packSequences } from "../../src/nn/llama.js";
+import { loadOptimizer, saveOptimizer } from "../../src/optim/state.js";
 import { Trainer } from "../../src/optim/trainer.js";
 import { optimizerSchema, scheduleSchema } from "../../src/run/settings.js";
 import { allTargets, backwardMeanLoss } from "../../src/stages/clm.js";
@@ -87,6 +88,12 @@ test("positions and borders that do not fit their tokens; weights, parameters an
   own.close();
   expect(train).toThrow(/closed/);
   expect(() => own.parameters.initialize(1, 0.1)).toThrow(/closed/);
+  expect(() => [...own.parameters.tensors()]).toThrow(/closed/);
+  expect(() => new Int8Weights(own)).toThrow(/closed/);
+  expect(() => new Trainer(own.trainable, optimizerSchema.parse({}), scheduleSchema.parse({}), 4)).toThrow(/closed/);
+  for (const touch of [saveOptimizer, loadOptimizer])
+    expect(() => touch(trainer.optimizer, "/nowhere/optimizer.safetensors")).toThrow(/closed/);
+  expect(() => trainer.optimizer.withAverage(() => {})).toThrow(/closed/);
 });
 
 test("numbers of generation that are none", () => {

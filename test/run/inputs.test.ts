@@ -122,6 +122,17 @@ test("what lies beside a model's files, the run's own, and what no reader looks 
   begin(mixed);
   writeFileSync(`${texts}/.cache/x`, "new");
   expect(goOn(mixed)).toEqual([]);
+  // What readers take counts, hidden and behind links too.
+  const elsewhere = join(root, "elsewhere");
+  mkdirSync(elsewhere);
+  writeFileSync(`${elsewhere}/b.jsonl.zst`, "old");
+  symlinkSync("../elsewhere", `${texts}/linked`);
+  for (const name of ["linked/b.jsonl.zst", ".cache/c.md"]) {
+    begin(mixed);
+    writeFileSync(`${texts}/${name}`, "new");
+    expect(goOn(mixed)).toMatch(/texts \(pretrainMix\.train\.0\) is not what/);
+  }
+  begin(mixed);
   writeFileSync(`${texts}/a.txt`, "new");
   expect(goOn(mixed)).toMatch(/texts \(pretrainMix\.train\.0\) is not what/);
   rmSync(texts, { recursive: true });

@@ -357,6 +357,11 @@ test("mistakes are told: a reward module that throws or gives no number, a langu
   );
   await expect(ppo("e2", bad("nan.mjs", "export default () => NaN;"))).rejects.toThrow(/gave NaN for a reply/);
   await expect(ppo("e3", bad("nothing.mjs", "export const x = 1;"))).rejects.toThrow(/no default export/);
+  const common = bad(
+    "common.cjs",
+    "Object.defineProperty(exports, '__esModule', { value: true }); exports.default = () => 1;",
+  );
+  await ppo("common", common); // as TypeScript writes it
   await expect(ppo("e4", sftModel)).rejects.toThrow(/is a language model, not a reward model/);
   const other = await run("other", "pretrain", {
     data: { train: [file("text.jsonl")], validationShare: 0, contextLength: 16 },
