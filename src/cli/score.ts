@@ -9,7 +9,7 @@ import { UserError } from "../run/errors.js";
 import { scoreSequences } from "../stages/reward.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 
-export function command(dir: string, flags: { file: string; precision: string; json?: boolean }): void {
+export async function command(dir: string, flags: { file: string; precision: string; json?: boolean }): Promise<void> {
   const { precision } = flags;
   if (precision !== "fp32" && precision !== "bf16")
     throw new UserError(`--precision is "${precision}"; it must be fp32 or bf16.`, 2);
@@ -18,9 +18,9 @@ export function command(dir: string, flags: { file: string; precision: string; j
   const model = loadLlama(openCpu(), dir, precision, { head: "scalar", trainable: false });
   const encoder = new DialogueEncoder(Tokenizer.load(dir));
   const rejected: Rejected[] = [];
-  const records = readPreferences([flags.file], rejected).flatMap((p) => {
+  const records = (await readPreferences([flags.file], rejected)).flatMap((p) => {
     const replies = encodePreference(encoder, p, model.config.maxPositionEmbeddings);
-    if (typeof replies !== "string") return [{ line: p.source.line, replies }];
+    if (typeof replies !== "string") return [{ source: p.source, replies }];
     rejected.push({ ...p.source, reason: replies });
     return [];
   });
@@ -29,10 +29,10 @@ export function command(dir: string, flags: { file: string; precision: string; j
     records.flatMap((r) => r.replies.map((e) => e.ids)),
   );
   let next = 0;
-  const results = records.map(({ line, replies }) => ({ line, rewards: replies.map(() => scores[next++]) }));
+  const results = records.map(({ source, replies }) => ({ ...source, rewards: replies.map(() => scores[next++]) }));
   for (const r of rejected) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
-  if (flags.json) console.log(JSON.stringify(results));
+  if (flags.json) console.log(JSON.stringify(results.map(({ line, rewards }) => ({ line, rewards }))));
   else
-    for (const { line, rewards } of results)
-      console.log(`${flags.file}:${line}\t${rewards.map((r) => r.toFixed(4)).join("\t")}`);
+    for (const { file, line, rewards } of results)
+      console.log(`${file}:${line}\t${rewards.map((r) => r.toFixed(4)).join("\t")}`);
 }

@@ -22,13 +22,13 @@ export async function command(file: string, flags: SftFlags): Promise<void> {
   return stage("sft", file, { ...flags, set, typed });
 }
 
-function show(file: string, set: string[], typed: string[], count: string): void {
+async function show(file: string, set: string[], typed: string[], count: string): Promise<void> {
   if (!/^[1-9]\d*$/.test(count)) throw new UserError(`--show-mask is "${count}"; it must be a number of records.`, 2);
   const source = overridden(readYaml(file), set, typed);
   const config = check(sftSchema, { ...source, value: locate(source.value, dirname(file)) });
   checkFiles(config, source);
   const tokenizer = tunedTokenizer(config);
-  const { records, rejected } = readSamples(config, tokenizer);
+  const { records, rejected } = await readSamples(config, tokenizer);
   const colour = process.stdout.isTTY === true && !process.env.NO_COLOR;
   for (const { conversation, samples } of records.slice(0, Number(count)))
     for (const sample of samples) {

@@ -1,9 +1,12 @@
 /**
- * Records of a JSONL file, or of a file that is one JSON array, one at a time. What cannot be read is told with its line.
- * Bytes are checked before they are text: an invalid one would otherwise become U+FFFD, and be trained on.
+ * Records of a JSONL file, of a file that is one JSON array, or of the rows of a Parquet file, one at a time. What cannot be read is told
+ * with its line. Bytes are checked before they are text: an invalid one would otherwise become U+FFFD, and be trained on.
  */
 import { constants } from "node:buffer";
-import { closeSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
+import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { readLines } from "../corpus/input/lines.js";
+import { readParquet } from "../corpus/input/parquet.js";
 import { UserError } from "../run/errors.js";
 
 export interface JsonRecord {
@@ -12,6 +15,51 @@ export interface JsonRecord {
   value?: unknown;
   /** Why it could not be read. */
   error?: string;
+}
+
+const PARQUET = /\.parquet$/i;
+const PACKED = /\.(jsonl|ndjson)\.(gz|zst)$/i;
+const OF_RECORDS = /\.(jsonl?|ndjson|(jsonl|ndjson)\.(gz|zst)|parquet)$/i;
+const KNOWN = ".jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet";
+const LIMITS = { maxRecordBytes: 2 ** 28 };
+
+/**
+ * The records of files and of folders of files (in the order of their names, hidden ones aside; one of no known format is a record that
+ * cannot be read). JSONL may be packed (.gz, .zst), which is told by the name, as Parquet is. Throws UserError for what is not there; `holds` says what should be.
+ */
+export async function* recordsOf(
+  paths: readonly string[],
+  holds: string,
+): AsyncGenerator<JsonRecord & { file: string }> {
+  for (const file of paths.flatMap((path) => filesOf(path, holds))) {
+    if (!OF_RECORDS.test(file) && !paths.includes(file)) {
+      yield { file, line: 1, error: `its format cannot be told by its name. Known are ${KNOWN}` };
+      continue;
+    }
+    const isParquet = PARQUET.test(file);
+    if (!isParquet && !PACKED.test(file)) {
+      for (const record of jsonRecords(file)) yield { file, ...record };
+      continue;
+    }
+    const stream = (isParquet ? readParquet : readLines)(file, { file: 0, records: 0 }, LIMITS);
+    for await (const { record } of stream) {
+      const { line, reason, bytes } = record;
+      const read = reason === undefined ? parse(bytes, isParquet) : { error: reason };
+      if (read) yield { file, line, ...read };
+    }
+  }
+}
+
+function filesOf(path: string, holds: string): string[] {
+  if (!existsSync(path)) throw new UserError(`${path} does not exist; it should hold ${holds}.`, 2);
+  if (!statSync(path).isDirectory()) return [path];
+  const found = (readdirSync(path, { recursive: true }) as string[])
+    .filter((name) => !/(?:^|[/\\])\./.test(name))
+    .map((name) => join(path, name))
+    .filter((file) => statSync(file, { throwIfNoEntry: false })?.isFile())
+    .sort((a, b) => (a < b ? -1 : 1));
+  if (found.some((file) => OF_RECORDS.test(file))) return found;
+  throw new UserError(`${path}: there is no file of ${holds} in this folder. Known are ${KNOWN}.`, 2);
 }
 
 const CHUNK = 1 << 22;
@@ -28,7 +76,10 @@ export function* jsonRecords(file: string): Generator<JsonRecord> {
     const start = Buffer.alloc(4096);
     const head = start.subarray(0, readSync(fd, start, 0, start.length, 0));
     if (COMPRESSED.some((magic) => head.subarray(0, magic.length).equals(magic)))
-      throw new UserError(`${file} is compressed; conversations are read from plain JSONL. Unpack it first.`, 2);
+      throw new UserError(
+        `${file} is compressed: name it .jsonl.gz or .jsonl.zst if it is JSONL, else unpack it first.`,
+        2,
+      );
     const isArray = new TextDecoder().decode(head).trimStart().startsWith("[");
     const isLong = fstatSync(fd).size > constants.MAX_STRING_LENGTH;
     if (isArray && isLong && parse(head.subarray(0, head.indexOf(LINE_FEED)))?.error !== undefined)
@@ -82,8 +133,8 @@ function wholeFile(file: string): JsonRecord[] | undefined {
   return [{ line: before.split("\n").length, error: whole.error }];
 }
 
-/** Undefined for nothing but spaces. */
-function parse(bytes: Uint8Array): { value?: unknown; error?: string } | undefined {
+/** Undefined for nothing but spaces. `sparse`: a null is a key that is not there, as in rows of columns. */
+function parse(bytes: Uint8Array, sparse = false): { value?: unknown; error?: string } | undefined {
   let text: string;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes); // drops the byte order mark
@@ -92,10 +143,14 @@ function parse(bytes: Uint8Array): { value?: unknown; error?: string } | undefin
   }
   if (text.trim() === "") return undefined;
   try {
-    return { value: JSON.parse(text) };
+    return { value: JSON.parse(text, sparse ? withoutNulls : undefined) };
   } catch (error) {
     return { error: `not JSON: ${(error as Error).message}` };
   }
+}
+
+function withoutNulls(this: unknown, _: string, value: unknown): unknown {
+  return value === null && !Array.isArray(this) ? undefined : value;
 }
 
 /** The lines of a file, without their line feeds. */

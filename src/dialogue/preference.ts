@@ -3,12 +3,12 @@
  * message lists. A pair is a ranking of two. KTO also learns from single replies, {prompt, completion, label}. A record that cannot teach
  * anything is set aside with its reason.
  */
-import { existsSync } from "node:fs";
 import type { Rejected } from "../corpus/read.js";
 import { packSequences, type TokenBatch } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
+import { recordsOf } from "./jsonl.js";
 import { type DialogueEncoder, replyStart, type Sample } from "./mask.js";
-import { checkTurns, jsonRecords, messagesFrom } from "./records.js";
+import { checkTurns, messagesFrom } from "./records.js";
 import type { Message } from "./templates.js";
 
 export interface Preference {
@@ -23,15 +23,16 @@ export interface Preference {
 type Json = Record<string, unknown>;
 
 /** Every usable record of the files. `single`: replies that stand alone with a label, too. Throws UserError when a file is missing, or when no record is usable. */
-export function readPreferences(files: readonly string[], rejected: Rejected[], single = false): Preference[] {
+export async function readPreferences(
+  files: readonly string[],
+  rejected: Rejected[],
+  single = false,
+): Promise<Preference[]> {
   const found: Preference[] = [];
-  for (const file of files) {
-    if (!existsSync(file)) throw new UserError(`${file} does not exist; it should hold preferences.`, 2);
-    for (const { line, value, error } of jsonRecords(file)) {
-      const result = error ?? toPreference(value, single);
-      if (typeof result === "string") rejected.push({ file, line, reason: result });
-      else found.push({ ...result, source: { file, line } });
-    }
+  for await (const { file, line, value, error } of recordsOf(files, "preferences")) {
+    const result = error ?? toPreference(value, single);
+    if (typeof result === "string") rejected.push({ file, line, reason: result });
+    else found.push({ ...result, source: { file, line } });
   }
   if (found.length === 0) {
     const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";

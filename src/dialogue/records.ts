@@ -1,14 +1,12 @@
 /**
  * Instruction and conversation records: Alpaca (instruction, input, output; Dolly's context and response), ShareGPT (conversations),
- * OpenAI (messages), TRL (prompt, completion), one JSON object a line or one JSON array a file. The format is told by the keys of each record.
- * A record that cannot be trained on is set aside with its file, line and reason.
+ * OpenAI (messages), TRL (prompt, completion), one JSON object a line, one JSON array a file, or Parquet. The format is told by the keys of
+ * each record. A record that cannot be trained on is set aside with its file, line and reason.
  */
 import type { Rejected } from "../corpus/read.js";
 import { UserError } from "../run/errors.js";
-import { jsonRecords } from "./jsonl.js";
+import { recordsOf } from "./jsonl.js";
 import type { Message } from "./templates.js";
-
-export { jsonRecords } from "./jsonl.js";
 
 export interface Conversation {
   messages: Message[];
@@ -34,20 +32,14 @@ const ROLES = new Map<unknown, Message["role"]>([
 const isNothing = (value: unknown): value is null | undefined => value === undefined || value === null;
 
 /** Every usable conversation of the files, in order. Throws UserError when a file cannot be read, or when no record is usable. */
-export function readConversations(files: readonly string[], rejected: Rejected[]): Conversation[] {
+export async function readConversations(files: readonly string[], rejected: Rejected[]): Promise<Conversation[]> {
   const conversations: Conversation[] = [];
   const before = rejected.length;
-  for (const file of files) {
-    for (const { line, value, error } of jsonRecords(file)) {
-      const source = { file, line };
-      if (error !== undefined) {
-        rejected.push({ ...source, reason: error });
-        continue;
-      }
-      const result = toConversation(value);
-      if (typeof result === "string") rejected.push({ ...source, reason: result });
-      else conversations.push({ ...result, source });
-    }
+  for await (const { file, line, value, error } of recordsOf(files, "conversations")) {
+    const source = { file, line };
+    const result = error ?? toConversation(value);
+    if (typeof result === "string") rejected.push({ ...source, reason: result });
+    else conversations.push({ ...result, source });
   }
   if (conversations.length === 0) {
     const first = rejected[before];

@@ -85,7 +85,7 @@ const OF_A_MODEL =
   /^(config|tokenizer|tokenizer_config|generation_config)\.json$|^chat_template\.jinja$|\.safetensors$/;
 
 /** Files in folders that are read as data, hidden ones too. */
-const OF_DATA = /\.(warc|wet|x?html?|jsonl?|ndjson|parquet|txt|md|text)(\.gz|\.zst)?$/i;
+const OF_DATA = /\.(warc|wet|x?html?(\.[a-z]{2}(-[a-z]{2})?)?|jsonl?|ndjson|parquet|txt|md|text)(\.gz|\.zst)?$/i;
 
 /** Of a file, or of what is read in a folder, by the names in it. What cannot be read is told by who reads it. */
 function fingerprint(path: string, isModel: boolean, own: string): { bytes: number; sha256: string } {

@@ -91,7 +91,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const tokenizer = Tokenizer.load(resumed ?? config.from);
   const knownTokens = resumed ? Tokenizer.load(config.from).vocabSize : tokenizer.vocabSize;
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
-  const { train, validation, rejected } = encodedPreferences(
+  const { train, validation, rejected } = await encodedPreferences(
     config.data,
     tokenizer,
     policyContext(config.from),

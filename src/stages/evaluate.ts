@@ -4,8 +4,8 @@
  */
 import { basename, dirname, resolve } from "node:path";
 import { z } from "zod";
+import { jsonRecords } from "../dialogue/jsonl.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
-import { jsonRecords } from "../dialogue/records.js";
 import { type Loaded, loadForGeneration } from "../generate/loaded.js";
 import { readLlamaConfig } from "../nn/config.js";
 import { hasScalarHead } from "../nn/folder.js";

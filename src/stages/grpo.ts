@@ -189,7 +189,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   const { precision, seed, temperature, batchSize, groupSize, minibatchSize } = config;
   const tokenizer = Tokenizer.load(resumed ?? config.from);
   const rejected: Rejected[] = [];
-  const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
+  const prompts = await readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
 

@@ -297,7 +297,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const { seed, temperature, maxTokens, batchSize, minibatchSize, epochs, pretrainMix, klEstimator } = config;
   const tokenizer = Tokenizer.load(config.from);
   const rejected: Rejected[] = [];
-  const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
+  const prompts = await readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const minibatches = Math.ceil(batchSize / minibatchSize);
   const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, maxTokens) };
   const updates = config.steps * epochs * minibatches;

@@ -41,7 +41,7 @@ export async function prefer(config: PreferConfig, run: RunFolder): Promise<void
   const device = openCpu({ threads: config.threads });
   const tokenizer = Tokenizer.load(config.from);
   const rejected: Rejected[] = [];
-  const prompts = readPrompts(config, new DialogueEncoder(tokenizer), rejected);
+  const prompts = await readPrompts(config, new DialogueEncoder(tokenizer), rejected);
   const aside = run.setAside(rejected);
   if (aside) console.error(aside);
   const model = run.own(loadLlama(device, config.from, config.precision, { trainable: false }));

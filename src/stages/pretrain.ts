@@ -264,7 +264,7 @@ async function trainTokenizer(
     if (documents === 0) throw noDocuments(config.data.train, rejected);
     if (world && world.rank > 0) return;
     if (wanted.prompts.length > 0)
-      for (const { messages } of readConversations(wanted.prompts, []))
+      for (const { messages } of await readConversations(wanted.prompts, []))
         yield* messages.filter((m) => m.role === "user").map((m) => m.content);
   };
   return world ? trainBpeTogether(texts(), wanted, world) : trainBpeOn(texts(), wanted);

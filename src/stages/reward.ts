@@ -163,7 +163,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = Tokenizer.load(resumed ?? config.from);
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
-  const { train, validation, rejected } = encodedPreferences(
+  const { train, validation, rejected } = await encodedPreferences(
     config.data,
     tokenizer,
     readLlamaConfig(config.from).maxPositionEmbeddings,
@@ -294,14 +294,14 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
 }
 
 /** Preferences as tokens, split into training and validation. */
-export function encodedPreferences(
+export async function encodedPreferences(
   data: z.output<typeof preferenceData>,
   tokenizer: Tokenizer,
   /** Positions that the model was made for. */
   context: number,
   /** Single replies with a label too, as KTO learns from them. */
   single = false,
-): { train: EncodedReply[][]; validation: EncodedReply[][]; rejected: Rejected[] } {
+): Promise<{ train: EncodedReply[][]; validation: EncodedReply[][]; rejected: Rejected[] }> {
   if (data.contextLength > context)
     throw new UserError(
       `data.contextLength is ${data.contextLength}, but the model was made for ${context} positions.`,
@@ -309,14 +309,14 @@ export function encodedPreferences(
     );
   const encoder = new DialogueEncoder(tokenizer);
   const rejected: Rejected[] = [];
-  const encode = (files: readonly string[]) =>
-    readPreferences(files, rejected, single).flatMap((p) => {
+  const encode = async (files: readonly string[]) =>
+    (await readPreferences(files, rejected, single)).flatMap((p) => {
       const replies = encodePreference(encoder, p, data.contextLength);
       if (typeof replies !== "string") return [{ key: JSON.stringify(p.prompt), replies, good: p.good }];
       rejected.push({ ...p.source, reason: replies });
       return [];
     });
-  const all = encode(data.train);
+  const all = await encode(data.train);
   // By the prompt: wherever the file lies the same ones are held out, and no prompt is on both sides.
   const held = (key: string): boolean => !data.validation && isValidation(key, data.validationShare);
   const train = paired(all.filter((r) => !held(r.key)));
@@ -328,7 +328,7 @@ export function encodedPreferences(
     const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";
     throw new UserError(`${data.train.join(", ")}: no preference is left to train on.${why}`);
   }
-  const validation = data.validation ? encode(data.validation) : all.filter((r) => held(r.key));
+  const validation = data.validation ? await encode(data.validation) : all.filter((r) => held(r.key));
   return { train, validation: paired(validation, true), rejected };
 }
 

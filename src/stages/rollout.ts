@@ -2,12 +2,12 @@
  * What reinforcement learning from feedback needs besides its loss: prompts, replies sampled from the policy, and the
  * log-probabilities and values of their tokens.
  */
-import { existsSync } from "node:fs";
 import type { Rejected } from "../corpus/read.js";
 import { shuffled } from "../corpus/shards.js";
+import { recordsOf } from "../dialogue/jsonl.js";
 import type { DialogueEncoder } from "../dialogue/mask.js";
 import { type EncodedReply, promptOf, replyBatch } from "../dialogue/preference.js";
-import { jsonRecords, toConversation } from "../dialogue/records.js";
+import { toConversation } from "../dialogue/records.js";
 import { contentOf, type Message, RecordError } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
 import { readLlamaConfig } from "../nn/config.js";
@@ -39,15 +39,15 @@ export function policyContext(dir: string): number {
 }
 
 /**
- * Prompts of JSONL files: {prompt}, or instruction and conversation records, whose last reply is left out. Those longer than
+ * Prompts of files of records: {prompt}, or instruction and conversation records, whose last reply is left out. Those longer than
  * maxPromptLength, or with less than maxTokens of the context of the policy `from` left for the reply, are set aside, and so are
  * those that its chat template refuses.
  */
-export function readPrompts(
+export async function readPrompts(
   o: { from: string; prompts: readonly string[]; maxPromptLength: number; maxTokens: number },
   encoder: DialogueEncoder,
   rejected: Rejected[],
-): Prompt[] {
+): Promise<Prompt[]> {
   const { prompts: files, maxTokens } = o;
   const context = policyContext(o.from);
   if (maxTokens >= context)
@@ -57,31 +57,28 @@ export function readPrompts(
     );
   const room = Math.min(o.maxPromptLength, context - maxTokens);
   const prompts: Prompt[] = [];
-  for (const file of files) {
-    if (!existsSync(file)) throw new UserError(`${file} does not exist. It is named under prompts.`, 2);
-    for (const { line, value, error } of jsonRecords(file)) {
-      const messages = error ?? promptMessages(value);
-      const reject = (reason: string): void => void rejected.push({ file, line, reason });
-      if (typeof messages === "string") {
-        reject(messages);
-        continue;
-      }
-      let ids: Int32Array;
-      try {
-        ids = encoder.prompt(messages);
-      } catch (error) {
-        if (!(error instanceof RecordError)) throw error;
-        reject(error.message);
-        continue;
-      }
-      if (ids.length > room)
-        reject(
-          room < o.maxPromptLength
-            ? `the prompt of ${ids.length} tokens leaves no room for a reply of ${maxTokens} in the context of ${context}`
-            : `the prompt of ${ids.length} tokens is longer than maxPromptLength, ${room}`,
-        );
-      else prompts.push({ messages, ids, source: { file, line } });
+  for await (const { file, line, value, error } of recordsOf(files, "prompts")) {
+    const messages = error ?? promptMessages(value);
+    const reject = (reason: string): void => void rejected.push({ file, line, reason });
+    if (typeof messages === "string") {
+      reject(messages);
+      continue;
     }
+    let ids: Int32Array;
+    try {
+      ids = encoder.prompt(messages);
+    } catch (error) {
+      if (!(error instanceof RecordError)) throw error;
+      reject(error.message);
+      continue;
+    }
+    if (ids.length > room)
+      reject(
+        room < o.maxPromptLength
+          ? `the prompt of ${ids.length} tokens leaves no room for a reply of ${maxTokens} in the context of ${context}`
+          : `the prompt of ${ids.length} tokens is longer than maxPromptLength, ${room}`,
+      );
+    else prompts.push({ messages, ids, source: { file, line } });
   }
   if (prompts.length === 0) {
     const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";

@@ -84,7 +84,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const tokenizer = resumed ? Tokenizer.load(resumed) : tunedTokenizer(config);
   // A run that goes on has all weights of its own; the model it began with may be gone.
   const base = existsSync(config.from) ? Tokenizer.load(config.from) : tokenizer;
-  const { train, validation, report, rejected } = readSamples(config, tokenizer);
+  const { train, validation, report, rejected } = await readSamples(config, tokenizer);
   const mix =
     config.pretrainMix &&
     (await pretrainingRows(
@@ -216,10 +216,10 @@ interface Record {
 }
 
 /** The records as tokens, all in their order and split into training and validation, with lines on what was drawn and cut. */
-export function readSamples(
+export async function readSamples(
   config: SftConfig,
   tokenizer: Tokenizer,
-): { train: Record[]; validation: Sample[]; records: Record[]; report: string[]; rejected: Rejected[] } {
+): Promise<{ train: Record[]; validation: Sample[]; records: Record[]; report: string[]; rejected: Rejected[] }> {
   const { data } = config;
   const encoder = new DialogueEncoder(tokenizer);
   const rejected: Rejected[] = [];
@@ -230,7 +230,7 @@ export function readSamples(
       rejected.push({ ...conversation.source, reason: samples.rejected });
       return [];
     });
-  const records = encode(readConversations(data.train, rejected));
+  const records = encode(await readConversations(data.train, rejected));
   // By what is said: wherever the file lies the same records are held out, and no copy of one is on both sides.
   const held = (r: Record): boolean =>
     !data.validation && isValidation(JSON.stringify(r.conversation.messages), data.validationShare);
@@ -241,7 +241,9 @@ export function readSamples(
     throw new UserError(
       `${data.train.join(", ")}: all ${records.length} records are held out for validation, and none is left to train on. Give more, or set data.validationShare to 0.`,
     );
-  const validation = data.validation ? encode(readConversations(data.validation, rejected)) : records.filter(held);
+  const validation = data.validation
+    ? encode(await readConversations(data.validation, rejected))
+    : records.filter(held);
   const report: string[] = [];
   const cut = [...new Set([...records, ...validation])].flatMap((r) => r.samples).filter((s) => s.cut);
   if (cut.length > 0)

@@ -175,7 +175,7 @@ test("a set that has grown: its size, its types, and records that fine-tuning re
   expect(Object.fromEntries(report.types.map((t) => [t.type, t.kept]))).toEqual(Object.fromEntries(typeQuotas(40)));
   expect(report).toMatchObject({ kept: 40, rounds: new Set(kept.map((t) => t.round)).size });
   const rejected: Rejected[] = [];
-  const conversations = readConversations([out], rejected);
+  const conversations = await readConversations([out], rejected);
   expect(rejected).toEqual([]);
   expect(conversations.map((c) => c.type)).toEqual(kept.map((t) => t.type));
   // Chinese seeds lead to prompts in Chinese, as often as they are among the seeds.

@@ -127,20 +127,20 @@ test.each([
   expect(toPreference(record)).toMatch(reason);
 });
 
-test("a file: what is usable is read, the rest is listed by line; nothing usable is an error with the first reason", () => {
+test("a file: what is usable is read, the rest is listed by line; nothing usable is an error with the first reason", async () => {
   const file = join(root, "prefs.jsonl");
   writeFileSync(
     file,
     '{"prompt":"q","chosen":"a","rejected":"a"}\nno json\n{"prompt":"q","chosen":"a","rejected":"b"}\n',
   );
   const rejected: Rejected[] = [];
-  expect(readPreferences([file], rejected).map((p) => p.source.line)).toEqual([3]);
+  expect((await readPreferences([file], rejected)).map((p) => p.source.line)).toEqual([3]);
   expect(rejected.map((r) => r.line)).toEqual([1, 2]);
   writeFileSync(file, '{"prompt":"q"}\n');
-  expect(() => readPreferences([file], [])).toThrow(
+  await expect(readPreferences([file], [])).rejects.toThrow(
     /prefs.jsonl: no preference can be used. .*prefs.jsonl:1: its keys/,
   );
-  expect(() => readPreferences([join(root, "none.jsonl")], [])).toThrow(/none.jsonl does not exist/);
+  await expect(readPreferences([join(root, "none.jsonl")], [])).rejects.toThrow(/none.jsonl does not exist/);
 });
 
 test("replies end to end: only their own tokens are targets, and a row's target is the token after it", () => {

@@ -1,5 +1,5 @@
 import { constants } from "node:buffer";
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -14,7 +14,7 @@ const write = (name: string, content: string | Buffer): string => {
   return join(dir, name);
 };
 
-test("the three formats, in one file or as one array", () => {
+test("the three formats, in one file or as one array", async () => {
   const records = [
     { instruction: "Translate", input: "hola", output: "hello", type: "rewrite" },
     { instruction: "Now?", output: "Now.", history: [["Then?", "Then."]], system: "S" },
@@ -35,8 +35,8 @@ test("the three formats, in one file or as one array", () => {
   const lines = write("a.jsonl", `\uFEFF${records.map((r) => JSON.stringify(r)).join("\r\n\r\n")}\n`);
   const array = write("a.json", JSON.stringify(records, null, 2));
   const rejected: Rejected[] = [];
-  const fromLines = readConversations([lines], rejected);
-  expect(fromLines.map((c) => c.messages)).toEqual(readConversations([array], rejected).map((c) => c.messages));
+  const fromLines = await readConversations([lines], rejected);
+  expect(fromLines.map((c) => c.messages)).toEqual((await readConversations([array], rejected)).map((c) => c.messages));
   expect(fromLines.map((c) => c.source.line)).toEqual([1, 3, 5, 7]);
   expect(fromLines[0]).toMatchObject({
     type: "rewrite",
@@ -135,21 +135,21 @@ test.each([
   expect(toConversation(record)).toContain(reason);
 });
 
-test("broken lines are listed with their numbers; with nothing left it is an error", () => {
+test("broken lines are listed with their numbers; with nothing left it is an error", async () => {
   const good = JSON.stringify({ instruction: "a", output: "b" });
   const file = write(
     "b.jsonl",
     Buffer.concat([Buffer.from(`${good}\n{"a":\n`), Buffer.from([0x22, 0xff, 0x22, 10]), Buffer.from(good)]),
   );
   const rejected: Rejected[] = [];
-  expect(readConversations([file], rejected)).toHaveLength(2);
+  expect(await readConversations([file], rejected)).toHaveLength(2);
   expect(rejected.map((r) => [r.line, r.reason.slice(0, 9)])).toEqual([
     [2, "not JSON:"],
     [3, "there are"],
   ]);
-  expect(() => readConversations([write("c.jsonl", "{}\n")], [])).toThrow(/c.jsonl:1: its keys \(none\)/);
-  expect(() => readConversations([write("d.jsonl", "")], [])).toThrow(/no record can be used/);
-  expect(() => readConversations([join(dir, "none.jsonl")], [])).toThrow(/none.jsonl does not exist/);
+  await expect(readConversations([write("c.jsonl", "{}\n")], [])).rejects.toThrow(/c.jsonl:1: its keys \(none\)/);
+  await expect(readConversations([write("d.jsonl", "")], [])).rejects.toThrow(/no record can be used/);
+  await expect(readConversations([join(dir, "none.jsonl")], [])).rejects.toThrow(/none.jsonl does not exist/);
 });
 
 test("what other collections write: nulls, text parts, a system beside the turns, input without an instruction", () => {
@@ -176,54 +176,114 @@ test("what other collections write: nulls, text parts, a system beside the turns
   expect(turns({ instruction: "a", output: "b", type: 3 }).type).toBe("3");
 });
 
-test("U+FFFD that somebody wrote is text; a surrogate pair in escapes is whole", () => {
+test("U+FFFD that somebody wrote is text; a surrogate pair in escapes is whole", async () => {
   const file = write("e.jsonl", '{"instruction":"what is \uFFFD?","output":"\\ud83d\\ude00"}\n');
   const rejected: Rejected[] = [];
-  expect(readConversations([file], rejected)[0].messages.map((m) => m.content)).toEqual(["what is \uFFFD?", "😀"]);
+  expect((await readConversations([file], rejected))[0].messages.map((m) => m.content)).toEqual([
+    "what is \uFFFD?",
+    "😀",
+  ]);
   expect(rejected).toEqual([]);
 });
 
-test("lines across the chunks of a large file are whole", () => {
+test("lines across the chunks of a large file are whole", async () => {
   // Chinese text, so that chunk borders fall inside characters as well.
   const records = Array.from({ length: 300 }, (_, i) => ({ instruction: `${i}`, output: "天".repeat(6000 + i) }));
   const file = write("large.jsonl", records.map((r) => JSON.stringify(r)).join("\n"));
-  const read = readConversations([file], []);
+  const read = await readConversations([file], []);
   expect(read.map((c) => c.messages[1].content)).toEqual(records.map((r) => r.output));
   expect(read.at(-1)?.source.line).toBe(300);
 });
 
-test("arrays: broken ones name the line; a JSONL file whose first record is a list is still JSONL", () => {
+test("arrays: broken ones name the line; a JSONL file whose first record is a list is still JSONL", async () => {
   const rejected: Rejected[] = [];
   const good = JSON.stringify({ instruction: "a", output: "b" });
-  expect(() => readConversations([write("f.json", `[\n${good},\n${good}\n${good}]`)], rejected)).toThrow(
+  await expect(readConversations([write("f.json", `[\n${good},\n${good}\n${good}]`)], rejected)).rejects.toThrow(
     /f.json:4: not JSON/,
   );
   const jsonl = write("g.jsonl", `[1, 2]\n${good}\n`);
-  expect(readConversations([jsonl], rejected).map((c) => c.source.line)).toEqual([2]);
+  expect((await readConversations([jsonl], rejected)).map((c) => c.source.line)).toEqual([2]);
   expect(rejected.at(-1)).toEqual({ file: jsonl, line: 1, reason: "the record is not a JSON object" });
-  expect(readConversations([write("h.json", `\uFEFF{\n"instruction": "a",\n"output": "b"}`)], [])).toHaveLength(1);
-  expect(readConversations([write("i.json", `${good}\n${good}`)], [])).toHaveLength(2);
+  expect(await readConversations([write("h.json", `\uFEFF{\n"instruction": "a",\n"output": "b"}`)], [])).toHaveLength(
+    1,
+  );
+  expect(await readConversations([write("i.json", `${good}\n${good}`)], [])).toHaveLength(2);
 });
 
-test("an array that is longer than a text can be is told as such", () => {
+test("an array that is longer than a text can be is told as such", async () => {
   const file = write("long.json", '[\n{"instruction": "a",');
   truncateSync(file, constants.MAX_STRING_LENGTH + 1); // a hole: it takes no room
-  expect(() => readConversations([file], [])).toThrow(/long.json is one JSON array of more than 511 MiB.*jq -c/);
+  await expect(readConversations([file], [])).rejects.toThrow(
+    /long.json is one JSON array of more than 511 MiB.*jq -c/,
+  );
 });
 
-test("what is no file of records is an error that says so", () => {
-  expect(() => readConversations([dir], [])).toThrow(/is a folder/);
-  expect(() => readConversations([write("z.jsonl.gz", gzipSync("{}"))], [])).toThrow(/z.jsonl.gz is compressed/);
+test("what is no file of records is an error that says so", async () => {
+  const empty = join(dir, "empty");
+  mkdirSync(empty);
+  await expect(readConversations([empty], [])).rejects.toThrow(/no file of conversations in this folder/);
+  await expect(readConversations([write("z.json.gz", gzipSync("{}"))], [])).rejects.toThrow(/z.json.gz is compressed/);
   // The reason that is told is of this call, not of a file read before.
   const rejected: Rejected[] = [{ file: "other", line: 9, reason: "old" }];
-  expect(() => readConversations([write("y.jsonl", "5\n")], rejected)).toThrow(
+  await expect(readConversations([write("y.jsonl", "5\n")], rejected)).rejects.toThrow(
     /y.jsonl:1: the record is not a JSON object/,
   );
 });
 
-test("the atlas's own records are all usable", () => {
+test("the atlas's own records are all usable", async () => {
   const rejected: Rejected[] = [];
   const files = ["sft.jsonl", "sft-dialogue.jsonl"].map((f) => `recipes/atlas/${f}`);
-  expect(readConversations(files, rejected).length).toBeGreaterThan(4000);
+  expect((await readConversations(files, rejected)).length).toBeGreaterThan(4000);
   expect(rejected).toEqual([]);
+});
+
+test("packed JSONL, Parquet and folders of files, as the Hub has them; what cannot be read is set aside with its line", async () => {
+  const folder = join(dir, "hub");
+  mkdirSync(`${folder}/data`, { recursive: true });
+  const said = (i: number) => ({
+    messages: [
+      { role: "user", content: `Q${i}` },
+      { role: "assistant", content: `A${i}` },
+    ],
+  });
+  const lines = (from: number, to: number): string =>
+    Array.from({ length: to - from }, (_, i) => `${JSON.stringify(said(from + i))}\n`).join("");
+  const put = (name: string, content: string | Uint8Array): void => writeFileSync(join(folder, name), content);
+  put("data/a.jsonl.gz", gzipSync(`\uFEFF${lines(0, 2)}{\n\n${lines(2, 3)}`));
+  put(
+    "data/b.jsonl.zst",
+    Buffer.from(
+      "KLUv/QRo7QEAwoMMEaDtBayY2vlSIwtHjHf6WwEDYJ5pQdah/fpRmBbFw+t03UsOhvroYWUPWprhq0K/NssCAEedQ1GoMh3l28I=",
+      "base64",
+    ),
+  );
+  put("data/c.json", JSON.stringify([said(4)]));
+  put("README.md", "notes");
+  put(".hidden.jsonl", "no");
+  const { DuckDBInstance } = await import("@duckdb/node-api");
+  const instance = await DuckDBInstance.create(":memory:");
+  const connection = await instance.connect();
+  put("rows.jsonl", lines(5, 8) + JSON.stringify({ instruction: "Q8", output: "A8", type: "é" }));
+  await connection.run(
+    `COPY (SELECT * FROM read_json('${folder}/rows.jsonl', format = 'newline_delimited')) TO '${folder}/data/d.parquet' (FORMAT parquet)`,
+  );
+  connection.closeSync();
+  instance.closeSync();
+  rmSync(`${folder}/rows.jsonl`);
+  put("data/e.parquet", "PAR1 no more");
+  put("data/f.jsonl.gz", gzipSync(lines(9, 10)).subarray(0, 60));
+  const rejected: Rejected[] = [];
+  const found = await readConversations([folder], rejected);
+  expect(found.map((c) => c.messages.at(-1)?.content)).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8].map((i) => `A${i}`));
+  expect(found.map((c) => c.source.line)).toEqual([1, 2, 5, 1, 1, 1, 2, 3, 4]);
+  expect(found.at(-1)).toMatchObject({ type: "é", source: { file: join(folder, "data/d.parquet") } });
+  expect(rejected.map((r) => [r.file.slice(-10), r.line])).toEqual([
+    ["/README.md", 1],
+    ["a.jsonl.gz", 3],
+    ["/e.parquet", 1],
+    ["f.jsonl.gz", 1],
+  ]);
+  expect(rejected.map((r) => r.reason).join()).toMatch(
+    /format cannot be told.*,not JSON: .*,not a readable Parquet file.*,cut off: .*truncated/,
+  );
 });

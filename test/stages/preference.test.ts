@@ -461,21 +461,21 @@ test("KTO learns from single replies, more of one kind than of the other, with n
   await expect(run("other-loss", "dpo", settings(good, "sigmoid"))).rejects.toThrow(/only DPO's loss: kto learns/);
 }, 60_000);
 
-test("which preferences are held out depends on their prompts, not on where the file lies; no prompt is on both sides", () => {
+test("which preferences are held out depends on their prompts, not on where the file lies; no prompt is on both sides", async () => {
   const pairs = Array.from({ length: 60 }, (_, i) => ({
     prompt: `Number ${i % 30}?`,
     chosen: `a ${animals[i % 4]} ${i}`,
     rejected: `no ${animals[i % 3]} ${i}`,
   }));
   const tokenizer = Tokenizer.load(sftModel);
-  const split = (name: string) => {
+  const split = async (name: string) => {
     mkdirSync(dirname(file(name)), { recursive: true });
     const data = preferenceData.parse({ train: [jsonl(name, pairs)], validationShare: 0.3, contextLength: 64 });
-    const { train, validation } = encodedPreferences(data, tokenizer, 64);
+    const { train, validation } = await encodedPreferences(data, tokenizer, 64);
     return { train, validation };
   };
-  const here = split("here/pairs.jsonl");
-  expect(split("there/deeper/pairs.jsonl")).toEqual(here);
+  const here = await split("here/pairs.jsonl");
+  expect(await split("there/deeper/pairs.jsonl")).toEqual(here);
   const prompt = (r: EncodedReply[]): string => String(r[0].ids.slice(0, r[0].start));
   const trained = new Set(here.train.map(prompt));
   expect(here.validation.length).toBeGreaterThan(4);
@@ -574,11 +574,11 @@ export default (prompt, reply) => (appendFileSync(${JSON.stringify(seen)}, promp
   expect(new Set(readFileSync(seen, "utf8").trim().split("\n"))).toEqual(
     new Set([0, 1, 2, 3].map((i) => `What is ${i}?`)),
   );
-  for (const { prompt } of readPreferences([`${file("input")}/preferences.jsonl`], []))
+  for (const { prompt } of await readPreferences([`${file("input")}/preferences.jsonl`], []))
     expect(prompt).toEqual([{ role: "user", content: "What is", input: expect.stringMatching(/^ \d\?$/) }]);
 }, 60_000);
 
-test("a prompt that the chat template refuses is set aside with its line", () => {
+test("a prompt that the chat template refuses is set aside with its line", async () => {
   const tokenizer = Tokenizer.load(sftModel);
   tokenizer.config.chat_template =
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}<|end|>{% endfor %}";
@@ -593,7 +593,7 @@ test("a prompt that the chat template refuses is set aside with its line", () =>
   ]);
   const rejected: Rejected[] = [];
   const o = { from: sftModel, prompts: [asked], maxPromptLength: 100, maxTokens: 4 };
-  expect(readPrompts(o, new DialogueEncoder(tokenizer), rejected)).toHaveLength(1);
+  expect(await readPrompts(o, new DialogueEncoder(tokenizer), rejected)).toHaveLength(1);
   expect(rejected).toEqual([{ file: asked, line: 1, reason: expect.stringContaining("no system") }]);
 });
 
@@ -612,9 +612,9 @@ test("validation losses are those that are trained", async () => {
   expect(reward.loss).toBeGreaterThan(1.5);
 }, 60_000);
 
-test("preferences that are all held out are told as such", () => {
+test("preferences that are all held out are told as such", async () => {
   const all = preferenceData.parse({ train: [toy("held.jsonl", 2)], validationShare: 0.999999, contextLength: 64 });
-  expect(() => encodedPreferences(all, Tokenizer.load(sftModel), 64)).toThrow(
+  await expect(encodedPreferences(all, Tokenizer.load(sftModel), 64)).rejects.toThrow(
     /all 2 preferences are held out.*data.validationShare to 0/,
   );
 });

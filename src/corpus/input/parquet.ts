@@ -1,4 +1,4 @@
-/** Parquet by DuckDB, row by row in bounded memory. Column names: text, and id, url, language where there are such. */
+/** Parquet by DuckDB, row by row in bounded memory. */
 import { UserError } from "../../run/errors.js";
 import { oversized } from "./lines.js";
 import type { Limits, Position, RawRecord } from "./record.js";
@@ -8,6 +8,8 @@ export async function* readParquet(
   file: string,
   from: Position,
   limits: Limits,
+  /** A column that must be there. */
+  needed?: string,
 ): AsyncGenerator<{ record: RawRecord; next: number | undefined }> {
   const { DuckDBInstance } = await import("@duckdb/node-api");
   const instance = await DuckDBInstance.create(":memory:", {
@@ -30,9 +32,9 @@ export async function* readParquet(
       };
       return;
     }
-    if (!columns.some(([name]) => name === "text"))
+    if (needed !== undefined && !columns.some(([name]) => name === needed))
       throw new UserError(
-        `${file} has no column "text". Its columns are: ${columns.map(([name, type]) => `${name} (${type})`).join(", ")}. Rename the one that holds the text.`,
+        `${file} has no column "${needed}". Its columns are: ${columns.map(([name, type]) => `${name} (${type})`).join(", ")}. Rename the one that holds the text.`,
         2,
       );
     // One JSON object a row, so that every record is treated as a JSONL line is from here on.

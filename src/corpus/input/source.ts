@@ -86,7 +86,7 @@ function readFile(file: string, from: Position, limits: Limits, asText: boolean)
   if (statSync(file).size === 0) return listed("the file is empty");
   if (format === "jsonl") return readLines(file, from, limits);
   if (format === "warc") return readWarc(file, from, limits);
-  if (format === "parquet") return readParquet(file, from, limits);
+  if (format === "parquet") return readParquet(file, from, limits, "text");
   if (from.records > 0) return once<Read>(undefined);
   return wholeFile(file, format === "html" ? "html" : "text", limits);
 }

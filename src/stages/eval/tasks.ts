@@ -8,8 +8,9 @@
  *
  * A bad record stops the evaluation: two scores over different records cannot be compared.
  */
+
+import { jsonRecords } from "../../dialogue/jsonl.js";
 import { promptOf } from "../../dialogue/preference.js";
-import { jsonRecords } from "../../dialogue/records.js";
 import type { Message } from "../../dialogue/templates.js";
 import { UserError } from "../../run/errors.js";
 
