@@ -38,14 +38,14 @@ export async function* recordsOf(
     }
     const isParquet = PARQUET.test(file);
     if (!isParquet && !PACKED.test(file)) {
-      for (const record of jsonRecords(file)) yield { file, ...record };
+      for (const record of jsonRecords(file)) yield { file, ...withoutNulls(record) };
       continue;
     }
     const stream = (isParquet ? readParquet : readLines)(file, { file: 0, records: 0 }, LIMITS);
     for await (const { record } of stream) {
       const { line, reason, bytes } = record;
-      const read = reason === undefined ? parse(bytes, isParquet) : { error: reason };
-      if (read) yield { file, line, ...read };
+      const read = reason === undefined ? parse(bytes) : { error: reason };
+      if (read) yield { file, line, ...withoutNulls(read) };
     }
   }
 }
@@ -133,8 +133,8 @@ function wholeFile(file: string): JsonRecord[] | undefined {
   return [{ line: before.split("\n").length, error: whole.error }];
 }
 
-/** Undefined for nothing but spaces. `sparse`: a null is a key that is not there, as in rows of columns. */
-function parse(bytes: Uint8Array, sparse = false): { value?: unknown; error?: string } | undefined {
+/** Undefined for nothing but spaces. */
+function parse(bytes: Uint8Array): { value?: unknown; error?: string } | undefined {
   let text: string;
   try {
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes); // drops the byte order mark
@@ -143,14 +143,17 @@ function parse(bytes: Uint8Array, sparse = false): { value?: unknown; error?: st
   }
   if (text.trim() === "") return undefined;
   try {
-    return { value: JSON.parse(text, sparse ? withoutNulls : undefined) };
+    return { value: JSON.parse(text) };
   } catch (error) {
     return { error: `not JSON: ${(error as Error).message}` };
   }
 }
 
-function withoutNulls(this: unknown, _: string, value: unknown): unknown {
-  return value === null && !Array.isArray(this) ? undefined : value;
+/** Of a table, which has a null wherever a record lacks a column, the record. */
+function withoutNulls<T extends { value?: unknown }>(read: T): T {
+  const { value } = read;
+  if (typeof value !== "object" || value === null || Array.isArray(value)) return read;
+  return { ...read, value: Object.fromEntries(Object.entries(value).filter(([, v]) => v !== null)) };
 }
 
 /** The lines of a file, without their line feeds. */

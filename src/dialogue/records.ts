@@ -137,7 +137,7 @@ function listed(list: unknown[], where: string): Message[] | string {
   for (const [i, entry] of list.entries()) {
     if (typeof entry !== "object" || entry === null) return `${where}[${i}] is not a message`;
     const m = entry as Json;
-    const [roleKey, textKey] = m.from === undefined ? ["role", "content"] : ["from", "value"];
+    const [roleKey, textKey] = isNothing(m.from) ? ["role", "content"] : ["from", "value"];
     const role = ROLES.get(m[roleKey]);
     if (!role)
       return `${where}[${i}].${roleKey} is ${JSON.stringify(m[roleKey])}; known are ${[...ROLES.keys()].join(", ")}`;

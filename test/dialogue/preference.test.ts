@@ -136,6 +136,14 @@ test("a file: what is usable is read, the rest is listed by line; nothing usable
   const rejected: Rejected[] = [];
   expect((await readPreferences([file], rejected)).map((p) => p.source.line)).toEqual([3]);
   expect(rejected.map((r) => r.line)).toEqual([1, 2]);
+  // As tables are written: a null in each column that a record has not.
+  const said = (content: string): string =>
+    `[{"role":"user","content":"q"},{"role":"assistant","content":"${content}","from":null}]`;
+  writeFileSync(
+    file,
+    `{"prompt":null,"chosen":${said("a")},"rejected":${said("b")},"completions":null,"label":null}\n`,
+  );
+  expect(await readPreferences([file], [])).toMatchObject([{ prompt: [{ content: "q" }], replies: ["a", "b"] }]);
   writeFileSync(file, '{"prompt":"q"}\n');
   await expect(readPreferences([file], [])).rejects.toThrow(
     /prefs.jsonl: no preference can be used. .*prefs.jsonl:1: its keys/,

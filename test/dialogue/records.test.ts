@@ -263,7 +263,7 @@ test("packed JSONL, Parquet and folders of files, as the Hub has them; what cann
   const { DuckDBInstance } = await import("@duckdb/node-api");
   const instance = await DuckDBInstance.create(":memory:");
   const connection = await instance.connect();
-  put("rows.jsonl", lines(5, 8) + JSON.stringify({ instruction: "Q8", output: "A8", type: "é" }));
+  put("rows.jsonl", lines(5, 8) + JSON.stringify({ instruction: "Q8", output: "A8", type: "é", note: null }));
   await connection.run(
     `COPY (SELECT * FROM read_json('${folder}/rows.jsonl', format = 'newline_delimited')) TO '${folder}/data/d.parquet' (FORMAT parquet)`,
   );
