@@ -1,4 +1,4 @@
-/** The settings that every training stage shares: how it is repeated, batched, optimized, watched and saved. */
+/** The settings that training stages share: how each is repeated, batched, optimized, watched and saved; and what those ask for that learn from replies. */
 import { z } from "zod";
 
 const natural = z.int().min(1);
@@ -108,6 +108,34 @@ export const trainingSettings = {
   /** Layers are computed again in the backward pass, and only their inputs are kept (Chen et al. 2016). */
   recompute: z.boolean().default(false),
   parallel: parallelSchema.prefault({}),
+};
+
+/** Of prefer, ppo and grpo: a model answers prompts, and a judge scores the replies. */
+export const replySettings = {
+  /** The SFT model; in ppo and grpo actor and reference. */
+  from: z.string().min(1),
+  /** A reward model's folder, or a .mjs module whose default export is (prompt, reply) => number. */
+  reward: z.string().min(1),
+  prompts: pathsSchema,
+  maxPromptLength: natural.default(128),
+  maxTokens: natural.default(64),
+  temperature: z.number().positive().default(1),
+};
+
+const { epochs: _, gradientAccumulation: __, ...ofTraining } = trainingSettings;
+/** Of ppo and grpo, which learn from them. */
+export const rolloutSettings = {
+  ...ofTraining,
+  ...replySettings,
+  /** Samples are shown every so many steps, with their scores. */
+  evalEvery: count.default(10),
+  /** A rollout takes long, and what scores it may fail. */
+  saveEvery: count.default(10),
+  /** Rollouts, each with its updates. */
+  steps: natural.default(100),
+  clipRange: z.number().positive().default(0.2),
+  lora: loraSchema.optional(),
+  samples: z.strictObject({ count: count.default(3) }).prefault({}),
 };
 
 export type OptimizerSettings = z.output<typeof optimizerSchema>;

@@ -25,14 +25,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import {
-  averageOfAll,
-  batchSizeSchema,
-  loraSchema,
-  pathsSchema,
-  rateFalls,
-  trainingSettings,
-} from "../run/settings.js";
+import { averageOfAll, batchSizeSchema, rateFalls, rolloutSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { openJudge } from "./judge.js";
@@ -51,31 +44,17 @@ import {
 } from "./rollout.js";
 
 const natural = z.int().min(1);
-const { epochs: _, gradientAccumulation: __, ...shared } = trainingSettings;
 
 export const grpoSchema = z
   .strictObject({
     stage: z.literal("grpo").optional(),
-    ...shared,
-    /** Samples are shown every so many steps, with their scores. */
-    evalEvery: z.int().min(0).default(10),
-    saveEvery: z.int().min(0).default(10),
-    /** Rollouts, each with its updates. */
-    steps: natural.default(100),
-    from: z.string().min(1),
-    /** A reward model's folder, or a .mjs module whose default export is (prompt, reply) => number. */
-    reward: z.string().min(1),
-    prompts: pathsSchema,
-    maxPromptLength: natural.default(128),
-    maxTokens: natural.default(64),
-    temperature: z.number().positive().default(1),
+    ...rolloutSettings,
     /** Prompts of a rollout, and replies to each. */
     batchSize: batchSizeSchema.default(8),
     groupSize: z.int().min(2).default(8),
     /** Passes over a rollout's replies, in minibatches of this many. */
     epochs: natural.default(1),
     minibatchSize: natural.default(32),
-    clipRange: z.number().positive().default(0.2),
     klCoef: z.number().min(0).default(0.04),
     scaleByStd: z.boolean().default(true),
     /**
@@ -84,8 +63,6 @@ export const grpoSchema = z
      */
     lossType: z.enum(["bnpo", "grpo", "dr_grpo"]).default("bnpo"),
     missingEosPenalty: z.number().min(0).default(0),
-    lora: loraSchema.optional(),
-    samples: z.strictObject({ count: z.int().min(0).default(3) }).prefault({}),
   })
   .refine(...averageOfAll)
   .refine(...rateFalls);

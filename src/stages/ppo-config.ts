@@ -3,40 +3,23 @@ import { z } from "zod";
 import {
   averageOfAll,
   batchSizeSchema,
-  loraSchema,
   optimizerSchema,
-  pathsSchema,
   rateFalls,
+  rolloutSettings,
   scheduleSchema,
-  trainingSettings,
 } from "../run/settings.js";
 import { pretrainMixSchema } from "./mix.js";
 
 const natural = z.int().min(1);
-const { epochs: _, gradientAccumulation: __, ...shared } = trainingSettings;
 
 export const ppoSchema = z
   .strictObject({
     stage: z.literal("ppo").optional(),
-    ...shared,
-    /** Samples are shown every so many steps, with their scores. */
-    evalEvery: z.int().min(0).default(10),
-    /** A rollout takes long, and what scores it may fail. */
-    saveEvery: z.int().min(0).default(10),
-    /** Rollouts, each with its passes of updates. */
-    steps: natural.default(100),
-    /** The SFT model: actor and reference. */
-    from: z.string().min(1),
-    /** The reward model's folder; or a .mjs module whose default export is (prompt, reply) => number. */
-    reward: z.string().min(1),
+    ...rolloutSettings,
     /** Where the critic starts; default: the reward model, and with a module the SFT model. */
     critic: z.string().optional(),
     /** The critic's head starts at zero instead of as the reward model's. */
     criticHeadZero: z.boolean().default(false),
-    prompts: pathsSchema,
-    maxPromptLength: natural.default(128),
-    maxTokens: natural.default(64),
-    temperature: z.number().positive().default(1),
     /** Prompts of a rollout, and replies of a minibatch. */
     batchSize: batchSizeSchema.default(32),
     minibatchSize: natural.default(16),
@@ -47,7 +30,6 @@ export const ppoSchema = z
     criticSchedule: scheduleSchema.prefault({}),
     gamma: z.number().min(0).max(1).default(1),
     lambda: z.number().min(0).max(1).default(0.95),
-    clipRange: z.number().positive().default(0.2),
     clipRangeValue: z.number().positive().default(0.2),
     /** Ye et al. 2020: bound on the loss of a bad action that became much more likely; 0: off. */
     dualClip: z
@@ -78,8 +60,6 @@ export const ppoSchema = z
     clipReward: z.number().min(0).default(0),
     /** PPO-ptx: pretraining text added to every update of the actor (Ouyang et al. 2022, equation 2; weight is their gamma). */
     pretrainMix: pretrainMixSchema.optional(),
-    lora: loraSchema.optional(),
-    samples: z.strictObject({ count: z.int().min(0).default(3) }).prefault({}),
   })
   .refine(...averageOfAll)
   .refine(...rateFalls)

@@ -9,12 +9,11 @@ import { DialogueEncoder } from "../dialogue/mask.js";
 import { loadLlama } from "../nn/folder.js";
 import { UserError } from "../run/errors.js";
 import { onlyAlone, type RunFolder } from "../run/folder.js";
-import { batchSizeSchema, pathsSchema, trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, replySettings, trainingSettings } from "../run/settings.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { openJudge } from "./judge.js";
 import { longestEpisode, readPrompts, rollout } from "./rollout.js";
 
-const natural = z.int().min(1);
 const { seed, precision, threads } = trainingSettings;
 
 export const preferSchema = z.strictObject({
@@ -22,13 +21,7 @@ export const preferSchema = z.strictObject({
   seed,
   precision,
   threads,
-  from: z.string().min(1),
-  /** Who judges: a .mjs module whose default export is (prompt, reply) => number, or a reward model's folder. */
-  reward: z.string().min(1),
-  prompts: pathsSchema,
-  maxPromptLength: natural.default(128),
-  maxTokens: natural.default(64),
-  temperature: z.number().positive().default(1),
+  ...replySettings,
   /** Replies to each prompt. */
   samples: z.int().min(2).default(4),
   batchSize: batchSizeSchema.default(64),
