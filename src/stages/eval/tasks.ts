@@ -8,7 +8,6 @@
  *
  * A bad record stops the evaluation: two scores over different records cannot be compared.
  */
-
 import { jsonRecords } from "../../dialogue/jsonl.js";
 import { promptOf } from "../../dialogue/preference.js";
 import type { Message } from "../../dialogue/templates.js";
