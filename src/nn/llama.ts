@@ -31,11 +31,11 @@ import {
   tokenLogProb,
   weighted,
 } from "../tensor/ops.js";
-import { ParameterSet, type Unit } from "../tensor/parameters.js";
-import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
+import { ParameterSet } from "../tensor/parameters.js";
+import { dtypeOf, type Parameter, type Tape, type Tensor, type Unit } from "../tensor/tensor.js";
+import { type LoraAdapter, loraLinear, putRows } from "./adapter.js";
 import { type LlamaConfig, positionsOf } from "./config.js";
 import { type KvCache, makeCache } from "./kv-cache.js";
-import { type LoraAdapter, loraLinear, putRows } from "./lora.js";
 import { RopeTables } from "./rope.js";
 import { type Head, joinParts, parametersOf, type Share, shareOf, stagesOf } from "./share.js";
 

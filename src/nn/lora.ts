@@ -8,9 +8,9 @@
 import type { Device } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 import { openSafetensors, SharedWriter } from "../run/safetensors.js";
-import { linear, type TrainedRows } from "../tensor/ops.js";
 import { ParameterSet, type ParameterSpec } from "../tensor/parameters.js";
-import { dtypeOf, type Parameter, type Tape, type Tensor } from "../tensor/tensor.js";
+import { dtypeOf } from "../tensor/tensor.js";
+import { inMatrix, type LoraAdapter } from "./adapter.js";
 import type { Llama } from "./llama.js";
 
 export const LORA_TARGETS = ["qkv", "o_proj", "gate_up", "down_proj"] as const;
@@ -19,15 +19,6 @@ export interface LoraConfig {
   rank: number;
   alpha: number;
   targets: readonly LoraTarget[];
-}
-
-export interface LoraAdapter {
-  readonly scale: number;
-  readonly parameters: ParameterSet;
-  /** The frozen matrix -> its two factors. */
-  readonly factors: Map<Parameter, { A: Parameter; B: Parameter }>;
-  /** The table and the output matrix -> their rows of new tokens, when there are any. */
-  readonly rows: Map<Parameter, TrainedRows>;
 }
 
 const PATTERNS: Record<LoraTarget, RegExp> = {
@@ -92,18 +83,6 @@ export function attachLora(model: Llama, config: LoraConfig, seed: number, token
   model.lora = { scale: config.alpha / config.rank, parameters, factors, rows };
 }
 
-/** The rows of new tokens, of which a matrix has a copy: where trained ones lie, and where forward passes read them. */
-function inMatrix(matrix: Parameter, { from, trained }: TrainedRows): { copy: Uint8Array; own: Uint8Array } {
-  const { device, bytes, ptr } = trained;
-  return { own: device.bytes(ptr, bytes), copy: device.bytes(matrix.ptr + (from * bytes) / trained.shape[0], bytes) };
-}
-
-/** Puts trained rows where forward passes read them; both units are in memory. */
-export function putRows(matrix: Parameter, rows: TrainedRows): void {
-  const { own, copy } = inMatrix(matrix, rows);
-  copy.set(own);
-}
-
 /** Copies the rows of new tokens, wherever the two sets keep their values. */
 function copyNewRows(
   model: Llama,
@@ -124,19 +103,6 @@ function copyNewRows(
     keeper.close(of, into);
   }
   parameters.keeper.close(unit, !into);
-}
-
-/** A projection of the model, with its adapter when it has one. */
-export function loraLinear(
-  tape: Tape,
-  x: Tensor,
-  W: Parameter,
-  lora: LoraAdapter | undefined,
-  residual?: Tensor,
-): Tensor {
-  const y = linear(tape, x, W, residual);
-  const factors = lora?.factors.get(W);
-  return factors ? linear(tape, linear(tape, x, factors.A), factors.B, y, lora!.scale) : y;
 }
 
 /** Adds every adapter into its matrix (W += scale B A), puts rows of new tokens there, and removes the adapters: the export is a plain model. */

@@ -7,7 +7,8 @@ import type { Grid } from "../parallel/grid.js";
 import { part } from "../parallel/tensor.js";
 import { UserError } from "../run/errors.js";
 import { zeroMissing } from "../tensor/gradients.js";
-import { type ParameterSet, type ParameterSpec, tensorsOf, type Unit } from "../tensor/parameters.js";
+import { type ParameterSet, type ParameterSpec, tensorsOf } from "../tensor/parameters.js";
+import type { Unit } from "../tensor/tensor.js";
 import type { LlamaConfig } from "./config.js";
 
 /** The unit of the norms that all heads share. */

@@ -18,7 +18,8 @@ import { createHash } from "node:crypto";
 import { type Device, type DType, dtypeBytes, F32, type Ptr } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 import { GradientSums, type Room, zeroMissing } from "../tensor/gradients.js";
-import type { Keeper, ParameterSet, Pass, Piece, Unit } from "../tensor/parameters.js";
+import type { Keeper, ParameterSet, Pass, Piece } from "../tensor/parameters.js";
+import type { Unit } from "../tensor/tensor.js";
 import type { Comm, Pending } from "./comm.js";
 import { inMemory, type StateMemory } from "./offload.js";
 

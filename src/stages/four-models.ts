@@ -12,6 +12,7 @@ import { Trainer } from "../optim/trainer.js";
 import type { Grid } from "../parallel/grid.js";
 import type { RunFolder } from "../run/folder.js";
 import { mebibytes } from "../run/progress.js";
+import { holding } from "../tensor/parameters.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import { checkReads, isRewardModule, type Judge, openJudge, type Policy } from "./judge.js";
 import type { PpoConfig } from "./ppo-config.js";
@@ -93,14 +94,11 @@ export class FourModels {
   }
 
   /** While `work` runs, weights that lie elsewhere (ZeRO-3, offload) are here. */
-  async holding<T>(work: () => Promise<T>): Promise<T> {
-    const keepers = [this.actor, this.critic, this.frozen].flatMap((m) => m?.parameters.keeper ?? []);
-    for (const keeper of keepers) keeper.hold(true);
-    try {
-      return await work();
-    } finally {
-      for (const keeper of keepers) keeper.hold(false);
-    }
+  holding<T>(work: () => Promise<T>): Promise<T> {
+    return holding(
+      [this.actor, this.critic, this.frozen].flatMap((m) => m?.parameters ?? []),
+      work,
+    );
   }
 
   /** Their sizes: trained parameters count 16 bytes, as in the notes, frozen ones 2 (in fp32: 16 and 4). */

@@ -26,6 +26,7 @@ import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { averageOfAll, batchSizeSchema, rateFalls, rolloutSettings } from "../run/settings.js";
+import { holding } from "../tensor/parameters.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { openJudge } from "./judge.js";
@@ -185,7 +186,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
     config.lora || config.klCoef === 0
       ? undefined
       : run.own(loadLlama(device, config.from, precision, { trainable: false, grid, name: "ref" }));
-  const keepers = [actor, ref].flatMap((model) => model?.parameters.keeper ?? []);
+  const sets = [actor, ref].flatMap((model) => model?.parameters ?? []);
   const perStep = config.epochs * Math.ceil(replies / minibatchSize);
   const trainer = run.own(
     new Trainer(actor.trainable, config.optimizer, config.schedule, config.steps * perStep, {
@@ -237,12 +238,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
     show: ["reward", "loss", "kl", "clip_ratio", "val/reply_length"],
     async prepare(step) {
       // While replies are written and read, weights that lie elsewhere (ZeRO-3, offload) are here.
-      for (const keeper of keepers) keeper.hold(true);
-      try {
-        ({ episodes, scores, perToken } = await makeExperience(step));
-      } finally {
-        for (const keeper of keepers) keeper.hold(false);
-      }
+      ({ episodes, scores, perToken } = await holding(sets, () => makeExperience(step)));
     },
     step(step) {
       const [old, reference] = perToken;

@@ -13,6 +13,7 @@ import { hasScalarHead, loadLlama } from "../nn/folder.js";
 import type { Precision } from "../nn/llama.js";
 import type { Grid } from "../parallel/grid.js";
 import { NonFiniteError, UserError } from "../run/errors.js";
+import { holding } from "../tensor/parameters.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { scoreSequences } from "./reward.js";
 import type { Episode } from "./rollout.js";
@@ -69,13 +70,8 @@ export async function openJudge(
     name: source,
     bytes: model.parameters.count * (precision === "bf16" ? 2 : 4),
     async score(episodes) {
-      const { keeper } = model.parameters;
-      keeper.hold(true);
-      const found = scoreSequences(
-        model,
-        episodes.map((e) => e.ids),
-      );
-      keeper.hold(false);
+      const sequences = episodes.map((e) => e.ids);
+      const found = await holding([model.parameters], () => scoreSequences(model, sequences));
       const scores = found.map((r) => r - mean);
       if (scores.some((r) => !Number.isFinite(r))) throw new NonFiniteError("A reward");
       return scores;

@@ -1,5 +1,5 @@
 /** What PPO tells of a step, under TRL's names. */
-import type { Experience } from "./ppo.js";
+import type { Experience } from "./rollout.js";
 
 /** Numbers of the updates of a step: their means, and how much a number varied among them. */
 export class Totals {

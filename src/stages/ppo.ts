@@ -35,9 +35,8 @@ import type { PpoConfig } from "./ppo-config.js";
 import { klOfReplies, replyTokens, shownMetrics, stepMetrics, Totals } from "./ppo-metrics.js";
 import {
   checkFinite,
-  type Episode,
+  type Experience,
   longestEpisode,
-  type PerToken,
   promptsOfStep,
   readPrompts,
   replyLogProbs,
@@ -142,21 +141,7 @@ export function adaptKlCoef(klCoef: number, kl: number, target: number, n: numbe
   return klCoef * (1 + (Math.min(0.2, Math.max(-0.2, kl / target - 1)) * n) / horizon);
 }
 
-// ---- what a rollout gathers ----
-
-/** Replies and what was thought of them: everything that the updates need, fixed while they run. */
-export interface Experience {
-  episodes: Episode[];
-  scores: number[];
-  /** log p of each reply token: of the policy that sampled, and of the reference. */
-  logp: PerToken;
-  ref: PerToken;
-  /** The critic's expectation before each reply token, and one after the last. */
-  values: PerToken;
-  advantages: Float64Array[];
-  /** What the critic should have said: one for each token, and with `trl` one for the place after them. */
-  returns: Float64Array[];
-}
+// ---- what the updates learn from ----
 
 /** Rewards of the tokens, then advantages and returns. */
 export function estimate(

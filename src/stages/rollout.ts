@@ -132,6 +132,20 @@ export function rollout(policy: Llama, tokenizer: Tokenizer, prompts: readonly P
 /** For each episode a number for each of its reply tokens. */
 export type PerToken = Float32Array[];
 
+/** Replies and what PPO's models thought of them: everything that its updates need, fixed while they run. */
+export interface Experience {
+  episodes: Episode[];
+  scores: number[];
+  /** log p of each reply token: of the policy that sampled, and of the reference. */
+  logp: PerToken;
+  ref: PerToken;
+  /** The critic's expectation before each reply token, and one after the last. */
+  values: PerToken;
+  advantages: Float64Array[];
+  /** What the critic should have said: one for each token, and with `trl` one for the place after them. */
+  returns: Float64Array[];
+}
+
 /** log p of the reply tokens under softmax(logits / temperature). */
 export function replyLogProbs(
   model: Llama,

@@ -6,7 +6,7 @@
  * of a layer; the table's, the output matrix's and the vectors' until the pass is over.
  */
 import { type Device, type DType, F32, type Ptr } from "../device/device.js";
-import type { Unit } from "./parameters.js";
+import type { Unit } from "./tensor.js";
 
 /** Parameters without a gradient yet get one of zeros, so that a unit's gradients can be read as one piece. */
 export function zeroMissing(unit: Unit): void {

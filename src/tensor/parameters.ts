@@ -7,7 +7,7 @@
 import { type Device, type DType, dtypeBytes, type Ptr } from "../device/device.js";
 import type { Arena } from "./arena.js";
 import { GradientSums, type Room, zeroMissing } from "./gradients.js";
-import { Parameter } from "./tensor.js";
+import { Parameter, type Unit } from "./tensor.js";
 
 /** A parameter stored under several names in a Hugging Face file: q, k and v are the rows of one matrix here. */
 export interface Part {
@@ -35,21 +35,6 @@ export interface ParameterSpec {
 /** Elements between parameters are padded so that each begins at a cache line, in fp32 as in bf16. */
 const ALIGN = 32;
 const padded = (n: number, multiple = ALIGN): number => Math.ceil(n / multiple) * multiple;
-
-/** Parameters that lie together. `values` and `grads` are 0 while they are not in memory. */
-export interface Unit {
-  readonly index: number;
-  readonly name: string;
-  /** Elements, padding included; divisible by the keeper's pieces. */
-  readonly length: number;
-  /** Whether weight decay applies: to matrices. */
-  readonly decay: boolean;
-  readonly parameters: Parameter[];
-  values: Ptr;
-  grads: Ptr;
-  /** The keeper's, for this unit. */
-  openGrads(arena?: Arena): void;
-}
 
 /** What one process updates: elements of one unit, with their gradient. `at` counts the elements of the pieces before. */
 export interface Piece {
@@ -107,6 +92,16 @@ export interface Keeper {
   /** Throws when a replica has come to differ. */
   verify(): void;
   free(): void;
+}
+
+/** While `work` runs, all values of these sets are in memory, wherever they lie otherwise (ZeRO-3, offload). */
+export async function holding<T>(sets: readonly ParameterSet[], work: () => T | Promise<T>): Promise<T> {
+  for (const { keeper } of sets) keeper.hold(true);
+  try {
+    return await work();
+  } finally {
+    for (const { keeper } of sets) keeper.hold(false);
+  }
 }
 
 export class ParameterSet {

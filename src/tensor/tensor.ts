@@ -89,10 +89,17 @@ export class Tensor {
   }
 }
 
-/** Where the unit of a parameter lies at the moment; 0 while it is not in memory. */
-interface Place {
-  readonly values: Ptr;
-  readonly grads: Ptr;
+/** Parameters that lie together. `values` and `grads` are 0 while they are not in memory. */
+export interface Unit {
+  readonly index: number;
+  readonly name: string;
+  /** Elements, padding included; divisible by the keeper's pieces. */
+  readonly length: number;
+  /** Whether weight decay applies: to matrices. */
+  readonly decay: boolean;
+  readonly parameters: Parameter[];
+  values: Ptr;
+  grads: Ptr;
   /** Sees that its gradients have memory. `arena`: of the tape whose step is about to write them. */
   openGrads(arena?: Arena): void;
 }
@@ -108,7 +115,7 @@ export class Parameter extends Tensor {
   constructor(
     device: Device,
     readonly name: string,
-    private readonly place: Place,
+    private readonly unit: Unit,
     /** Bytes from the beginning of the unit. */
     readonly offset: number,
     dtype: DType,
@@ -119,15 +126,15 @@ export class Parameter extends Tensor {
   }
 
   override get ptr(): Ptr {
-    return this.place.values + this.offset;
+    return this.unit.values + this.offset;
   }
   get gradPtr(): Ptr {
-    return this.place.grads === 0 ? 0 : this.place.grads + this.offset;
+    return this.unit.grads === 0 ? 0 : this.unit.grads + this.offset;
   }
 
   /** For kernels that can overwrite: beta for this write (0 the first time in a step, then 1). From here on there is a gradPtr. */
   gradBeta(arena?: Arena): 0 | 1 {
-    this.place.openGrads(arena);
+    this.unit.openGrads(arena);
     const beta = this.gradWritten ? 1 : 0;
     this.gradWritten = true;
     return beta;

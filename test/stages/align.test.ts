@@ -16,7 +16,6 @@ import {
   adaptKlCoef,
   backwardPolicy,
   backwardValues,
-  type Experience,
   estimate,
   gae,
   klOf,
@@ -28,7 +27,7 @@ import {
 import { ppoSchema } from "../../src/stages/ppo-config.js";
 import { stepMetrics, Totals } from "../../src/stages/ppo-metrics.js";
 import { rankingLoss } from "../../src/stages/reward.js";
-import type { Episode } from "../../src/stages/rollout.js";
+import type { Episode, Experience } from "../../src/stages/rollout.js";
 import { Tape } from "../../src/tensor/tensor.js";
 import { folder } from "../nn/golden.js";
 
