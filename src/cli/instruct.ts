@@ -65,7 +65,7 @@ export async function command(seedFile: string, flags: InstructFlags): Promise<v
       2,
     );
   const rejected: Rejected[] = [];
-  const seeds = readSeeds(seedFile, rejected);
+  const seeds = await readSeeds(seedFile, rejected);
   for (const r of rejected) progress.note(`set aside: ${r.file}:${r.line}: ${r.reason}`);
   const teacher = openTeacher(flags.teacher, asking);
   try {

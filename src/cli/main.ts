@@ -61,7 +61,7 @@ program
   .argument("<models...>", "model folders")
   .requiredOption(
     "--tasks <file>",
-    "JSONL of {text}, {question, answers}, {question, choices, answer} or {prompt}; may be repeated",
+    "records of {text}, {question, answers}, {question, choices, answer}, {prompt}, or a benchmark as the Hub has it; may be repeated",
     (file: string, before: string[] | undefined) => [...(before ?? []), file],
   )
   .option("--reward <source>", "who scores replies to {prompt}: .mjs module (prompt, reply) => number, or reward model")
@@ -125,7 +125,7 @@ program
 program
   .command("instruct")
   .description("grow instruction records from a few seeds, with a teacher model (self-instruct)")
-  .argument("<seeds>", "JSONL with instruction, input, output and type")
+  .argument("<seeds>", "file or folder of records: instruction, input, output and type")
   .requiredOption(
     "--teacher <source>",
     "a model's folder, or the address of an OpenAI-compatible service (http://host/v1)",

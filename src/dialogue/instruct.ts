@@ -6,7 +6,7 @@
 import type { Rejected } from "../corpus/read.js";
 import { shuffled } from "../corpus/shards.js";
 import { UserError } from "../run/errors.js";
-import { jsonRecords } from "./jsonl.js";
+import { recordsOf } from "./jsonl.js";
 import { canonicalType, INSTRUCTGPT, largestRemainder } from "./mixture.js";
 import { toConversation } from "./records.js";
 import { NearCopies, rougeWords } from "./rouge.js";
@@ -48,11 +48,11 @@ export interface InstructReport {
   types: { type: string; wanted: number; kept: number }[];
 }
 
-/** The seeds of a file: records of one instruction and its output. Throws UserError when none can be used. */
-export function readSeeds(file: string, rejected: Rejected[]): Seed[] {
+/** The seeds of a file (or a folder of files): records of one instruction and its output. Throws UserError when none can be used. */
+export async function readSeeds(path: string, rejected: Rejected[]): Promise<Seed[]> {
   const seeds: Seed[] = [];
   const before = rejected.length;
-  for (const { line, value, error } of jsonRecords(file)) {
+  for await (const { file, line, value, error } of recordsOf([path], "seeds")) {
     const seed = error ?? toSeed(value);
     if (typeof seed === "string") rejected.push({ file, line, reason: seed });
     else seeds.push({ ...seed, source: { file, line } });
@@ -60,7 +60,7 @@ export function readSeeds(file: string, rejected: Rejected[]): Seed[] {
   if (seeds.length > 0) return seeds;
   const first = rejected[before];
   throw new UserError(
-    `${file}: no seed can be used.${first ? ` ${first.file}:${first.line}: ${first.reason}.` : " There is nothing in there."}`,
+    `${path}: no seed can be used.${first ? ` ${first.file}:${first.line}: ${first.reason}.` : " There is nothing in there."}`,
   );
 }
 

@@ -70,7 +70,7 @@ const COMPRESSED = [Buffer.of(0x1f, 0x8b), Buffer.of(0x28, 0xb5, 0x2f, 0xfd)]; /
  * The records of `file`, in order; empty lines are none. JSONL is read as a stream, an array as a whole.
  * Throws UserError when the file does not exist, is a folder, may not be read, or is compressed.
  */
-export function* jsonRecords(file: string): Generator<JsonRecord> {
+function* jsonRecords(file: string): Generator<JsonRecord> {
   const fd = open(file);
   try {
     const start = Buffer.alloc(4096);

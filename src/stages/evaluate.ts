@@ -4,7 +4,7 @@
  */
 import { basename, dirname, resolve } from "node:path";
 import { z } from "zod";
-import { jsonRecords } from "../dialogue/jsonl.js";
+import { recordsOf } from "../dialogue/jsonl.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { type Loaded, loadForGeneration } from "../generate/loaded.js";
 import { readLlamaConfig } from "../nn/config.js";
@@ -56,23 +56,27 @@ export interface ModelResult {
 
 type SourcedQuestion = Question & { source: { file: string; line: number } };
 
-export function readQuestions(file: string): SourcedQuestion[] {
-  return [...jsonRecords(file)].map(({ line, value, error }) => {
+export async function readQuestions(path: string): Promise<SourcedQuestion[]> {
+  const questions: SourcedQuestion[] = [];
+  for await (const { file, line, value, error } of recordsOf([path], "questions")) {
     const question = error ?? questionOf((value ?? {}) as Record<string, unknown>);
     if (typeof question === "string") throw new UserError(`${file}:${line}: ${question}.`);
-    return { ...question, source: { file, line } };
-  });
+    questions.push({ ...question, source: { file, line } });
+  }
+  return questions;
 }
 
 /** The questions of a config: those of its field. */
-const questionsOf = (config: EvaluateConfig): SourcedQuestion[] =>
-  readQuestions(config.file).filter((q) => config.field === undefined || q.group.split(" ").includes(config.field));
+const questionsOf = async (config: EvaluateConfig): Promise<SourcedQuestion[]> =>
+  (await readQuestions(config.file)).filter(
+    (q) => config.field === undefined || q.group.split(" ").includes(config.field),
+  );
 
 export async function evaluateModels(
   config: EvaluateConfig,
   mustGoOn = async (): Promise<void> => {},
 ): Promise<ModelResult[]> {
-  const questions = questionsOf(config);
+  const questions = await questionsOf(config);
   if (questions.length === 0)
     throw new UserError(
       `${config.file}: there are no questions in it${config.field ? ` of the field "${config.field}"` : ""}.`,
@@ -183,7 +187,7 @@ function sampledKl(
 export async function evaluate(config: EvaluateConfig, run: RunFolder): Promise<void> {
   const results = await evaluateModels(config, () => run.mustGoOn());
   const names = config.models.map((dir) => basename(basename(dir) === "model" ? dirname(dir) : dir));
-  console.log(describeEvaluation(config, results, names));
+  console.log(await describeEvaluation(config, results, names));
   run.write(
     "evaluation.json",
     `${JSON.stringify(
@@ -196,12 +200,12 @@ export async function evaluate(config: EvaluateConfig, run: RunFolder): Promise<
 }
 
 /** The result for people: some questions with every model's reply, then the table. */
-export function describeEvaluation(
+export async function describeEvaluation(
   config: EvaluateConfig,
   results: readonly ModelResult[],
   names: readonly string[],
-): string {
-  const questions = questionsOf(config);
+): Promise<string> {
+  const questions = await questionsOf(config);
   const lines: string[] = [];
   const width = Math.max(...names.map((n) => n.length));
   const every = Math.max(1, Math.floor(questions.length / Math.max(1, config.show)));

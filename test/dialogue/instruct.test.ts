@@ -32,7 +32,7 @@ const seedRecords = [
 ];
 const seedFile = `${root}/seeds.jsonl`;
 writeFileSync(seedFile, seedRecords.map((s) => `${JSON.stringify(s)}\n`).join(""));
-const seeds = readSeeds(seedFile, []);
+const seeds = await readSeeds(seedFile, []);
 
 const rows = <T = Record<string, unknown>>(file: string): T[] =>
   readFileSync(file, "utf8")
@@ -91,7 +91,7 @@ async function run(
   return { report, kept: rows(out), aside: rows(out.replace(".jsonl", ".rejected.jsonl")), out };
 }
 
-test("seeds: Alpaca or messages, in any of a type's names; what is none is set aside with its reason", () => {
+test("seeds: Alpaca or messages, in any of a type's names; what is none is set aside with its reason", async () => {
   expect(seeds.map(({ type }) => type)).toEqual(["open_qa", "rewrite", undefined, "generation"]);
   expect(seeds[1]).toEqual({ ...seedRecords[1], source: { file: seedFile, line: 2 } });
   const file = `${root}/mixed.jsonl`;
@@ -107,7 +107,7 @@ test("seeds: Alpaca or messages, in any of a type's names; what is none is set a
   ];
   writeFileSync(file, `${records.map((r) => JSON.stringify(r)).join("\n")}\n{"cut`);
   const rejected: Rejected[] = [];
-  expect(readSeeds(file, rejected)).toEqual([
+  expect(await readSeeds(file, rejected)).toEqual([
     { type: "chat", instruction: "Hi.", input: "", output: "Hello.", source: { file, line: 1 } },
   ]);
   expect(rejected.map((r) => `${r.line} ${r.reason}`)).toEqual([
@@ -117,13 +117,15 @@ test("seeds: Alpaca or messages, in any of a type's names; what is none is set a
     expect.stringMatching(/^5 not JSON/),
   ]);
   writeFileSync(`${root}/none.jsonl`, '{"a": 1}\n');
-  expect(() => readSeeds(`${root}/none.jsonl`, [])).toThrow(/none\.jsonl: no seed can be used\. .*none\.jsonl:1: /);
+  await expect(readSeeds(`${root}/none.jsonl`, [])).rejects.toThrow(
+    /none\.jsonl: no seed can be used\. .*none\.jsonl:1: /,
+  );
 });
 
-test("the seeds that come with Lyceum are usable: every type, both languages, no copies, nothing that its own rules refuse", () => {
+test("the seeds that come with Lyceum are usable: every type, both languages, no copies, nothing that its own rules refuse", async () => {
   const file = new URL("../../recipes/instruct-seeds.jsonl", import.meta.url).pathname;
   const rejected: Rejected[] = [];
-  const own = readSeeds(file, rejected);
+  const own = await readSeeds(file, rejected);
   expect(rejected).toEqual([]);
   expect(own.length).toBeGreaterThanOrEqual(20);
   expect(new Set(own.map((s) => s.type))).toEqual(new Set(Object.keys(INSTRUCTGPT)));

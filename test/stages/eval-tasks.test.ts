@@ -14,7 +14,7 @@ const write = (name: string, lines: unknown[]): string => {
   return file;
 };
 
-test("a record's keys tell its task; one file may hold all of them", () => {
+test("a record's keys tell its task; one file may hold all of them", async () => {
   const file = write("all.jsonl", [
     { text: "The owl sees the fox.", metadata: { url: "x" } },
     "",
@@ -24,7 +24,7 @@ test("a record's keys tell its task; one file may hold all of them", () => {
     { prompt: "Say hello." },
     { prompt: [{ role: "user", content: "Hi" }], chosen: "a", rejected: "b" },
   ]);
-  const tasks = readTasks([file]);
+  const tasks = await readTasks([file]);
   expect(tasks.texts).toEqual([{ text: "The owl sees the fox.", source: { file, line: 1 } }]);
   expect(tasks.questions.map(({ answers, group, source }) => [answers, group, source.line])).toEqual([
     [["N'Djamena"], "en capital", 3],
@@ -62,14 +62,14 @@ test.each([
   expect(taskOf(record)).toContain(message);
 });
 
-test("bad records stop the evaluation with their lines; many are counted; nothing to evaluate is told", () => {
+test("bad records stop the evaluation with their lines; many are counted; nothing to evaluate is told", async () => {
   const good = { text: "fine" };
   const file = write("bad.jsonl", [good, "{broken", ...Array.from({ length: 6 }, () => ({ text: "" }))]);
-  expect(() => readTasks([file])).toThrow(/bad\.jsonl:2: not JSON.*\n.*bad\.jsonl:3: "text" is empty/);
-  expect(() => readTasks([file])).toThrow(/and 2 more\.\nCorrect or remove these records/);
-  expect(() => readTasks([write("one.jsonl", [good, { text: "" }])])).toThrow(/Correct or remove this record/);
-  expect(() => readTasks([write("none.jsonl", [""])])).toThrow(/none\.jsonl: there are no records in it/);
-  expect(() => readTasks([join(dir, "absent.jsonl")])).toThrow(/does not exist/);
+  await expect(readTasks([file])).rejects.toThrow(/bad\.jsonl:2: not JSON.*\n.*bad\.jsonl:3: "text" is empty/);
+  await expect(readTasks([file])).rejects.toThrow(/and 2 more\.\nCorrect or remove these records/);
+  await expect(readTasks([write("one.jsonl", [good, { text: "" }])])).rejects.toThrow(/Correct or remove this record/);
+  await expect(readTasks([write("none.jsonl", [""])])).rejects.toThrow(/none\.jsonl: there are no records in it/);
+  await expect(readTasks([join(dir, "absent.jsonl")])).rejects.toThrow(/does not exist/);
 });
 
 test("Wilson's interval: published values, and its ends", () => {

@@ -1,11 +1,11 @@
 /**
  * Multiple choice by log-probability: the model does not answer, each choice is scored as the answer, and the most
  * probable one counts. Raw sums favour short choices; divided by the bytes of the choice they do not (after `acc` and
- * `acc_norm` of the Language Model Evaluation Harness, Gao et al. 2021; bytes and not tokens, so that models with
- * different tokenizers are asked the same).
+ * `acc_bytes` of the Language Model Evaluation Harness, Gao et al. 2021; its `acc_norm` divides by characters, which is the same in
+ * English; bytes and not tokens, so that models with different tokenizers are asked the same).
  *
  * A chat model is given the question through its chat template and the choice as its reply, without the token that ends
- * it; a base model reads the choice as the question's continuation.
+ * it; a base model reads the choice as the continuation of the question, or of what a benchmark puts around it (`query`).
  */
 import { DialogueEncoder } from "../../dialogue/mask.js";
 import type { Message } from "../../dialogue/templates.js";
@@ -76,10 +76,10 @@ export function summarizeChoice(tasks: readonly Choice[], outcomes: readonly Cho
 function choiceEncoder({ tokenizer }: Loaded): (task: Choice) => { ids: Int32Array; start: number }[] {
   const chat = tokenizer.chatTemplate === undefined ? undefined : new DialogueEncoder(tokenizer);
   const plain = { allowSpecial: false };
-  return ({ question, choices }) => {
+  return ({ question, query = question, choices }) => {
     // White space belongs to the word after it, as in training: " Paris" is one token where " " and "Paris" are two.
-    const text = question.trimEnd();
-    const gap = question.slice(text.length);
+    const text = query.trimEnd();
+    const gap = query.slice(text.length);
     const asked: Message[] = [{ role: "user", content: question }];
     const opening = chat?.beforeReply(asked) ?? "";
     const space = opening.slice(opening.trimEnd().length);

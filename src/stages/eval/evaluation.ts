@@ -85,7 +85,7 @@ export async function evaluateOnTasks(
   options: EvaluationOptions,
   progress: (line: string) => void = () => {},
 ): Promise<Evaluation> {
-  const tasks = readTasks(options.tasks);
+  const tasks = await readTasks(options.tasks);
   const against = checkOptions(options, tasks);
   const measured: Measured[] = [];
   let scorer: Scorer | undefined;

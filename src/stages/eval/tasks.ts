@@ -6,12 +6,15 @@
  *   {question, choices, answer}    multiple choice; answer is the index of the right one, from 0
  *   {prompt}                       generation, for reward and win rate
  *
+ * or those of a known benchmark (benchmarks.ts).
+ *
  * A bad record stops the evaluation: two scores over different records cannot be compared.
  */
-import { jsonRecords } from "../../dialogue/jsonl.js";
+import { recordsOf } from "../../dialogue/jsonl.js";
 import { promptOf } from "../../dialogue/preference.js";
 import type { Message } from "../../dialogue/templates.js";
 import { UserError } from "../../run/errors.js";
+import { benchmarkOf, type Known } from "./benchmarks.js";
 
 export interface Source {
   file: string;
@@ -29,6 +32,8 @@ export interface Choice {
   /** Index of the right choice. */
   answer: number;
   group: string;
+  /** What a base model goes on from, where it is not the question. */
+  query?: string;
 }
 type Sourced<T> = T & { source: Source };
 
@@ -50,24 +55,23 @@ export type Task =
 const NAMED = 5;
 
 /** Throws UserError with the lines of the bad records, when a file cannot be read, and when there is no record at all. */
-export function readTasks(files: readonly string[]): Tasks {
+export async function readTasks(files: readonly string[]): Promise<Tasks> {
   const tasks: Tasks = { texts: [], questions: [], choices: [], prompts: [] };
   const bad: string[] = [];
-  for (const file of files)
-    for (const { line, value, error } of jsonRecords(file)) {
-      const task = error ?? taskOf(value);
-      const source = { file, line };
-      if (typeof task === "string") bad.push(`${file}:${line}: ${task}.`);
-      else if (task.kind === "text") tasks.texts.push({ text: task.text, source });
-      else if (task.kind === "prompt") tasks.prompts.push({ messages: task.messages, source });
-      else if (task.kind === "question") {
-        const { question, answers, group } = task;
-        tasks.questions.push({ question, answers, group, source });
-      } else {
-        const { question, choices, answer, group } = task;
-        tasks.choices.push({ question, choices, answer, group, source });
-      }
+  for await (const { file, line, value, error } of recordsOf(files, "records to evaluate on")) {
+    const task = error ?? taskOf(value);
+    const source = { file, line };
+    if (typeof task === "string") bad.push(`${file}:${line}: ${task}.`);
+    else if (task.kind === "text") tasks.texts.push({ text: task.text, source });
+    else if (task.kind === "prompt") tasks.prompts.push({ messages: task.messages, source });
+    else if (task.kind === "question") {
+      const { question, answers, group } = task;
+      tasks.questions.push({ question, answers, group, source });
+    } else {
+      const { kind: _, ...choice } = task;
+      tasks.choices.push({ ...choice, source });
     }
+  }
   if (bad.length > 0) {
     const rest = bad.length > NAMED ? `\nand ${bad.length - NAMED} more.` : "";
     throw new UserError(
@@ -82,8 +86,10 @@ export function readTasks(files: readonly string[]): Tasks {
 /** The task of a record, or what is wrong with it. */
 export function taskOf(record: unknown): Task | string {
   if (typeof record !== "object" || record === null || Array.isArray(record)) return "the record is not a JSON object";
-  const r = record as Record<string, unknown>;
-  if (r.choices !== undefined) return choiceOf(r);
+  const own = record as Record<string, unknown>;
+  const known = benchmarkOf(own);
+  const r = known ? { ...own, ...known } : own;
+  if (r.choices !== undefined) return choiceOf(r, known);
   if (r.question !== undefined || r.answers !== undefined) {
     const question = questionOf(r);
     return typeof question === "string" ? question : { kind: "question", ...question };
@@ -96,7 +102,7 @@ export function taskOf(record: unknown): Task | string {
     const wrong = textError(r.text, "text");
     return wrong ?? { kind: "text", text: r.text as string };
   }
-  return `its keys (${Object.keys(r).join(", ") || "none"}) are of no known task: known are text; question and answers; question, choices and answer; prompt`;
+  return `its keys (${Object.keys(r).join(", ") || "none"}) are of no known task: known are text; question and answers; question, choices and answer; prompt; those of the benchmarks in docs/evaluation.md`;
 }
 
 /** A question with its accepted answers (`answers`, or one `answer`), or what is wrong with it. */
@@ -110,7 +116,8 @@ export function questionOf(r: Record<string, unknown>): Question | string {
   return { question: r.question as string, answers: answers as string[], group: groupOf(r) };
 }
 
-function choiceOf(r: Record<string, unknown>): Task | string {
+/** `known`: of a benchmark, whose questions stay as they are, two choices that are the same among them. */
+function choiceOf(r: Record<string, unknown>, known?: Known): Task | string {
   const wrong = textError(r.question, "question");
   if (wrong) return wrong;
   const { choices, answer } = r;
@@ -118,10 +125,18 @@ function choiceOf(r: Record<string, unknown>): Task | string {
   const bad = choices.findIndex((c) => textError(c, "") !== undefined);
   if (bad >= 0) return `choices[${bad}]${textError(choices[bad], "")}`;
   const twin = choices.findIndex((c, i) => choices.indexOf(c) !== i);
-  if (twin >= 0) return `choices[${choices.indexOf(choices[twin])}] and choices[${twin}] are the same`;
+  if (twin >= 0 && !known) return `choices[${choices.indexOf(choices[twin])}] and choices[${twin}] are the same`;
   if (typeof answer !== "number" || !Number.isInteger(answer) || answer < 0 || answer >= choices.length)
     return `"answer" is ${JSON.stringify(answer) ?? "missing"}; it must be the index of the right choice, 0 to ${choices.length - 1}`;
-  return { kind: "choice", question: r.question as string, choices: choices as string[], answer, group: groupOf(r) };
+  const query = known?.query === undefined ? {} : { query: known.query };
+  return {
+    kind: "choice",
+    question: r.question as string,
+    choices: choices as string[],
+    answer,
+    group: groupOf(r),
+    ...query,
+  };
 }
 
 const groupOf = (r: Record<string, unknown>): string =>
