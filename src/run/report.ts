@@ -46,7 +46,7 @@ export function reportOf(dir: string, steps?: number): string {
       ["tokens a second", seconds > 0 ? Math.round(tokens / seconds) : undefined],
       ["MFU, percent", mfu > 0 ? Math.round(mfu * 100) : undefined],
       ["peak memory, MiB", last("peakMemoryMiB")],
-      ["seconds of steps", Math.round(seconds)],
+      ["seconds of steps", seconds < 10 ? Number(seconds.toPrecision(2)) : Math.round(seconds)],
     ],
     curves: curvesOf(rows),
     samples: samplesOf(dir),
