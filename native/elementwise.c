@@ -1,8 +1,8 @@
 /* Element-wise passes over flat buffers, in pieces of 4096 elements. */
 #include "rows.h"
 enum { PIECE = 4096, PIECES = 8 };
-enum { OP_FILL, OP_ADD, OP_AXPY, OP_MUL, OP_SCALE, OP_CAST };
-typedef struct { int op; const void *a, *b; void *out; float s; int64_t n; int dta, dto; } Pass;
+/* out[n] = a + b; without b a, in another type perhaps; without both `value`. */
+typedef struct { const void *a, *b; void *out; float value; int64_t n; int dta, dto; } Pass;
 
 static void pass_body(void *ctx, int64_t item, int thread) {
   const Pass *p = ctx; (void)thread;
@@ -10,26 +10,19 @@ static void pass_body(void *ctx, int64_t item, int thread) {
   for (int64_t at = item * PIECE * PIECES, end = smaller(p->n, at + PIECE * PIECES); at < end; at += PIECE) {
     int64_t n = smaller(PIECE, end - at);
     if (p->a) load_row(a, p->a, at, n, p->dta);
-    if (p->b) load_row(b, p->b, at, n, p->dta);
-    switch (p->op) {
-      case OP_FILL: for (int64_t i = 0; i < n; i++) a[i] = p->s; break;
-      case OP_ADD: for (int64_t i = 0; i < n; i++) a[i] += b[i]; break;
-      case OP_AXPY: for (int64_t i = 0; i < n; i++) a[i] = b[i] + p->s * a[i]; break;
-      case OP_MUL: for (int64_t i = 0; i < n; i++) a[i] *= b[i]; break;
-      case OP_SCALE: for (int64_t i = 0; i < n; i++) a[i] *= p->s; break;
-      default: break;
+    else for (int64_t i = 0; i < n; i++) a[i] = p->value;
+    if (p->b) {
+      load_row(b, p->b, at, n, p->dta);
+      for (int64_t i = 0; i < n; i++) a[i] += b[i];
     }
     store_row(p->out, at, a, n, p->dto);
   }
 }
 static void pass(Pass p) { ly_parallel((p.n + PIECE * PIECES - 1) / (PIECE * PIECES), pass_body, &p); }
 
-void ly_fill(void *x, float value, int64_t n, int dt) { pass((Pass){OP_FILL, NULL, NULL, x, value, n, dt, dt}); }
-void ly_add(const void *a, const void *b, void *out, int64_t n, int dt) { pass((Pass){OP_ADD, a, b, out, 0, n, dt, dt}); }
-void ly_axpy(float alpha, const void *x, void *y, int64_t n, int dt) { pass((Pass){OP_AXPY, x, y, y, alpha, n, dt, dt}); }
-void ly_mul(const void *a, const void *b, void *out, int64_t n, int dt) { pass((Pass){OP_MUL, a, b, out, 0, n, dt, dt}); }
-void ly_scale(const void *x, float alpha, void *out, int64_t n, int dt) { pass((Pass){OP_SCALE, x, NULL, out, alpha, n, dt, dt}); }
-void ly_cast(const void *src, int dts, void *dst, int dtd, int64_t n) { pass((Pass){OP_CAST, src, NULL, dst, 0, n, dts, dtd}); }
+void ly_fill(void *x, float value, int64_t n, int dt) { pass((Pass){NULL, NULL, x, value, n, dt, dt}); }
+void ly_add(const void *a, const void *b, void *out, int64_t n, int dt) { pass((Pass){a, b, out, 0, n, dt, dt}); }
+void ly_cast(const void *src, int dts, void *dst, int dtd, int64_t n) { pass((Pass){src, NULL, dst, 0, n, dts, dtd}); }
 
 void ly_copy_rows(const void *src, const int32_t *rows, void *dst, int64_t n, int64_t D, int dt) {
   size_t width = (size_t)D * (dt == LY_F32 ? 4 : 2);

@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* engine.c: runs body(ctx, i, thread) for i in 0..n-1 over the pool; returns when all are done. Each thread has a part of the items, the same share of
- * them in every call; who has done his takes from others, so a body must only write what belongs to its i. Not to be nested. Every other call goes through
+ * them in every call; a thread that has done its own takes from the others', so a body must only write what belongs to its i. Not to be nested. Every other call goes through
  * the parts from the last item to the first: what was written last is still in the cache, and read first. */
 typedef void (*ly_body)(void *ctx, int64_t i, int thread);
 enum { MAX_THREADS = 256 };

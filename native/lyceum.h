@@ -165,9 +165,6 @@ double ly_sum_squares(const void *x, int64_t n, int dt); /* fixed order, in fp64
 
 void ly_fill(void *x, float value, int64_t n, int dt);
 void ly_add(const void *a, const void *b, void *out, int64_t n, int dt);              /* out may be a or b */
-void ly_axpy(float alpha, const void *x, void *y, int64_t n, int dt);                 /* y += alpha x */
-void ly_mul(const void *a, const void *b, void *out, int64_t n, int dt);
-void ly_scale(const void *x, float alpha, void *out, int64_t n, int dt);
 void ly_cast(const void *src, int dts, void *dst, int dtd, int64_t n);                /* bf16 by round to nearest even */
 /* out[n] = (add ? out : 0) + the sum of pieces[count][n], added in order, in fp32, rounded once; out may be a piece. With low[n], of bf16 only,
  * nothing is rounded: out and low are the halves of fp32 numbers, as ly_split_master has them. */
@@ -232,12 +229,12 @@ void ly_sample(float *logits, int64_t B, int64_t V, const int32_t *history, cons
 /* ---- text/: kernels of the corpus. They start no thread and keep no memory, so any number of worker threads may call
  * them at once. Text is UTF-16; classes[65536] says what a unit is (0 space, 1 part of a word, 2 symbol, 3 a word of its own). */
 
-/* text/minhash.c. The units are words, or single characters (by_character); a shingle is `size` (<= 64) units in a row, lower case by
+/* text/minhash.c. The units are words, or characters of scripts without spaces; a shingle is `size` (<= 64) units in a row, lower case by
  * fold[65536]; fewer units are one shingle. signature[hashes <= 1024] = least hash of all shingles. Returns how many there are. */
-int64_t ly_minhash_signature(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, int by_character,
+int64_t ly_minhash_signature(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size,
                              uint64_t seed, int hashes, uint32_t *signature);
 /* out[2n]: the different shingles, ascending, stand in its first elements. Returns how many. */
-int64_t ly_minhash_shingles(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, int by_character,
+int64_t ly_minhash_shingles(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size,
                             uint64_t *out);
 double ly_minhash_jaccard(const uint64_t *a, int64_t na, const uint64_t *b, int64_t nb); /* of ascending sets; 0 of two empty ones */
 /* signatures[documents, bands * rows] -> keys[bands, documents]. */

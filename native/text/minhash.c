@@ -6,9 +6,9 @@ enum { MAX_HASHES = 1024, MAX_SHINGLE = 64, BLOCK = 256 };
 
 typedef void (*take)(void *to, const uint64_t *shingles, int n);
 
-/* Cuts text into units (words: runs of letters, marks and digits; or single characters), and hands the hashes of all runs of `size`
+/* Cuts text into units (words: runs of letters, marks and digits; characters of scripts without spaces), and hands the hashes of all runs of `size`
  * units to `to` in blocks. A text with fewer units is one shingle. Returns the number of shingles. */
-static int64_t cut(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, int by_character, take body, void *to) {
+static int64_t cut(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, take body, void *to) {
   uint64_t ring[MAX_SHINGLE], block[BLOCK];
   int64_t units = 0, shingles = 0;
   int filled = 0;
@@ -18,9 +18,9 @@ static int64_t cut(const uint16_t *text, int64_t n, const uint8_t *classes, cons
   while (p < end) {
     uint64_t h = 0xcbf29ce484222325ULL;
     int class = classes[*p];
-    if (class == LY_WORD && !by_character) {
+    if (class == LY_WORD) {
       do { h = (h ^ fold[*p++]) * 0x100000001b3ULL; } while (p < end && classes[*p] == LY_WORD);
-    } else if (class == LY_WORD || class == LY_SINGLE) {
+    } else if (class == LY_SINGLE) {
       h = (h ^ fold[*p++]) * 0x100000001b3ULL;
     } else if (ly_astral_ideograph(p, end)) {
       h = (h ^ (((uint64_t)p[0] << 16) | p[1])) * 0x100000001b3ULL;
@@ -63,8 +63,8 @@ static void take_minima(void *to, const uint64_t *shingles, int n) {
   }
 }
 
-int64_t ly_minhash_signature(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, int by_character,
-                             uint64_t seed, int hashes, uint32_t *signature) {
+int64_t ly_minhash_signature(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, uint64_t seed,
+                             int hashes, uint32_t *signature) {
   struct minima m;
   m.n = hashes < MAX_HASHES ? hashes : MAX_HASHES;
   m.least = signature;
@@ -74,7 +74,7 @@ int64_t ly_minhash_signature(const uint16_t *text, int64_t n, const uint8_t *cla
     m.factor[i] = (uint32_t)(r >> 32) | 1u;
     signature[i] = UINT32_MAX;
   }
-  return cut(text, n, classes, fold, size, by_character, take_minima, &m);
+  return cut(text, n, classes, fold, size, take_minima, &m);
 }
 
 static void take_all(void *to, const uint64_t *shingles, int n) {
@@ -83,10 +83,9 @@ static void take_all(void *to, const uint64_t *shingles, int n) {
   *at += n;
 }
 
-int64_t ly_minhash_shingles(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, int by_character,
-                            uint64_t *out) {
+int64_t ly_minhash_shingles(const uint16_t *text, int64_t n, const uint8_t *classes, const uint16_t *fold, int size, uint64_t *out) {
   uint64_t *at = out;
-  int64_t count = cut(text, n, classes, fold, size, by_character, take_all, &at);
+  int64_t count = cut(text, n, classes, fold, size, take_all, &at);
   if (count > 64) ly_radix64(out, NULL, out + count, NULL, count);
   else
     for (int64_t i = 1; i < count; i++) { /* a radix sort of a short text would spend its time on the counters */

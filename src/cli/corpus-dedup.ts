@@ -2,7 +2,7 @@
 
 import type { Rejected } from "../corpus/document.js";
 import { documentsOf } from "../corpus/input/documents.js";
-import { bandsFor, MinHasher, nearPairs } from "../corpus/minhash.js";
+import { bandsFor, checkMinHash, MinHasher, nearPairs } from "../corpus/minhash.js";
 import { UserError } from "../run/errors.js";
 
 export interface DedupFlags {
@@ -14,19 +14,19 @@ export interface DedupFlags {
 }
 
 export async function command(files: string[], flags: DedupFlags): Promise<void> {
-  const number = (name: "threshold" | "shingle" | "bands" | "rows"): number => {
+  const number = (name: "threshold" | "shingle" | "bands" | "rows"): number | undefined => {
+    if (flags[name] === undefined) return undefined;
     const value = Number(flags[name]);
     if (!Number.isFinite(value)) throw new UserError(`--${name} ${flags[name]}: it must be a number.`, 2);
     return value;
   };
-  const threshold = number("threshold");
-  const banding = bandsFor(threshold);
-  const hasher = new MinHasher({
-    threshold,
-    shingle: number("shingle"),
-    bands: flags.bands === undefined ? banding.bands : number("bands"),
-    rows: flags.rows === undefined ? banding.rows : number("rows"),
-  });
+  const [threshold, bands, rows] = [number("threshold")!, number("bands"), number("rows")];
+  const asked = { threshold, shingle: number("shingle")!, bands, rows };
+  checkMinHash(asked, (name) => `--${name}`);
+  // A build may overlook a twin that is just similar enough, as FineWeb's does; a list of all pairs shall not.
+  const hasher = new MinHasher(
+    bands === undefined && rows === undefined ? { ...asked, ...bandsFor(threshold) } : asked,
+  );
   const ids: string[] = [];
   const texts: string[] = [];
   let rejected = 0;

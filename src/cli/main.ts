@@ -312,9 +312,7 @@ try {
   const system = (await import("../run/errors.js")).systemMessage(error);
   const known =
     error instanceof Error &&
-    (system !== undefined ||
-      ["UserError", "NonFiniteError"].includes(error.name) ||
-      error.constructor.name === "EngineError");
+    (system !== undefined || ["UserError", "NonFiniteError", "EngineError"].includes(error.name));
   const agreed = [2, 130].includes((error as { exitCode?: number }).exitCode ?? 1);
   // Under mpirun every process meets the same mistake, or stops as all do: the first one tells, which ends the others.
   const rank = Number(process.env.OMPI_COMM_WORLD_RANK ?? process.env.PMI_RANK ?? process.env.SLURM_PROCID ?? 0);

@@ -37,8 +37,7 @@ const CONTROLS = /[\0-\x07\x0e-\x1a\x1c-\x1f\x7f]/g;
 export const NO_TEXT = "not text: it holds NULs, as programs and archives do";
 
 /** Lone surrogates and NUL become the replacement character: no writer of UTF-8 can keep them. */
-export const wellFormed = (text: string): string =>
-  (text as string & { toWellFormed(): string }).toWellFormed().replaceAll("\0", "\ufffd");
+export const storable = (text: string): string => text.toWellFormed().replaceAll("\0", "\ufffd");
 
 /** One rule's judgement of one document. Every rule is recorded, not only the first that fails. */
 export interface Finding {
@@ -64,6 +63,12 @@ export interface Rejected {
   line: number;
   reason: string;
   offset?: number;
+}
+
+/** For a message that nothing can be used: why not, as the first of the records says that were set aside from `from` on. */
+export function firstReason(rejected: readonly Rejected[], from = 0): string {
+  const first = rejected[from];
+  return first ? ` ${first.file}:${first.line}: ${first.reason}.` : " There is nothing in there.";
 }
 
 /** Where places in the text after the spans lie in the text before them. */

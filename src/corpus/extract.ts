@@ -1,5 +1,5 @@
 /** A page to its title and main text, in one of two modes: our own block scoring (fast), or Mozilla's Readability. */
-import { wellFormed } from "./document.js";
+import { storable } from "./document.js";
 import { decodePieces } from "./html/charset.js";
 import { findContent, findMain } from "./html/content.js";
 import { readabilityText } from "./html/readability.js";
@@ -39,7 +39,7 @@ export function extractHtml(html: string | readonly string[], options: Partial<E
       : mainText(page, title);
   return {
     title,
-    text: wellFormed(text),
+    text: storable(text),
     declaredLanguage: declaredLanguage(page),
     canonical: [page.canonical, page.meta.get("og:url")].find((u) => u && /^https?:\/\//i.test(u)),
     published: page.meta.get("article:published_time") ?? page.meta.get("date") ?? page.meta.get("dc.date"),

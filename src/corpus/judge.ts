@@ -86,8 +86,8 @@ export function judge(
     };
     const rules = rulesFor(recipe, language);
     if (rules) add(evaluateHeuristics(text, language, rules));
-    if (recipe.garbled) add(staged("garbled", evaluateGarbled(text, recipe.garbled)));
-    if (recipe.ads) add(staged("ads", evaluateAds(text, recipe.ads)));
+    if (recipe.garbled) add(evaluateGarbled(text, recipe.garbled));
+    if (recipe.ads) add(evaluateAds(text, recipe.ads));
     if (recipe.harmful) add(evaluateHarmful(text, language, recipe.harmful));
     if (context.classifier && recipe.classifier) {
       const score = context.classifier.score(text);
@@ -108,11 +108,6 @@ export function judge(
 
 /** Whether a line rule cuts it, and not PII or decontamination. */
 export const ofHeuristics = ({ reason }: Span): boolean => !/^(?:decontaminate|pii)\b/.test(reason);
-
-const staged = <T extends { findings: Finding[] }>(stage: string, found: T): T => ({
-  ...found,
-  findings: found.findings.map((f) => ({ ...f, stage })),
-});
 
 function trust(finding: Finding): void {
   finding.verdict = "pass";

@@ -70,7 +70,7 @@ function sampleOf(text: string): string {
     text.length <= SAMPLE * 2
       ? text.slice(0, SAMPLE * 2)
       : `${text.slice(0, SAMPLE)} ${text.slice(text.length >> 1, (text.length >> 1) + SAMPLE)}`;
-  const clean = (pieces as string & { toWellFormed(): string })
+  const clean = pieces
     .toWellFormed()
     .replace(/https?:\/\/\S+|[\d\0]+/g, " ")
     .replace(/\s+/g, " ")

@@ -24,31 +24,56 @@ export const MINHASH_DEFAULTS: MinHashOptions = { shingle: 5, bands: 14, rows: 8
 /** Chance to overlook a pair that is just as similar as the threshold, which `bandsFor` keeps to. */
 const MISS = 1e-4;
 const HASHES = 128;
+/** Numbers of a signature at most. */
+const MOST = 1024;
 
-/** The most rows (fewest candidates) with which a pair at the threshold is overlooked with at most MISS: (1 - t^rows)^bands. */
+/** Chance that `bands` of `rows` overlook a pair that is just as similar as the threshold. */
+const missed = (threshold: number, bands: number, rows: number): number => (1 - threshold ** rows) ** bands;
+
+/** The most rows (fewest candidates) with which a pair at the threshold is overlooked with at most MISS. */
 export function bandsFor(threshold: number): { bands: number; rows: number } {
   for (let rows = 16; rows > 1; rows--) {
     const bands = Math.floor(HASHES / rows);
-    if ((1 - threshold ** rows) ** bands <= MISS) return { bands, rows };
+    if (missed(threshold, bands, rows) <= MISS) return { bands, rows };
   }
   return { bands: HASHES, rows: 1 };
 }
 
-/** Fills in what is left out: 14 bands of 8 rows, and below the usual threshold, where these would miss most, as many as it needs. */
-export function checkMinHash(options: Partial<MinHashOptions> = {}): MinHashOptions {
+/** The same where one of the two is given. */
+function otherOf(threshold: number, given: { bands?: number; rows?: number }): { bands: number; rows: number } {
+  let { bands = 1, rows = 1 } = given;
+  if (given.bands === undefined) while (missed(threshold, bands, rows) > MISS && bands * rows < MOST - rows) bands++;
+  else while (rows < 16 && missed(threshold, bands, rows + 1) <= MISS) rows++;
+  return { bands, rows };
+}
+
+/**
+ * Fills in what is left out: 14 bands of 8 rows, and below the usual threshold, where these would miss most, as many as it needs. `key`: what a
+ * message calls an option.
+ */
+export function checkMinHash(
+  options: Partial<MinHashOptions> = {},
+  key = (name: string): string => `deduplicate.near.${name}`,
+): MinHashOptions {
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
-  const { threshold = MINHASH_DEFAULTS.threshold } = options;
-  const banding = threshold < MINHASH_DEFAULTS.threshold ? bandsFor(threshold) : {};
-  const all = { ...MINHASH_DEFAULTS, ...banding, ...given };
+  const all = { ...MINHASH_DEFAULTS, ...given };
+  if (!(all.threshold > 0 && all.threshold <= 1))
+    throw new UserError(`${key("threshold")} is ${all.threshold}; it must be above 0 and at most 1.`, 2);
   const whole = (name: "shingle" | "bands" | "rows", most: number): void => {
     if (!Number.isInteger(all[name]) || all[name] < 1 || all[name] > most)
-      throw new UserError(`dedup.${name} is ${all[name]}; it must be a whole number from 1 to ${most}.`, 2);
+      throw new UserError(`${key(name)} is ${all[name]}; it must be a whole number from 1 to ${most}.`, 2);
   };
   whole("shingle", 64);
-  whole("bands", 1024);
-  whole("rows", Math.floor(1024 / all.bands));
-  if (!(all.threshold > 0 && all.threshold <= 1))
-    throw new UserError(`dedup.threshold is ${all.threshold}; it must be above 0 and at most 1.`, 2);
+  whole("bands", MOST);
+  whole("rows", MOST);
+  if (all.threshold < MINHASH_DEFAULTS.threshold && (options.bands === undefined || options.rows === undefined))
+    Object.assign(
+      all,
+      options.bands === undefined && options.rows === undefined
+        ? bandsFor(all.threshold)
+        : otherOf(all.threshold, given),
+    );
+  whole("rows", Math.floor(MOST / all.bands));
   return all;
 }
 
@@ -79,7 +104,7 @@ export class MinHasher {
     const n = this.load(text);
     const { shingle, seed } = this.options;
     // biome-ignore format: as in the header
-    return this.kernels.minhashSignature(this.units, n, unitClasses(), lowerCase(), shingle, 0, seed, this.hashes, into);
+    return this.kernels.minhashSignature(this.units, n, unitClasses(), lowerCase(), shingle, seed, this.hashes, into);
   }
 
   /** The different shingles as ascending 64-bit hashes. */
@@ -87,7 +112,7 @@ export class MinHasher {
     const n = this.load(text);
     if (this.out.length < 2 * n) this.out = new BigUint64Array(4 * n);
     // biome-ignore format: as in the header
-    const count = this.kernels.minhashShingles(this.units, n, unitClasses(), lowerCase(), this.options.shingle, 0, this.out);
+    const count = this.kernels.minhashShingles(this.units, n, unitClasses(), lowerCase(), this.options.shingle, this.out);
     return this.out.slice(0, count);
   }
 

@@ -1,5 +1,5 @@
 /** A raw record to a document: JSON fields, HTTP and HTML, or plain text; or the reason why it is none. */
-import { type Document, type Finding, isBinary, NO_TEXT, type Rejected, wellFormed } from "./document.js";
+import { type Document, type Finding, isBinary, NO_TEXT, type Rejected, storable } from "./document.js";
 import type { RawRecord } from "./input/record.js";
 import { LANGUAGES } from "./script.js";
 
@@ -41,7 +41,7 @@ export async function parseRecord(record: RawRecord, context: ParseContext): Pro
       text = decoded.text;
     }
     if (isBinary(text)) return rejected(NO_TEXT);
-    return document(record, context, { text: wellFormed(text.replace(/^\uFEFF/, "")) });
+    return document(record, context, { text: storable(text.replace(/^\uFEFF/, "")) });
   }
   return fromPage(record, context, rejected);
 }
@@ -109,7 +109,7 @@ function fromJson(record: RawRecord, context: ParseContext, rejected: Reject): P
   const language = languageOf(fields.language);
   const named = idOf(id, source);
   return document(record, context, {
-    text: wellFormed(text as string),
+    text: storable(text as string),
     ...(named === undefined ? {} : { id: named }),
     ...(typeof url === "string" ? { url } : {}),
     ...(language === undefined ? {} : { language }),
@@ -135,11 +135,11 @@ function deeper(value: object, levels: number): boolean {
 /** The record's own id; undefined when it has none. */
 function idOf(id: unknown, source: string): string | undefined {
   if (id === undefined || id === null || id === "") return undefined;
-  if (typeof id === "object") return wellFormed(JSON.stringify(id));
+  if (typeof id === "object") return storable(JSON.stringify(id));
   // Beyond 2^53 several integers are the same number: they are told apart by their digits.
   if (typeof id === "number" && !Number.isSafeInteger(id))
     for (const [, digits] of source.matchAll(/"id"\s*:\s*(-?\d+)/g)) if (Number(digits) === id) return digits;
-  return wellFormed(String(id));
+  return storable(String(id));
 }
 
 /** A language code (BCP 47) as lid.176 has it: "zh" of "zh-CN", "en" of "eng", "tl" as it is. Undefined for what is none, a name for one. */
@@ -186,7 +186,7 @@ async function fromPage(record: RawRecord, context: ParseContext, rejected: Reje
   const { extractBytes, PageError } = await import("./extract.js");
   if (type === "text/plain") {
     const { decode } = await import("./html/charset.js");
-    return document(record, context, { text: wellFormed(decode(bytes, contentType).text) });
+    return document(record, context, { text: storable(decode(bytes, contentType).text) });
   }
   try {
     const page = extractBytes(bytes, contentType, { mode: context.mode, timeout: context.timeout });

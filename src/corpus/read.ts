@@ -10,7 +10,7 @@ import { readPieces } from "./input/bytes.js";
 import { documentsOf } from "./input/documents.js";
 import { formatOf, KNOWN, listFiles } from "./input/source.js";
 
-export type { Document, Rejected } from "./document.js";
+export { type Document, firstReason, type Rejected } from "./document.js";
 
 /**
  * Every document that can be trained on, in order; one without an id has the hash of its text for one. The others go to `rejected`.

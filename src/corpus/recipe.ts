@@ -148,7 +148,6 @@ export const recipeSchema = z.strictObject({
   unit: z.strictObject({ records: natural.default(500), bytes: natural.default(4_000_000) }).prefault({}),
 });
 export type Recipe = z.output<typeof recipeSchema>;
-export type SourceSettings = Recipe["sources"][number];
 
 /** Blocks whose rules compare one signal with one threshold. */
 export const SIMPLE_RULES = { garbled: GARBLED, ads: ADS, harmful: HARMFUL };

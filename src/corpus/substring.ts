@@ -152,15 +152,6 @@ export class RepeatFinder {
 
   constructor(options: Partial<SubstringOptions> = {}) {
     this.options = { ...SUBSTRING_DEFAULTS, ...options };
-    const { length, mode } = this.options;
-    if (!Number.isInteger(length) || length < 2)
-      throw new UserError(`substring.length is ${length}; it must be a whole number of tokens, at least 2.`, 2);
-    if (mode !== "keep-first" && mode !== "remove-all")
-      throw new UserError(`substring.mode is "${mode}"; it is keep-first or remove-all.`, 2);
-  }
-
-  get onDisk(): boolean {
-    return this.files !== undefined;
   }
 
   add(tokens: Uint32Array): void {

@@ -30,7 +30,7 @@ export interface WhatIf {
   kept: { before: number; after: number };
   /** Characters (UTF-16 units) of the documents that are kept. */
   characters: { before: number; after: number };
-  /** Kept then and not now; at most 20 ids of each. */
+  /** Kept now and not then, and the other way round; at most 20 ids of each. */
   gained: { documents: number; ids: string[] };
   lost: { documents: number; ids: string[] };
   /** Documents that each rule would drop, where that changes. */

@@ -12,7 +12,9 @@ import type { Device, Ptr } from "./device.js";
 
 const nativeDir = fileURLToPath(new URL("../../native/", import.meta.url));
 
-export class EngineError extends Error {}
+export class EngineError extends Error {
+  override name = "EngineError";
+}
 
 export interface CpuOptions {
   /** Threads of the engine's pool; default: all cores this process may use. */

@@ -88,9 +88,6 @@ export interface Device {
   sumSquares(x: Ptr, n: number, dt: DType): number;
   fill(x: Ptr, value: number, n: number, dt: DType): void;
   add(a: Ptr, b: Ptr, out: Ptr, n: number, dt: DType): void;
-  axpy(alpha: number, x: Ptr, y: Ptr, n: number, dt: DType): void;
-  mul(a: Ptr, b: Ptr, out: Ptr, n: number, dt: DType): void;
-  scale(x: Ptr, alpha: number, out: Ptr, n: number, dt: DType): void;
   cast(src: Ptr, dts: DType, dst: Ptr, dtd: DType, n: number): void;
   sumPieces(pieces: Ptr, n: number, count: number, out: Ptr, low: Ptr, add: number, dt: DType): void;
   copyRows(src: Ptr, rows: Ptr, dst: Ptr, n: number, D: number, dt: DType): void;

@@ -110,9 +110,6 @@ export const COSTS: Record<string, (a: Args, device: Device) => Cost> = {
   sumSquares: ([, n, dt]) => ({ flops: 2 * n, bytes: n * w(dt) }),
   fill: ([, , n, dt]) => ({ flops: 0, bytes: n * w(dt) }),
   add: ([, , , n, dt]) => ({ flops: n, bytes: 3 * n * w(dt) }),
-  axpy: ([, , , n, dt]) => ({ flops: 2 * n, bytes: 3 * n * w(dt) }),
-  mul: ([, , , n, dt]) => ({ flops: n, bytes: 3 * n * w(dt) }),
-  scale: ([, , , n, dt]) => ({ flops: n, bytes: 2 * n * w(dt) }),
   cast: ([, from, , to, n]) => ({ flops: 0, bytes: n * (w(from) + w(to)) }),
   sumPieces: ([, n, count, , low, add, dt]) => ({
     flops: n * count,

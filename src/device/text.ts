@@ -10,8 +10,8 @@ import { chooseIsa, openLibrary } from "./cpu.js";
 
 // biome-ignore format: one line a kernel, as in the header
 export interface TextKernels {
-  minhashSignature(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array, size: number, byCharacter: number, seed: number, hashes: number, signature: Uint32Array): number;
-  minhashShingles(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array, size: number, byCharacter: number, out: BigUint64Array): number;
+  minhashSignature(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array, size: number, seed: number, hashes: number, signature: Uint32Array): number;
+  minhashShingles(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array, size: number, out: BigUint64Array): number;
   minhashJaccard(a: BigUint64Array, na: number, b: BigUint64Array, nb: number): number;
   minhashBands(signatures: Uint32Array, documents: number, bands: number, rows: number, keys: BigUint64Array): void;
   minhashOrder(keys: BigUint64Array, order: Uint32Array, keyWork: BigUint64Array, orderWork: Uint32Array, n: number): void;

@@ -3,7 +3,7 @@
  * more. As in Alpaca (Taori et al. 2023) a task comes whole, with its output, and many tasks in one reply; new here is
  * that each prompt names the types that the set still lacks, by the shares of InstructGPT's prompts.
  */
-import type { Rejected } from "../corpus/read.js";
+import { firstReason, type Rejected } from "../corpus/read.js";
 import { shuffled } from "../corpus/shards.js";
 import { UserError } from "../run/errors.js";
 import { recordsOf } from "./jsonl.js";
@@ -58,10 +58,7 @@ export async function readSeeds(path: string, rejected: Rejected[]): Promise<See
     else seeds.push({ ...seed, source: { file, line } });
   }
   if (seeds.length > 0) return seeds;
-  const first = rejected[before];
-  throw new UserError(
-    `${path}: no seed can be used.${first ? ` ${first.file}:${first.line}: ${first.reason}.` : " There is nothing in there."}`,
-  );
+  throw new UserError(`${path}: no seed can be used.${firstReason(rejected, before)}`);
 }
 
 function toSeed(value: unknown): Example | string {

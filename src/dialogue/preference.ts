@@ -3,7 +3,7 @@
  * message lists. A pair is a ranking of two. KTO also learns from single replies, {prompt, completion, label}. A record that cannot teach
  * anything is set aside with its reason.
  */
-import type { Rejected } from "../corpus/read.js";
+import { firstReason, type Rejected } from "../corpus/read.js";
 import { packSequences, type TokenBatch } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
 import { recordsOf } from "./jsonl.js";
@@ -29,15 +29,14 @@ export async function readPreferences(
   single = false,
 ): Promise<Preference[]> {
   const found: Preference[] = [];
+  const before = rejected.length;
   for await (const { file, line, value, error } of recordsOf(files, "preferences")) {
     const result = error ?? toPreference(value, single);
     if (typeof result === "string") rejected.push({ file, line, reason: result });
     else found.push({ ...result, source: { file, line } });
   }
-  if (found.length === 0) {
-    const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";
-    throw new UserError(`${files.join(", ")}: no preference can be used.${why}`);
-  }
+  if (found.length === 0)
+    throw new UserError(`${files.join(", ")}: no preference can be used.${firstReason(rejected, before)}`);
   return found;
 }
 

@@ -3,7 +3,7 @@
  * OpenAI (messages), TRL (prompt, completion), one JSON object a line, one JSON array a file, or Parquet. The format is told by the keys of
  * each record. A record that cannot be trained on is set aside with its file, line and reason.
  */
-import type { Rejected } from "../corpus/read.js";
+import { firstReason, type Rejected } from "../corpus/read.js";
 import { UserError } from "../run/errors.js";
 import { recordsOf } from "./jsonl.js";
 import type { Message } from "./templates.js";
@@ -41,16 +41,12 @@ export async function readConversations(files: readonly string[], rejected: Reje
     if (typeof result === "string") rejected.push({ ...source, reason: result });
     else conversations.push({ ...result, source });
   }
-  if (conversations.length === 0) {
-    const first = rejected[before];
-    throw new UserError(
-      `${files.join(", ")}: no record can be used.${first ? ` ${first.file}:${first.line}: ${first.reason}.` : " There is nothing in there."}`,
-    );
-  }
+  if (conversations.length === 0)
+    throw new UserError(`${files.join(", ")}: no record can be used.${firstReason(rejected, before)}`);
   return conversations;
 }
 
-/** A record of any of the three formats, or the reason why it cannot be trained on. */
+/** A record of any of the formats above, or the reason why it cannot be trained on. */
 export function toConversation(record: unknown): Omit<Conversation, "source"> | string {
   if (typeof record !== "object" || record === null || Array.isArray(record)) return "the record is not a JSON object";
   const r = record as Json;

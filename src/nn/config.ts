@@ -150,7 +150,7 @@ function slidingOf(json: Json, type: ModelType, layers: number, positions: numbe
 }
 
 /** Why a sequence may have no more tokens than `maxPositionEmbeddings`. */
-export const positionsOf = ({ maxPositionEmbeddings: n, sliding }: LlamaConfig): string =>
+export const describePositions = ({ maxPositionEmbeddings: n, sliding }: LlamaConfig): string =>
   sliding
     ? `${n} positions at once: its layers see no further (sliding_window), and what lies beyond is not implemented`
     : `${n} positions (max_position_embeddings)`;

@@ -94,6 +94,8 @@ function readWeights(
         `${dir}: the tensor ${t.name} is missing from the model's file. The file is incomplete, or config.json belongs to another model.`,
       );
     const info = file.info(t.name);
+    if (!["F32", "BF16", "F16"].includes(info.dtype))
+      throw new UserError(`${dir}: the tensor ${t.name} is of type ${info.dtype}; F32, BF16 and F16 can be read.`);
     const grows = VOCABULARY.has(t.name);
     const shape = t.whole.map((n, i) => (grows && i === 0 ? storedVocab : n));
     const wholeSize = t.whole.reduce((a, b) => a * b, 1);
@@ -105,12 +107,9 @@ function readWeights(
       throw new UserError(
         `${dir}: the tensor ${t.name} has shape [${info.shape}], but config.json asks for [${shape}].`,
       );
-    const source = info.dtype === "F32" ? F32 : BF16;
-    if (info.dtype !== "F16" && dtypeBytes(source) === dtypeBytes(target) && source === target) {
+    if (info.dtype === (target === F32 ? "F32" : "BF16")) {
       file.readInto(t.name, device.bytes(at, size * width));
     } else {
-      if (!["F32", "BF16", "F16"].includes(info.dtype))
-        throw new UserError(`${dir}: the tensor ${t.name} is of type ${info.dtype}; F32, BF16 and F16 can be read.`);
       const raw = new Uint8Array(info.bytes);
       file.readInto(t.name, raw);
       const data = info.dtype === "F16" ? new Uint8Array(halfToFloat(raw).buffer) : raw;

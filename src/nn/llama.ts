@@ -34,7 +34,7 @@ import {
 import { ParameterSet } from "../tensor/parameters.js";
 import { dtypeOf, type Parameter, type Tape, type Tensor, type Unit } from "../tensor/tensor.js";
 import { type LoraAdapter, loraLinear, putRows } from "./adapter.js";
-import { type LlamaConfig, positionsOf } from "./config.js";
+import { describePositions, type LlamaConfig } from "./config.js";
 import { type KvCache, makeCache } from "./kv-cache.js";
 import { RopeTables } from "./rope.js";
 import { type Head, joinParts, parametersOf, type Share, shareOf, stagesOf } from "./share.js";
@@ -313,7 +313,7 @@ export class Llama {
     checkId(id, vocabSize);
     if (position >= maxPositionEmbeddings)
       throw new UserError(
-        `A sequence has ${position + 1} tokens, but the model was made for ${positionsOf(this.config)}.`,
+        `A sequence has ${position + 1} tokens, but the model was made for ${describePositions(this.config)}.`,
       );
     this.tables.reach(position + 1);
   }

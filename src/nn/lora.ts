@@ -2,8 +2,8 @@
  * LoRA (Hu et al. 2021): y = x W^T + (alpha / rank) (x A^T) B^T with W frozen, A[rank, in] normal, B[out, rank] zero.
  * An adapter sits on a whole stored matrix: on "qkv" it adapts queries, keys and values together.
  *
- * Tokens that a chat template brings are not the base model's: their rows are the mean of all others (or what lies in unused ones),
- * whose logit is the mean logit, so that no reply could learn to end beside frozen matrices. These rows of the table and of the output matrix are trained along.
+ * The base model has never seen the tokens that a chat template adds: their rows begin as the mean of the others (or as what lies in unused ones).
+ * With the matrices frozen it could not learn to write them, and no reply would end. So these rows of the table and of the output matrix are trained too.
  */
 import type { Device } from "../device/device.js";
 import { UserError } from "../run/errors.js";
@@ -151,7 +151,7 @@ export function loadAdapter(model: Llama, dir: string): void {
     for (const t of model.lora!.parameters.named(true)) {
       if (!names.has(t.name))
         throw new UserError(
-          `${dir}/adapter.safetensors has no ${t.name}: this run was begun by an earlier version, which did not train rows of new tokens. End it with that one, or begin it anew.`,
+          `${dir}/adapter.safetensors has no ${t.name}: this run was begun by an earlier version, which did not train rows of new tokens. Finish it with that version, or start a new run.`,
         );
       const info = file.info(t.name);
       file.readInto(t.name, model.device.bytes(t.ptr, info.bytes));

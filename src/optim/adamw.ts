@@ -108,9 +108,12 @@ export class AdamW {
       device.cast(this.ema + p.at * 4, F32, p.values, dtype, p.length);
     }
     keeper.updated();
-    body();
-    for (const p of keeper.mine()) values(p).set(place(p));
-    device.free(aside, this.length * width);
+    try {
+      body();
+    } finally {
+      for (const p of keeper.mine()) values(p).set(place(p));
+      device.free(aside, this.length * width);
+    }
     keeper.updated();
   }
 

@@ -56,8 +56,9 @@ export class Grid {
     return new Grid(device, one, one, one, one, one, "1f1b", false, 0, undefined);
   }
 
-  /** Throws a UserError when the ranks do not make such a grid. `dir`: a folder of the run, for offloaded state. */
-  static of(device: Device, world: Comm = single(device), settings: ParallelSettings, dir: string): Grid {
+  /** Throws a UserError when the ranks of the job (undefined: this one alone) do not make such a grid. `dir`: a folder of the run, for offloaded state. */
+  static of(device: Device, job: Comm | undefined, settings: ParallelSettings, dir: string): Grid {
+    const world = job ?? single(device);
     const { tensor: T, pipeline: P, zero } = settings;
     const D = settings.data ?? Math.max(1, Math.floor(world.size / (T * P)));
     if (D * T * P !== world.size)

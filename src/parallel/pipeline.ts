@@ -37,7 +37,7 @@ const DOWN = 2;
 
 /** One process's place in the pipeline. With one stage nothing is sent. */
 export class Pipe {
-  private readonly sending: { pending: Pending; ptr: Ptr; bytes: number }[] = [];
+  private readonly sending: { pending: Pending; ptr: Ptr }[] = [];
   private readonly scratch: Scratch;
   readonly first: boolean;
   readonly last: boolean;
@@ -51,12 +51,6 @@ export class Pipe {
     this.last = comm.rank === comm.size - 1;
   }
 
-  /** Layers of this stage: from .. to - 1. */
-  layers(count: number): { from: number; to: number } {
-    const { rank, size } = this.comm;
-    return { from: Math.floor((count * rank) / size), to: Math.floor((count * (rank + 1)) / size) };
-  }
-
   /** Sends a copy and goes on: a stage that waited for its neighbour to listen could wait for one that waits for it. */
   private send(x: Tensor, to: number, tag: number): void {
     for (let i = this.sending.length - 1; i >= 0; i--)
@@ -64,7 +58,7 @@ export class Pipe {
     const bytes = x.size * (x.dtype === F32 ? 4 : 2);
     const ptr = this.scratch.take(bytes);
     this.device.bytes(ptr, bytes).set(this.device.bytes(x.ptr, bytes));
-    this.sending.push({ pending: this.comm.startSend(ptr, bytes, to, tag), ptr, bytes });
+    this.sending.push({ pending: this.comm.startSend(ptr, bytes, to, tag), ptr });
   }
 
   /** Activations of the stage before: [N, D]; their gradient goes back to it. */
@@ -105,7 +99,7 @@ export class Pipe {
     for (const { pending } of this.sending) pending.wait();
     this.arrived(this.sending.splice(0));
   }
-  private arrived(sent: readonly { ptr: Ptr; bytes: number }[]): void {
+  private arrived(sent: readonly { ptr: Ptr }[]): void {
     for (const { ptr } of sent) this.scratch.giveBack(ptr);
   }
 }

@@ -43,8 +43,6 @@ export class ZeroKeeper implements Keeper, Room {
   private sums!: GradientSums;
   /** Buffers of a unit's size that no unit uses now. */
   private readonly spare = new Map<string, { ptr: Ptr; bytes: number }[]>();
-  /** Bytes of all buffers that units pass through; not part of the state. */
-  bufferBytes = 0;
   /** Units whose gradient pieces hold something of this step already. */
   private readonly reduced = new Set<Unit>();
   private readonly gathering = new Map<Unit, Pending>();
@@ -351,9 +349,7 @@ export class ZeroKeeper implements Keeper, Room {
   take(unit: Unit): Ptr {
     const spare = this.spareFor(unit).pop();
     if (spare !== undefined) return spare.ptr;
-    const bytes = unit.length * this.bytes;
-    this.bufferBytes += bytes;
-    return this.device.alloc(bytes);
+    return this.device.alloc(unit.length * this.bytes);
   }
   giveBack(unit: Unit, ptr: Ptr): void {
     this.spareFor(unit).push({ ptr, bytes: unit.length * this.bytes });

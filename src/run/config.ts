@@ -142,15 +142,6 @@ export function check<T extends z.ZodType>(schema: T, source: ConfigSource): z.o
   throw new UserError([...messages.slice(0, 8), ...more].join("\n       "), 2);
 }
 
-/** Reads, overrides and checks in one. */
-export function loadConfig<T extends z.ZodType>(
-  schema: T,
-  file: string,
-  overrides: readonly string[] = [],
-): z.output<T> {
-  return check(schema, overridden(readYaml(file), overrides));
-}
-
 export const toYaml = (value: unknown): string => stringify(value, { lineWidth: 120 });
 
 function describe(issue: z.core.$ZodIssue, schema: z.ZodType, source: ConfigSource): string[] {

@@ -32,6 +32,9 @@ const SIZES: Record<string, number> = {
   U16: 2,
   U32: 4,
   U64: 8,
+  F8_E4M3: 1,
+  F8_E5M2: 1,
+  F8_E8M0: 1,
 };
 /** As in the reference implementation: a header beyond this is an attack or a damaged file. */
 const MAX_HEADER = 100_000_000;
@@ -45,9 +48,6 @@ export interface TensorSpec {
   name: string;
   dtype: string;
   shape: readonly number[];
-}
-export interface TensorEntry extends TensorSpec {
-  data: Uint8Array;
 }
 export interface SafetensorsFile {
   names(): string[];
@@ -171,19 +171,7 @@ export function openSafetensors(path: string): SafetensorsFile {
 
 const bytesOf = ({ dtype, shape }: TensorSpec): number => shape.reduce((a, b) => a * b, SIZES[dtype]);
 
-/** Writes a file beside its final name, syncs it and renames it: it is there whole or not at all. */
-export function writeSafetensors(
-  path: string,
-  entries: Iterable<TensorEntry>,
-  metadata: Record<string, string> = {},
-): void {
-  const list = [...entries];
-  const file = new SafetensorsWriter(path, list, metadata);
-  for (const { name, data } of list) file.write(name, data);
-  file.finish();
-}
-
-/** A file whose tensors come one at a time, in any order. */
+/** A file whose tensors come one at a time, in any order: it is written beside its final name, synced and renamed, and so is there whole or not at all. */
 class SafetensorsWriter {
   private readonly fd: number;
   private readonly places = new Map<string, { offset: number; bytes: number }>();

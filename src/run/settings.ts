@@ -140,19 +140,3 @@ export const rolloutSettings = {
 
 export type OptimizerSettings = z.output<typeof optimizerSchema>;
 export type ScheduleSettings = z.output<typeof scheduleSchema>;
-export interface TrainingSettings {
-  seed: number;
-  precision: "bf16" | "fp32";
-  threads: number;
-  steps?: number | undefined;
-  epochs?: number | undefined;
-  gradientAccumulation: number;
-  optimizer: OptimizerSettings;
-  schedule: ScheduleSettings;
-  logEvery: number;
-  evalEvery: number;
-  saveEvery: number;
-  keepCheckpoints: number;
-  recompute: boolean;
-  parallel: ParallelSettings;
-}

@@ -5,8 +5,8 @@
  *   Delta = (log p(chosen) - log p_ref(chosen)) - (log p(rejected) - log p_ref(rejected))     sums over reply tokens
  *   loss  = -log sigmoid(beta Delta)
  *
- * The reference is the model that training starts from; its log-probabilities are computed once and kept in the run
- * folder, with the times of its files and a hash of the pairs, so one model is in memory. The other losses of the family (dpo-loss.ts) need nothing else.
+ * The reference is the model that training starts from. Its log-probabilities are computed once and cached in the run folder, keyed by the
+ * times of the reference's files and a hash of the pairs, so that only one model is in memory. The other losses of the family (dpo-loss.ts) need nothing else.
  */
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { z } from "zod";

@@ -2,7 +2,7 @@
  * Evaluation on held-out questions: every model answers greedily, a reply is right when it contains one of the accepted
  * answers. Base and tuned models stand side by side: what fine-tuning adds, and what was known before.
  */
-import { basename, dirname, resolve } from "node:path";
+import { resolve } from "node:path";
 import { z } from "zod";
 import { recordsOf } from "../dialogue/jsonl.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
@@ -13,10 +13,12 @@ import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { batchSizeSchema, pathsSchema } from "../run/settings.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { modelNames } from "./eval/evaluation.js";
 import { isRight } from "./eval/exact.js";
 import { average, winRate } from "./eval/interval.js";
 import { openScorer } from "./eval/judge.js";
 import { atRecord, replyTo } from "./eval/replies.js";
+import { shorten } from "./eval/table.js";
 import { type Question, questionOf } from "./eval/tasks.js";
 import { checkReads } from "./judge.js";
 import { longestEpisode, type Prompt, replyLogProbs, rollout } from "./rollout.js";
@@ -186,7 +188,7 @@ function sampledKl(
 /** As a stage of a recipe: prints, and leaves evaluation.json. */
 export async function evaluate(config: EvaluateConfig, run: RunFolder): Promise<void> {
   const results = await evaluateModels(config, () => run.mustGoOn());
-  const names = config.models.map((dir) => basename(basename(dir) === "model" ? dirname(dir) : dir));
+  const names = modelNames(config.models);
   console.log(await describeEvaluation(config, results, names));
   run.write(
     "evaluation.json",
@@ -233,7 +235,3 @@ export async function describeEvaluation(
   if (config.reward) row("tokens of a reply", (r) => r.length.toFixed(1));
   return lines.join("\n");
 }
-const shorten = (text: string): string => {
-  const line = text.replace(/\s+/g, " ");
-  return line.length > 90 ? `${line.slice(0, 90)}…` : line;
-};

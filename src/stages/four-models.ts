@@ -10,6 +10,7 @@ import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter, withoutLora } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
 import type { Grid } from "../parallel/grid.js";
+import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { mebibytes } from "../run/progress.js";
 import { holding } from "../tensor/parameters.js";
@@ -141,6 +142,9 @@ export class FourModels {
 
 function readState(dir: string): PpoState {
   const path = `${dir}/state.json`;
-  if (!existsSync(path)) throw new Error(`${path} is missing`);
+  if (!existsSync(path))
+    throw new UserError(
+      `${path} is missing: the checkpoint is not whole. Remove its folder, and --resume takes the one before.`,
+    );
   return JSON.parse(readFileSync(path, "utf8")) as PpoState;
 }

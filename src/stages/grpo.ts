@@ -175,7 +175,6 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   const mine = grid.share(batchSize, "batchSize");
   const replies = batchSize * groupSize;
   grid.share(Math.min(minibatchSize, replies), "minibatchSize");
-  grid.share(replies % minibatchSize, "the last minibatch");
   const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, config.maxTokens) };
   const judge = run.own(await openJudge(config.reward, device, precision, policy, grid));
   const actor = run.own(loadLlama(device, resumed && !config.lora ? resumed : config.from, precision, { grid }));

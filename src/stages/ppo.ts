@@ -296,7 +296,7 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
 
   const mine = grid.share(batchSize, "batchSize");
   const mixed = grid.share(pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
-  grid.share(minibatchSize, "minibatchSize");
+  grid.share(Math.min(minibatchSize, batchSize), "minibatchSize");
   const tape = run.own(new Tape(device));
   /** Of the step at hand. */
   let experience!: Experience;

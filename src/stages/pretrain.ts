@@ -7,13 +7,13 @@
  */
 import { existsSync } from "node:fs";
 import { z } from "zod";
-import { type Rejected, readDocuments } from "../corpus/read.js";
+import { firstReason, type Rejected, readDocuments } from "../corpus/read.js";
 import { isValidation, type PretrainBatch, readManifest, Shards, shuffled, writeShards } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import type { Device } from "../device/device.js";
 import { readConversations } from "../dialogue/records.js";
 import { generate } from "../generate/generate.js";
-import { type LlamaConfig, MODEL_TYPES, parseLlamaConfig, positionsOf, readLlamaConfig } from "../nn/config.js";
+import { describePositions, type LlamaConfig, MODEL_TYPES, parseLlamaConfig, readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
@@ -122,7 +122,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   model.recompute = config.recompute;
   if (contextLength > model.config.maxPositionEmbeddings)
     throw new UserError(
-      `data.contextLength is ${contextLength}, but the model was made for ${positionsOf(model.config)}.`,
+      `data.contextLength is ${contextLength}, but the model was made for ${describePositions(model.config)}.`,
       2,
     );
   const { tokens, documents } = train.manifest;
@@ -340,10 +340,8 @@ async function tokenize(
   return { train: open(trainDir), validation: readManifest(heldDir)?.tokens ? open(heldDir) : undefined };
 }
 
-function noDocuments(files: readonly string[], rejected: readonly Rejected[]): UserError {
-  const why = rejected.map((r) => ` ${r.file}:${r.line}: ${r.reason}.`)[0] ?? "";
-  return new UserError(`${files.join(", ")}: there is no document to train on.${why}`);
-}
+const noDocuments = (files: readonly string[], rejected: readonly Rejected[]): UserError =>
+  new UserError(`${files.join(", ")}: there is no document to train on.${firstReason(rejected)}`);
 
 /** Positions of a new model: as many as are asked for, else a row's, and 512 at the least. */
 export const positionsOfNew = (asked: number | undefined, contextLength: number): number =>

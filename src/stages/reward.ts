@@ -7,7 +7,7 @@
  * (Ouyang et al. 2022, equation 1; all pairs of a prompt in one pass). The reward of a reply is read at its last token.
  */
 import { z } from "zod";
-import type { Rejected } from "../corpus/read.js";
+import { firstReason, type Rejected } from "../corpus/read.js";
 import { isValidation, shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
@@ -146,14 +146,17 @@ const lastRows = ({ cuSeqlens }: TokenBatch): Int32Array => cuSeqlens.slice(1).m
 export function scoreSequences(model: Llama, sequences: readonly ArrayLike<number>[], batchSize = 64): number[] {
   const tape = new Tape(model.device, false);
   const scores: number[] = [];
-  for (let i = 0; i < sequences.length; i += batchSize) {
-    const batch = packSequences(sequences.slice(i, i + batchSize));
-    const last = lastRows(batch);
-    const values = model.values(tape, batch, last).toArray();
-    for (const row of last) scores.push(values[row]);
-    tape.reset();
+  try {
+    for (let i = 0; i < sequences.length; i += batchSize) {
+      const batch = packSequences(sequences.slice(i, i + batchSize));
+      const last = lastRows(batch);
+      const values = model.values(tape, batch, last).toArray();
+      for (const row of last) scores.push(values[row]);
+      tape.reset();
+    }
+  } finally {
+    tape.close();
   }
-  tape.arena.close();
   return scores;
 }
 
@@ -324,10 +327,8 @@ export async function encodedPreferences(
     throw new UserError(
       `${data.train.join(", ")}: all ${all.length} preferences are held out for validation, and none is left to train on. Give more, or set data.validationShare to 0.`,
     );
-  if (train.length === 0) {
-    const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";
-    throw new UserError(`${data.train.join(", ")}: no preference is left to train on.${why}`);
-  }
+  if (train.length === 0)
+    throw new UserError(`${data.train.join(", ")}: no preference is left to train on.${firstReason(rejected)}`);
   const validation = data.validation ? await encode(data.validation) : all.filter((r) => held(r.key));
   return { train, validation: paired(validation, true), rejected };
 }

@@ -2,7 +2,7 @@
  * What reinforcement learning from feedback needs besides its loss: prompts, replies sampled from the policy, and the
  * log-probabilities and values of their tokens.
  */
-import type { Rejected } from "../corpus/read.js";
+import { firstReason, type Rejected } from "../corpus/read.js";
 import { shuffled } from "../corpus/shards.js";
 import { recordsOf } from "../dialogue/jsonl.js";
 import type { DialogueEncoder } from "../dialogue/mask.js";
@@ -57,6 +57,7 @@ export async function readPrompts(
     );
   const room = Math.min(o.maxPromptLength, context - maxTokens);
   const prompts: Prompt[] = [];
+  const before = rejected.length;
   for await (const { file, line, value, error } of recordsOf(files, "prompts")) {
     const messages = error ?? promptMessages(value);
     const reject = (reason: string): void => void rejected.push({ file, line, reason });
@@ -80,10 +81,8 @@ export async function readPrompts(
       );
     else prompts.push({ messages, ids, source: { file, line } });
   }
-  if (prompts.length === 0) {
-    const why = rejected[0] ? ` ${rejected[0].file}:${rejected[0].line}: ${rejected[0].reason}.` : "";
-    throw new UserError(`${files.join(", ")}: no prompt can be used.${why}`);
-  }
+  if (prompts.length === 0)
+    throw new UserError(`${files.join(", ")}: no prompt can be used.${firstReason(rejected, before)}`);
   return prompts;
 }
 function promptMessages(record: unknown): Message[] | string {
@@ -190,13 +189,16 @@ function perToken(
 ): PerToken {
   const tape = new Tape(model.device, false);
   const found: PerToken = [];
-  for (let i = 0; i < episodes.length; i += batchSize) {
-    const batch = replyBatch(episodes.slice(i, i + batchSize));
-    const all = forward(tape, batch);
-    for (const { from, to } of batch.spans) found.push(all.slice(from, to + after));
-    tape.reset();
+  try {
+    for (let i = 0; i < episodes.length; i += batchSize) {
+      const batch = replyBatch(episodes.slice(i, i + batchSize));
+      const all = forward(tape, batch);
+      for (const { from, to } of batch.spans) found.push(all.slice(from, to + after));
+      tape.reset();
+    }
+  } finally {
+    tape.close();
   }
-  tape.arena.close();
   return found;
 }
 

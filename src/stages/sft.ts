@@ -16,7 +16,7 @@ import { fingerprintOf, packRows, sampleBatch } from "../dialogue/pack.js";
 import { type Conversation, readConversations } from "../dialogue/records.js";
 import { installTemplate, RecordError } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
-import { positionsOf, readLlamaConfig } from "../nn/config.js";
+import { describePositions, readLlamaConfig } from "../nn/config.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
@@ -107,7 +107,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   if (config.data.contextLength > model.config.maxPositionEmbeddings)
     throw new UserError(
-      `data.contextLength is ${config.data.contextLength}, but the model was made for ${positionsOf(model.config)}.`,
+      `data.contextLength is ${config.data.contextLength}, but the model was made for ${describePositions(model.config)}.`,
       2,
     );
   if (config.lora) attachLora(model, config.lora, config.seed, { from: base.vocabSize, to: tokenizer.vocabSize });
@@ -128,8 +128,8 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     if (config.lora) loadAdapter(model, resumed);
     trainer.load(resumed);
   }
-  const perStep = config.gradientAccumulation * (config.pretrainMix?.batchSize ?? 0);
-  const mixed = config.pretrainMix && grid.share(perStep, "pretrainMix.batchSize");
+  const { pretrainMix, gradientAccumulation } = config;
+  const mixed = grid.share(pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${model.trainable.count.toLocaleString("en-US")} of them trained (LoRA)` : ""}, ` +
       `${train.length} records, ${steps} steps of ${rowsPerStep} rows of up to ${config.data.contextLength} tokens`,
@@ -142,28 +142,24 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     steps,
     peakFlops: () => grid.peakFlops(config.precision),
     step(step) {
-      const first = (step - 1) * rowsPerStep;
-      batches = Array.from({ length: config.gradientAccumulation }, (_, micro) =>
-        sampleBatch(
-          Array.from({ length: mine.to - mine.from }, (_, i) =>
-            rows.at(first + micro * config.batchSize + mine.from + i),
-          ).flat(),
-        ),
+      /** This process's share of each micro-batch, of so many rows. */
+      const microBatches = <T>(size: number, share: { from: number; to: number }, row: (index: number) => T): T[][] =>
+        Array.from({ length: gradientAccumulation }, (_, micro) => {
+          const first = ((step - 1) * gradientAccumulation + micro) * size + share.from;
+          return Array.from({ length: share.to - share.from }, (_, i) => row(first + i));
+        });
+      batches = microBatches(config.batchSize, mine, (index) => rows.at(index)).map((samples) =>
+        sampleBatch(samples.flat()),
       );
-      const text =
-        mix &&
-        config.pretrainMix &&
-        allTargets(
-          Array.from({ length: mixed!.to - mixed!.from }, (_, i) => mix((step - 1) * perStep + mixed!.from + i)),
-        );
+      const texts = mix && pretrainMix ? microBatches(pretrainMix.batchSize, mixed, mix).map(allTargets) : [];
       let pretrainLoss: number | undefined;
       const metrics = trainer.step(step, () => {
-        const { loss } = backwardMeanLoss(model, tape, batches, 1, !text);
-        if (text) pretrainLoss = backwardMeanLoss(model, tape, [text], config.pretrainMix!.weight).loss;
+        const { loss } = backwardMeanLoss(model, tape, batches, 1, texts.length === 0);
+        if (texts.length > 0) pretrainLoss = backwardMeanLoss(model, tape, texts, pretrainMix!.weight).loss;
         return loss;
       });
       const all = (of: (batch: TargetBatch) => number): number =>
-        grid.data.size * [...batches, ...(text ? [text] : [])].reduce((n, b) => n + of(b), 0);
+        grid.data.size * [...batches, ...texts].reduce((n, b) => n + of(b), 0);
       return {
         tokens: all((b) => b.ids.length),
         flops: all((b) => model.trainingFlops(b, b.targets)),
@@ -210,7 +206,8 @@ export function tunedTokenizer(config: SftConfig): Tokenizer {
   return tokenizer;
 }
 
-interface Record {
+/** A conversation and what is trained on of it. */
+interface Example {
   conversation: Conversation;
   samples: Sample[];
 }
@@ -219,11 +216,11 @@ interface Record {
 export async function readSamples(
   config: SftConfig,
   tokenizer: Tokenizer,
-): Promise<{ train: Record[]; validation: Sample[]; records: Record[]; report: string[]; rejected: Rejected[] }> {
+): Promise<{ train: Example[]; validation: Sample[]; records: Example[]; report: string[]; rejected: Rejected[] }> {
   const { data } = config;
   const encoder = new DialogueEncoder(tokenizer);
   const rejected: Rejected[] = [];
-  const encode = (conversations: Conversation[]): Record[] =>
+  const encode = (conversations: Conversation[]): Example[] =>
     conversations.flatMap((conversation) => {
       const samples = encoder.samples(conversation.messages, data.construction, data.contextLength);
       if (Array.isArray(samples)) return [{ conversation, samples }];
@@ -232,7 +229,7 @@ export async function readSamples(
     });
   const records = encode(await readConversations(data.train, rejected));
   // By what is said: wherever the file lies the same records are held out, and no copy of one is on both sides.
-  const held = (r: Record): boolean =>
+  const held = (r: Example): boolean =>
     !data.validation && isValidation(JSON.stringify(r.conversation.messages), data.validationShare);
   const train = records.filter((r) => !held(r));
   if (records.length === 0)
@@ -269,14 +266,14 @@ function reasons(rejected: readonly Rejected[]): string {
     .join("");
 }
 /** What training reads of the records: their types, for mixtures, and their tokens with the mask. */
-function* partsOf(records: readonly Record[]): Generator<Int32Array | Uint8Array | string | number> {
+function* partsOf(records: readonly Example[]): Generator<Int32Array | Uint8Array | string | number> {
   for (const { conversation, samples } of records) {
     yield canonicalType(conversation.type);
     yield samples.length;
     for (const { ids, trainable } of samples) yield* [ids, trainable];
   }
 }
-const typesOf = (records: readonly Record[]): string[] => records.map((r) => canonicalType(r.conversation.type));
+const typesOf = (records: readonly Example[]): string[] => records.map((r) => canonicalType(r.conversation.type));
 const weightsOf = (m: NonNullable<SftConfig["data"]["mixture"]>) => mixtureWeights(m === "instructgpt" ? m : m.weights);
 
 /** The rows of all epochs, one after the other: drawn or shuffled, then packed; each epoch a function of (seed, epoch). */
@@ -284,7 +281,7 @@ class SampleRows {
   private readonly epochs: Sample[][][] = [];
 
   constructor(
-    private readonly records: readonly Record[],
+    private readonly records: readonly Example[],
     private readonly config: SftConfig,
   ) {}
 

@@ -320,7 +320,7 @@ export function tokenEntropy(
   return tape.record(entropy, backward, [lse]);
 }
 
-/** The same from log p that is there already: the gradient of -sum_i weights[i] * logp[i], whatever seed backward has. */
+/** Cross entropy from log p that is there already: the gradient of -sum_i weights[i] * logp[i], whatever seed backward has. */
 export function weighted(tape: Tape, logp: Tensor, weights: Float32Array): Tensor {
   if (!tape.recording) return logp;
   const y = tape.share(logp);

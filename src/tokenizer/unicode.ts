@@ -92,8 +92,5 @@ export function characterClasses(ideographs = false): Uint8Array {
   return table;
 }
 
-/**
- * Text with U+FFFD for each half of a surrogate pair that stands alone, as every UTF-8 encoder writes it. In every Node
- * that Lyceum runs on, but not yet in TypeScript's ES2023.
- */
-export const wellFormed = (text: string): string => (text as string & { toWellFormed(): string }).toWellFormed();
+/** Text with U+FFFD for each half of a surrogate pair that stands alone, as every UTF-8 encoder writes it. */
+export const wellFormed = (text: string): string => text.toWellFormed();

@@ -106,12 +106,22 @@ describe("shingles and signatures", () => {
     const { bands, rows } = checkMinHash({ threshold: 0.5 });
     expect((1 - 0.5 ** rows) ** bands).toBeLessThan(1e-3);
     expect(checkMinHash({ threshold: 0.5, bands: 20, rows: 5 })).toMatchObject({ bands: 20, rows: 5 });
+    for (const given of [{ rows: 3 }, { bands: 40 }]) {
+      const all = checkMinHash({ threshold: 0.5, ...given });
+      expect(all).toMatchObject(given);
+      expect((1 - 0.5 ** all.rows) ** all.bands).toBeLessThan(1e-4);
+    }
+    // So many rows find little of what is less similar than that, whatever the bands.
+    expect(checkMinHash({ threshold: 0.3, rows: 8 }).bands).toBeGreaterThan(100);
   });
 
   it("refuses options that make no sense", () => {
     expect(() => checkMinHash({ threshold: 0 })).toThrow(/threshold/);
     expect(() => checkMinHash({ bands: 2000 })).toThrow(/bands/);
-    expect(() => checkMinHash({ bands: 200, rows: 6 })).toThrow(/rows/);
+    expect(() => checkMinHash({ bands: 200, rows: 6 })).toThrow(
+      "deduplicate.near.rows is 6; it must be a whole number from 1 to 5.",
+    );
+    expect(() => checkMinHash({ rows: 2000 }, (name) => `--${name}`)).toThrow("--rows is 2000");
   });
 });
 

@@ -148,6 +148,10 @@ test("a file: what is usable is read, the rest is listed by line; nothing usable
   await expect(readPreferences([file], [])).rejects.toThrow(
     /prefs.jsonl: no preference can be used. .*prefs.jsonl:1: its keys/,
   );
+  // What was set aside in another file before is not the reason.
+  await expect(readPreferences([file], [{ file: "other.jsonl", line: 9, reason: "x" }])).rejects.toThrow(
+    /no preference can be used\. .*prefs.jsonl:1: its keys/,
+  );
   await expect(readPreferences([join(root, "none.jsonl")], [])).rejects.toThrow(/none.jsonl does not exist/);
 });
 

@@ -78,7 +78,7 @@ test("two instruction sets side by side have pools of their own", () => {
   const [p, q] = [a.alloc(n * 4), b.alloc(n * 4)];
   for (let i = 1; i < 10; i++) {
     a.fill(p, i, n, F32);
-    b.scale(p, 2, q, n, F32);
+    b.add(p, p, q, n, F32);
     expect(a.sumSquares(q, n, F32)).toBe(4 * i * i * n);
   }
   a.free(p, n * 4);

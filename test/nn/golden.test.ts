@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
 import { openCpu } from "../../src/device/cpu.js";
-import { llamaConfigJson, parseLlamaConfig, positionsOf, readLlamaConfig } from "../../src/nn/config.js";
+import { describePositions, llamaConfigJson, parseLlamaConfig, readLlamaConfig } from "../../src/nn/config.js";
 import { loadLlama, saveLlama } from "../../src/nn/folder.js";
 import { type Llama, type Precision, packSequences } from "../../src/nn/llama.js";
 import { Tape } from "../../src/tensor/tensor.js";
@@ -119,7 +119,7 @@ it("a sliding window bounds the context: up to it, it changes nothing", () => {
   const mistral = readLlamaConfig(gold.folder("mistral"));
   expect(mistral.maxPositionEmbeddings).toBe(100);
   expect(llamaConfigJson(mistral, "bfloat16")).toMatchObject({ max_position_embeddings: 128, sliding_window: 100 });
-  expect(positionsOf(mistral)).toMatch(/^100 positions at once: its layers see no further \(sliding_window\)/);
+  expect(describePositions(mistral)).toMatch(/^100 positions at once: its layers see no further \(sliding_window\)/);
   // Transformers' defaults: a window of 4,096, from layer 28 on.
   expect(context({ model_type: "mistral", max_position_embeddings: 8192 })).toBe(4096);
   expect(context({ model_type: "qwen3", max_position_embeddings: 8192, use_sliding_window: true })).toBe(8192);

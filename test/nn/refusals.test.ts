@@ -1,5 +1,5 @@
 /** What a model refuses before a kernel would read past its tables. */
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
@@ -46,6 +46,35 @@ test("tokens, targets and positions that the model has no rows for", () => {
   const batch = packSequences([[1, 2]]);
   expect(() => model.logProbs(tape, batch, Int32Array.of(2, 20))).toThrow(/Token 20 is not/);
   expect(forward([0, 19, 1, 2, 3, 4, 5, 6])).not.toThrow();
+});
+
+test.each([
+  ["whole numbers", "I16", 1],
+  ["fp8", "F8_E4M3", 2],
+])("weights of %s", (_, type, per) => {
+  const dir = `${root}/${type}`;
+  const half = new Llama(device, config, "bf16");
+  half.parameters.initialize(1, 0.1);
+  saveLlama(half, dir);
+  half.close();
+  const file = `${dir}/model.safetensors`;
+  const bytes = readFileSync(file);
+  const length = Number(bytes.readBigUInt64LE());
+  const header = JSON.parse(bytes.toString("utf8", 8, 8 + length)) as Record<
+    string,
+    { dtype: string; shape: number[] }
+  >;
+  const first = header["model.embed_tokens.weight"];
+  first.dtype = type;
+  first.shape[1] *= per; // as many bytes as before
+  const text = Buffer.from(JSON.stringify(header));
+  const size = Buffer.alloc(8);
+  size.writeBigUInt64LE(BigInt(text.length));
+  writeFileSync(file, Buffer.concat([size, text, bytes.subarray(8 + length)]));
+  for (const precision of ["bf16", "fp32"] as const)
+    expect(() => loadLlama(device, dir, precision)).toThrow(
+      `embed_tokens.weight is of type ${type}; F32, BF16 and F16 can be read`,
+    );
 });
 
 test("fewer targets or weights than tokens, logits of rows that are not there, tensors and models that are gone", () => {

@@ -2,7 +2,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
-import { check, loadConfig, overridden } from "../../src/run/config.js";
+import { check, overridden, readYaml } from "../../src/run/config.js";
 import { systemMessage, UserError } from "../../src/run/errors.js";
 import { pretrainSchema } from "../../src/stages/pretrain.js";
 import { STAGES } from "../../src/stages/registry.js";
@@ -12,7 +12,7 @@ afterAll(() => rmSync(dir, { recursive: true, force: true }));
 const file = join(dir, "c.yaml");
 const read = (yaml: string, set: string[] = []) => {
   writeFileSync(file, yaml);
-  return loadConfig(pretrainSchema, file, set);
+  return check(pretrainSchema, overridden(readYaml(file), set));
 };
 const complaint = (yaml: string, set: string[] = []): string => {
   try {
@@ -66,7 +66,7 @@ test("--set goes over the file; its mistakes are told the same way", () => {
 });
 
 test("a file that is missing, or is not YAML", () => {
-  expect(() => loadConfig(pretrainSchema, join(dir, "none.yaml"))).toThrow(/none.yaml does not exist/);
+  expect(() => readYaml(join(dir, "none.yaml"))).toThrow(/none.yaml does not exist/);
   expect(complaint("a: [1,\nb: }")).toMatch(/c\.yaml:2:\d+: not YAML: [^:]*$/);
   expect(complaint("a: 1\n\tb: 2\n")).toMatch(/c\.yaml:2:1: not YAML: Tabs/);
 });
@@ -153,7 +153,7 @@ test("what the operating system refuses is told of the file, and nothing else is
   expect(told(() => readFileSync(join(dir, "none")))).toBe(`${join(dir, "none")} does not exist.`);
   expect(told(() => readFileSync(dir))).toBe("the file is a folder, where a file is meant.");
   expect(told(() => JSON.parse("{"))).toBeUndefined();
-  expect(() => loadConfig(pretrainSchema, dir)).toThrow(/is a folder, where a file is meant/);
+  expect(() => readYaml(dir)).toThrow(/is a folder, where a file is meant/);
   const full = Object.assign(new Error("ENOSPC"), { code: "ENOSPC", syscall: "write" });
   expect(systemMessage(full, "runs/a")).toMatch(/^runs\/a could not be written: the disk is full/);
 });

@@ -132,6 +132,7 @@ test.each([
   ["full", {}],
   ["LoRA", { lora: { rank: 4, alpha: 8 } }],
   ["mixture and pretraining text", { pretrainMix: { train: [join(root, "text.jsonl")], batchSize: 2 } }],
+  ["micro-batches", { gradientAccumulation: 2, pretrainMix: { train: [join(root, "text.jsonl")], batchSize: 2 } }],
 ])("fine-tuning resumes to the same bytes: %s", async (name, more) => {
   const settings = { ...tuning, ...more, steps: 8, saveEvery: 3, evalEvery: 0 };
   const whole = await runIn(`sft-${name}`, "sft", settings);

@@ -8,7 +8,7 @@ import type { Measured } from "./measure.js";
 import { type Rule, type Signals, type Thresholds, thresholdOf } from "./rules.js";
 
 /** Thresholds of lines change what is left of the page, so a new one needs the text. */
-const LINE_RULES: Rule[] = [
+export const LINE_RULES: Rule[] = [
   { name: "c4.maxWordLength", signal: "c4.longestWord", kind: "max", threshold: 1000, needsText: true },
   { name: "c4.lineCitations", signal: "c4.citations", kind: "max", threshold: 0, needsText: true },
   { name: "c4.lineTerminalMarks", signal: "c4.linesWithoutMark", kind: "max", threshold: 0, needsText: true },
@@ -16,13 +16,11 @@ const LINE_RULES: Rule[] = [
   { name: "c4.lineJavascript", signal: "c4.linesJavascript", kind: "max", threshold: 0, needsText: true },
   { name: "c4.linePolicy", signal: "c4.linesPolicy", kind: "max", threshold: 0, needsText: true },
 ];
-const PAGE_RULES: Rule[] = [
+export const PAGE_RULES: Rule[] = [
   { name: "c4.minSentences", signal: "c4.sentences", kind: "min", threshold: 5 },
   { name: "c4.maxLoremIpsum", signal: "c4.loremIpsum", kind: "max", threshold: 0 },
   { name: "c4.maxCurlyBracket", signal: "c4.curlyBracket", kind: "max", threshold: 0 },
 ];
-export const C4_LINES = LINE_RULES;
-export const C4_PAGE = PAGE_RULES;
 
 const CITATION = /\[\d*\]|\[edit\]|\[citation needed\]/g;
 const END_MARKS = [".", "?", "!", '"', "'"];

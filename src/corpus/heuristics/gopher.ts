@@ -50,11 +50,11 @@ export const GOPHER_REPETITION: Rule[] = [
   ...DUPLICATE.map(([n, t]) => rule(`maxDuplicate${n}GramChars`, "max", t)),
 ];
 
-/** The paper's eight English words. Other languages have no published list in that paper; give one with `stopWords`. */
-export const STOP_WORDS: Record<string, string[]> = { en: ["the", "be", "to", "of", "and", "that", "have", "with"] };
+/** The paper's eight English words; it has no list for other languages, whose documents are not judged by it. */
+const STOP_WORDS: Record<string, string[]> = { en: ["the", "be", "to", "of", "and", "that", "have", "with"] };
 
 /** Fractions are of 1; lengths in characters. minStopWords counts different stop words, case-sensitive, as datatrove does. */
-export function gopherQuality(doc: Measured, stopWords: Record<string, string[]>): Signals {
+export function gopherQuality(doc: Measured): Signals {
   const { text, lines } = doc;
   const all = doc.words.count;
   const { words, chars, alphabetic } = doc.wordCounts();
@@ -66,7 +66,7 @@ export function gopherQuality(doc: Measured, stopWords: Record<string, string[]>
     if (line.endsWith("...") || line.endsWith("…")) ellipses++;
   }
   // A document whose language nobody has told is taken for English, as there.
-  const list = stopWords[doc.language ?? "en"];
+  const list = STOP_WORDS[doc.language ?? "en"];
   return {
     "gopher.words": words,
     "gopher.meanWordLength": ratio(chars, words),

@@ -1,20 +1,20 @@
 /** The heuristic presets: measures a text once, judges every rule of the chosen presets, and says what would be cut. */
 import { UserError } from "../../run/errors.js";
 import type { Finding, Span } from "../document.js";
-import { C4_LINES, C4_PAGE, c4 } from "./c4.js";
+import { c4, LINE_RULES, PAGE_RULES } from "./c4.js";
 import { FINEWEB, FINEWEB_SHORT_LINE, fineweb } from "./fineweb.js";
-import { GOPHER_QUALITY, GOPHER_REPETITION, gopherQuality, gopherRepetition, STOP_WORDS } from "./gopher.js";
+import { GOPHER_QUALITY, GOPHER_REPETITION, gopherQuality, gopherRepetition } from "./gopher.js";
 import { Measured } from "./measure.js";
 import { checkThresholds, judge, type Rule, type Signals, type Thresholds } from "./rules.js";
 import { SLIMPAJAMA, slimpajama } from "./slimpajama.js";
-import { ZH, ZH_STOP_WORDS, zh } from "./zh.js";
+import { ZH, zh } from "./zh.js";
 
 export type { Rule, Signals, Thresholds } from "./rules.js";
 
 /** Every rule of a preset with its published threshold. */
 export const PRESETS = {
   gopher: [...GOPHER_QUALITY, ...GOPHER_REPETITION],
-  c4: [...C4_LINES, ...C4_PAGE],
+  c4: [...LINE_RULES, ...PAGE_RULES],
   fineweb: FINEWEB,
   slimpajama: SLIMPAJAMA,
   zh: ZH,
@@ -30,8 +30,6 @@ export interface HeuristicRules {
   presets: readonly PresetName[];
   /** By name, e.g. {"gopher.minWords": 100}; null switches a rule off. */
   thresholds?: Thresholds;
-  /** Stop words by language, for Gopher's and the Chinese rule; adds to the built-in lists (en, zh). */
-  stopWords?: Record<string, string[]>;
 }
 
 /** Checks a recipe's rules before anything is read. Throws UserError naming what is unknown. */
@@ -76,12 +74,12 @@ export function evaluateHeuristics(text: string, language: string | undefined, r
   const spans: Span[] = [];
   for (const preset of rules.presets) {
     if (preset === "gopher") {
-      Object.assign(signals, gopherQuality(doc, { ...STOP_WORDS, ...rules.stopWords }), gopherRepetition(doc));
+      Object.assign(signals, gopherQuality(doc), gopherRepetition(doc));
       findings.push(...judge(PRESETS.gopher, signals, overrides));
     } else if (preset === "c4") {
       const result = c4(doc, overrides);
       Object.assign(signals, result.signals);
-      findings.push(...result.findings, ...judge(C4_PAGE, signals, overrides));
+      findings.push(...result.findings, ...judge(PAGE_RULES, signals, overrides));
       for (const span of result.spans) spans.push(span); // spread, they would overflow the stack: a text may have as many lines
     } else if (preset === "fineweb") {
       Object.assign(signals, fineweb(doc, overrides["fineweb.shortLineLength"] ?? FINEWEB_SHORT_LINE));
@@ -90,7 +88,7 @@ export function evaluateHeuristics(text: string, language: string | undefined, r
       Object.assign(signals, slimpajama(doc));
       findings.push(...judge(SLIMPAJAMA, signals, overrides));
     } else if (preset === "zh") {
-      Object.assign(signals, zh(doc, rules.stopWords?.zh ?? ZH_STOP_WORDS));
+      Object.assign(signals, zh(doc));
       findings.push(...judge(ZH, signals, overrides));
     }
   }

@@ -49,12 +49,12 @@ export const ZH: Rule[] = [
 ];
 
 /** FineWeb-2's stop words for cmn_Hani that are words (its list also has a middle dot). */
-export const ZH_STOP_WORDS = [..."的年在月是和日了於為有被人中为他與後也而由"];
+const STOP_WORDS = [..."的年在月是和日了於為有被人中为他與後也而由"];
 
 const TERMINAL = /[\p{Sentence_Terminal}"”』」…]$/u;
 const BULLET = /^[•·●○◆◇■□▪★☆※\-–—]/;
 
-export function zh(doc: Measured, stopWords: readonly string[] = ZH_STOP_WORDS): Signals {
+export function zh(doc: Measured): Signals {
   const lines = doc.text.split("\n").filter((line) => line.trim() !== "");
   let bullets = 0;
   let ellipses = 0;
@@ -75,7 +75,7 @@ export function zh(doc: Measured, stopWords: readonly string[] = ZH_STOP_WORDS):
     "zh.hanFraction": ratio(units.han, total),
     "zh.meanLineLength": ratio(inLines, lines.length),
     "zh.punctuatedLines": ratio(punctuated, lines.length),
-    "zh.stopWords": stopWords.filter((w) => doc.text.includes(w)).length,
+    "zh.stopWords": STOP_WORDS.filter((w) => doc.text.includes(w)).length,
     "zh.hashRatio": ratio(countOf(doc.text, "#"), total),
     "zh.ellipsisRatio": ratio(countOf(doc.text, "...") + countOf(doc.text, "…"), total),
     "zh.bulletLines": ratio(bullets, lines.length),

@@ -118,7 +118,7 @@ const share = (x: number, interval: [number, number]): string =>
 const number = (n: number, what: string): string => `${n.toLocaleString("en-US")} ${what}${n === 1 ? "" : "s"}`;
 const significant = (x: number): string => (x < 1000 ? x.toPrecision(4) : x.toExponential(2));
 /** One line of at most 100 characters; control characters, which a young model writes, would garble a terminal. */
-function shorten(text: string): string {
+export function shorten(text: string): string {
   const line = text.replace(/[\s\p{Cc}]+/gu, " ").trim();
   const characters = [...line];
   return characters.length > 100 ? `${characters.slice(0, 100).join("")}…` : line;
