@@ -3,12 +3,13 @@
  * their text, if they have none), sources are mixed by weight, and all is tokenized into shards. What became of every document is written beside it (outcome/).
  */
 import { closeSync, existsSync, openSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
+import { isValidation } from "../run/order.js";
 import { applySpans, chanceKey, type Document, type Span } from "./document.js";
 import type { Duplicate, UnitOfSource } from "./duplicates.js";
 import { type BuildFolder, diskError, readRows, toRows } from "./folder.js";
 import { uniform } from "./hash.js";
 import { AGAINST, type Recipe } from "./recipe.js";
-import { isValidation, type Manifest, readManifest, writeShards } from "./shards.js";
+import { type Manifest, readManifest, writeShards } from "./shards.js";
 import type { Row } from "./unit.js";
 
 /** A row of outcome/UNIT.jsonl. */

@@ -4,8 +4,8 @@
  * that each prompt names the types that the set still lacks, by the shares of InstructGPT's prompts.
  */
 import { firstReason, type Rejected } from "../corpus/read.js";
-import { shuffled } from "../corpus/shards.js";
 import { UserError } from "../run/errors.js";
+import { shuffled } from "../run/order.js";
 import { recordsOf } from "./jsonl.js";
 import { canonicalType, INSTRUCTGPT, largestRemainder } from "./mixture.js";
 import { toConversation } from "./records.js";

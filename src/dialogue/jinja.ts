@@ -1,5 +1,5 @@
 /**
- * Jinja as Transformers runs it: @huggingface/jinja, and the methods of Python's strings that it has only in part.
+ * Jinja as chat templates use it in Transformers: @huggingface/jinja, and the methods of Python's strings that it has only in part.
  * Its strip, lstrip and rstrip take no characters; templates with thoughts (`.lstrip('\n')`) would lose spaces by that.
  */
 import { Template } from "@huggingface/jinja";

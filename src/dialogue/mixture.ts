@@ -1,6 +1,6 @@
 /** Mixtures of instruction types: in which shares they are drawn, deterministically, and what was drawn. */
-import { shuffled } from "../corpus/shards.js";
 import { UserError } from "../run/errors.js";
+import { shuffled, visited } from "../run/order.js";
 
 /** The shares of InstructGPT's prompts (Ouyang et al. 2022, table 1), as the notes give them; in percent. */
 export const INSTRUCTGPT: Record<string, { share: number; chinese: string }> = {
@@ -60,10 +60,7 @@ export function drawMixture(
   );
   const draws = [...counts].flatMap(([type, count]) => {
     const own = byType.get(type)!;
-    return Array.from({ length: count }, (_, i) => {
-      const draw = epoch * count + i;
-      return own[shuffled(draw % own.length, own.length, seed, Math.floor(draw / own.length))];
-    });
+    return Array.from({ length: count }, (_, i) => own[visited(epoch * count + i, own.length, seed)]);
   });
   const order = draws.map((_, i) => draws[shuffled(i, draws.length, seed + 1, epoch)]);
   const all = new Set([...Object.keys(weights), ...byType.keys()]);

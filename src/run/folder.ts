@@ -194,16 +194,18 @@ export class RunFolder {
     return path;
   }
 
-  /** Lists records that were set aside; nothing is written when there are none. Returns what to tell the user. */
-  setAside(records: readonly { file: string; line: number; reason: string }[]): string | undefined {
-    if (records.length === 0) return undefined;
+  /** Lists records that were set aside; and tells how many they are. */
+  setAside(records: readonly { file: string; line: number; reason: string }[]): void {
+    if (records.length === 0) return;
     const path = this.write("rejected.jsonl", `${records.map((r) => JSON.stringify(r)).join("\n")}\n`);
     const { file, line, reason } = records[0];
     const counts = new Map<string, number>();
     for (const r of records) counts.set(r.reason, (counts.get(r.reason) ?? 0) + 1);
     const others = [...counts].filter(([why]) => why !== reason).sort((a, b) => b[1] - a[1]);
     const more = others.slice(0, 3).map(([why, n]) => `; ${n}: ${why}`);
-    return `${records.length} records set aside (${path}); the first is ${file}:${line}: ${reason}${more.join("")}${others.length > 3 ? "; ..." : ""}`;
+    console.error(
+      `${records.length} records set aside (${path}); the first is ${file}:${line}: ${reason}${more.join("")}${others.length > 3 ? "; ..." : ""}`,
+    );
   }
 
   /** What is closed with the run, however that ends: models and what trains them hold memory that nobody else gives back. */

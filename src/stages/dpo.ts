@@ -10,23 +10,24 @@
  */
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { z } from "zod";
-import { shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { fingerprintOf } from "../dialogue/pack.js";
 import { type EncodedReply, replyBatch } from "../dialogue/preference.js";
 import { installTemplate } from "../dialogue/templates.js";
-import { loadLlama, saveLlama } from "../nn/folder.js";
+import { loadLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
-import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
+import { attachLora } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
+import { visited } from "../run/order.js";
 import { averageOfAll, batchSizeSchema, loraSchema, rateFalls, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { goOn, saveCheckpoint, saveResult } from "./checkpoint.js";
 import {
   hasReference,
   movedBy,
@@ -97,8 +98,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
     policyContext(config.from),
     config.loss === "kto",
   );
-  const aside = run.setAside(rejected);
-  if (aside) console.error(aside);
+  run.setAside(rejected);
 
   const { seed, precision } = config;
   const load = (dir: string): Llama => loadLlama(device, dir, precision, { vocabSize: tokenizer.vocabSize, grid });
@@ -149,10 +149,8 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
       checkEvery: config.parallel.checkEvery,
     }),
   );
-  if (resumed) {
-    if (config.lora) loadAdapter(model, resumed);
-    trainer.load(resumed);
-  }
+  const trained = { run, model, trainer, tokenizer };
+  if (resumed) goOn(trained, resumed);
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, ${pairs.train.length} pairs, ${steps} steps of ${perStep}, loss ${config.loss}`,
   );
@@ -171,12 +169,8 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
       "validation/rewards/accuracies",
     ],
     step(step) {
-      current = Array.from({ length: perStep }, (_, i) => {
-        const at = (step - 1) * perStep + i;
-        return pairs.train[
-          shuffled(at % pairs.train.length, pairs.train.length, seed, Math.floor(at / pairs.train.length))
-        ];
-      });
+      const { train } = pairs;
+      current = Array.from({ length: perStep }, (_, i) => train[visited((step - 1) * perStep + i, train.length, seed)]);
       const seen: PairLogProbs[] = [];
       const metrics = trainer.step(step, () => {
         let loss = 0;
@@ -207,18 +201,9 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
     }),
     stateBytes: () => trainer.stateBytes(),
     batch: () => current.map((p) => ({ chosen: [...p.chosen.ids], rejected: [...p.rejected.ids] })),
-    save(dir) {
-      if (config.lora) saveAdapter(model, dir);
-      else saveLlama(model, dir);
-      if (run.first) tokenizer.save(dir);
-      trainer.save(dir);
-    },
+    save: (dir) => saveCheckpoint(trained, dir),
   });
-  mergeLora(model);
-  trainer.results(run, (dir) => {
-    saveLlama(model, dir);
-    if (run.first) tokenizer.save(dir);
-  });
+  saveResult(trained);
 }
 
 /** Every pair of every ranking: the better reply against each worse one. */
@@ -231,21 +216,22 @@ function pairsOf(rankings: readonly EncodedReply[][]): Pair[] {
 }
 
 /**
- * Gives each pair its prompt with a reply to the next prompt that is another one, in turn a chosen and a rejected one; cut where the two
- * together are longer than the context.
+ * Gives each pair its prompt with a reply to another one, of the next pair that has such a reply: in turn a chosen and a rejected one, where both will do (of single
+ * replies the two of a pair answer different prompts). Cut where the two together are longer than the context.
  */
 export function addOthers(pairs: readonly Pair[], contextLength: number): void {
-  const promptOf = ({ chosen: { ids, start } }: Pair): string => ids.subarray(0, start).join();
+  const promptOf = ({ ids, start }: EncodedReply): string => ids.subarray(0, start).join();
   pairs.forEach((pair, i) => {
-    const own = promptOf(pair);
-    let step = 1;
-    while (step < pairs.length && promptOf(pairs[(i + step) % pairs.length]) === own) step++;
-    const next = pairs[(i + step) % pairs.length];
-    if (step === pairs.length)
+    const own = promptOf(pair.chosen);
+    let other: EncodedReply | undefined;
+    for (let step = 1; step < pairs.length && !other; step++) {
+      const { chosen, rejected } = pairs[(i + step) % pairs.length];
+      other = (i % 2 === 0 ? [chosen, rejected] : [rejected, chosen]).find((reply) => promptOf(reply) !== own);
+    }
+    if (!other)
       throw new UserError("All preferences have the same prompt; loss: kto needs replies to other prompts as well.");
-    const { ids, start } = i % 2 === 0 ? next.chosen : next.rejected;
     const prompt = pair.chosen.ids.subarray(0, pair.chosen.start);
-    const reply = ids.subarray(start, start + contextLength - prompt.length);
+    const reply = other.ids.subarray(other.start, other.start + contextLength - prompt.length);
     pair.other = { ids: Int32Array.from([...prompt, ...reply]), start: prompt.length };
   });
 }

@@ -7,7 +7,7 @@ import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import type { Device } from "../device/device.js";
 import { loadLlama, saveLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
-import { attachLora, loadAdapter, mergeLora, saveAdapter, withoutLora } from "../nn/lora.js";
+import { attachLora, withoutLora } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
 import type { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
@@ -15,12 +15,15 @@ import type { RunFolder } from "../run/folder.js";
 import { mebibytes } from "../run/progress.js";
 import { holding } from "../tensor/parameters.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
-import { checkReads, isRewardModule, type Judge, openJudge, type Policy } from "./judge.js";
+import { goOn, saveCheckpoint, saveResult, type Trained } from "./checkpoint.js";
+import { checkReads, isRewardModule, type Judge, openJudge, type Policy, rewardMean } from "./judge.js";
 import type { PpoConfig } from "./ppo-config.js";
 
 /** What a resumed run must know besides weights and optimizer states. */
 export interface PpoState {
   klCoef: number;
+  /** Mean reward of the model that the critic began as, which its values are above and scores are told without; 0 for a critic that began otherwise. */
+  criticMean: number;
 }
 
 export class FourModels {
@@ -62,12 +65,15 @@ export class FourModels {
     const critic = run.own(
       loadLlama(device, resumed ? `${resumed}/critic` : start, precision, { head: "scalar", seed, grid }),
     );
-    if (!resumed && (config.criticHeadZero || (isModule && !config.critic)))
+    const beginsAtZero = config.criticHeadZero || (isModule && !config.critic);
+    if (!resumed && beginsAtZero)
       for (const t of critic.parameters.named(true))
         if (t.name.startsWith("score")) device.fill(t.ptr, 0, t.size, critic.parameters.dtype);
     actor.recompute = critic.recompute = recompute;
 
-    const state: PpoState = resumed ? readState(resumed) : { klCoef: config.klCoef };
+    const state: PpoState = resumed
+      ? readState(resumed)
+      : { klCoef: config.klCoef, criticMean: beginsAtZero ? 0 : rewardMean(start) };
     const { checkEvery } = config.parallel;
     const actorTrainer = run.own(
       new Trainer(actor.trainable, config.optimizer, config.schedule, updates, {
@@ -82,8 +88,7 @@ export class FourModels {
       }),
     );
     if (resumed) {
-      if (lora) loadAdapter(actor, resumed);
-      actorTrainer.load(resumed);
+      goOn({ model: actor, trainer: actorTrainer }, resumed);
       criticTrainer.load(resumed, "critic-optimizer");
     }
     return new FourModels(actor, critic, frozen, judge, actorTrainer, criticTrainer, state, policy.tokenizer);
@@ -121,10 +126,7 @@ export class FourModels {
   }
 
   save(dir: string, run: RunFolder): void {
-    if (this.actor.lora) saveAdapter(this.actor, dir);
-    else saveLlama(this.actor, dir);
-    if (run.first) this.tokenizer.save(dir);
-    this.actorTrainer.save(dir);
+    saveCheckpoint(this.trained(run), dir);
     saveLlama(this.critic, `${dir}/critic`);
     this.criticTrainer.save(dir, "critic-optimizer");
     if (run.first) writeFileSync(`${dir}/state.json`, JSON.stringify(this.state));
@@ -132,11 +134,11 @@ export class FourModels {
 
   /** The aligned model is the actor. */
   result(run: RunFolder): void {
-    mergeLora(this.actor);
-    this.actorTrainer.results(run, (dir) => {
-      saveLlama(this.actor, dir);
-      if (run.first) this.tokenizer.save(dir);
-    });
+    saveResult(this.trained(run));
+  }
+
+  private trained(run: RunFolder): Trained {
+    return { run, model: this.actor, trainer: this.actorTrainer, tokenizer: this.tokenizer };
   }
 }
 
@@ -146,5 +148,6 @@ function readState(dir: string): PpoState {
     throw new UserError(
       `${path} is missing: the checkpoint is not whole. Remove its folder, and --resume takes the one before.`,
     );
-  return JSON.parse(readFileSync(path, "utf8")) as PpoState;
+  const { klCoef, criticMean = 0 } = JSON.parse(readFileSync(path, "utf8")) as Partial<PpoState> & { klCoef: number };
+  return { klCoef, criticMean };
 }

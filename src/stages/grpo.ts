@@ -11,24 +11,25 @@
  */
 import { z } from "zod";
 import type { Rejected } from "../corpus/read.js";
-import { shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { type EncodedReply, replyBatch } from "../dialogue/preference.js";
-import { loadLlama, saveLlama } from "../nn/folder.js";
+import { loadLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
-import { attachLora, loadAdapter, mergeLora, saveAdapter, withoutLora } from "../nn/lora.js";
+import { attachLora, withoutLora } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
 import { sumNumbers } from "../parallel/comm.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
+import { shuffled } from "../run/order.js";
 import { averageOfAll, batchSizeSchema, rateFalls, rolloutSettings } from "../run/settings.js";
 import { holding } from "../tensor/parameters.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { goOn, saveCheckpoint, saveResult } from "./checkpoint.js";
 import { openJudge } from "./judge.js";
 import { klOf, ownPart, policyLoss } from "./ppo.js";
 import {
@@ -168,8 +169,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
   const tokenizer = Tokenizer.load(resumed ?? config.from);
   const rejected: Rejected[] = [];
   const prompts = await readPrompts(config, new DialogueEncoder(tokenizer), rejected);
-  const aside = run.setAside(rejected);
-  if (aside) console.error(aside);
+  run.setAside(rejected);
 
   // Groups stay together; of a minibatch every process has its share.
   const mine = grid.share(batchSize, "batchSize");
@@ -193,10 +193,8 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
       checkEvery: config.parallel.checkEvery,
     }),
   );
-  if (resumed) {
-    if (config.lora) loadAdapter(actor, resumed);
-    trainer.load(resumed);
-  }
+  const trained = { run, model: actor, trainer, tokenizer };
+  if (resumed) goOn(trained, resumed);
 
   const tape = run.own(new Tape(device));
   let episodes: Episode[] = [];
@@ -287,16 +285,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
     }),
     stateBytes: () => trainer.stateBytes(),
     batch: () => batch,
-    save(dir) {
-      if (config.lora) saveAdapter(actor, dir);
-      else saveLlama(actor, dir);
-      if (run.first) tokenizer.save(dir);
-      trainer.save(dir);
-    },
+    save: (dir) => saveCheckpoint(trained, dir),
   });
-  mergeLora(actor);
-  trainer.results(run, (dir) => {
-    saveLlama(actor, dir);
-    if (run.first) tokenizer.save(dir);
-  });
+  saveResult(trained);
 }

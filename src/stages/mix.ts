@@ -4,8 +4,8 @@
  */
 import { z } from "zod";
 import { type Rejected, readDocuments } from "../corpus/read.js";
-import { shuffled } from "../corpus/shards.js";
 import { UserError } from "../run/errors.js";
+import { visited } from "../run/order.js";
 import { batchSizeSchema, pathsSchema } from "../run/settings.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 
@@ -39,5 +39,5 @@ export async function pretrainingRows(
       rows.push(document.slice(from, from + contextLength));
   }
   if (rows.length === 0) throw new UserError(`${files.join(", ")}: there is no text to mix in.`);
-  return (index) => rows[shuffled(index % rows.length, rows.length, seed + 2, Math.floor(index / rows.length))];
+  return (index) => rows[visited(index, rows.length, seed + 2)];
 }

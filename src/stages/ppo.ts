@@ -15,7 +15,6 @@
  * ppo-config.ts, the loading and saving of the models in four-models.ts, what it reports in ppo-metrics.ts.
  */
 import type { Rejected } from "../corpus/read.js";
-import { shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
@@ -26,6 +25,7 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
+import { shuffled } from "../run/order.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { allTargets, backwardMeanLoss } from "./clm.js";
@@ -292,7 +292,8 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
   const separator = tokenizer.separatorId;
   const text =
     pretrainMix && (await pretrainingRows(pretrainMix.train, tokenizer, separator, rowLength, seed, rejected));
-  for (const line of [run.setAside(rejected), models.memory()]) if (line) console.error(line);
+  run.setAside(rejected);
+  console.error(models.memory());
 
   const mine = grid.share(batchSize, "batchSize");
   const mixed = grid.share(pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
@@ -326,7 +327,11 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
     checkFinite(`Step ${step}: a value of the critic`, ownValues);
     const { episodes, scores, perToken } = shareEpisodes(grid, own, ownScores, [ownLogp, ownRef, ownValues]);
     const [logp, ref, values] = perToken;
-    return { episodes, scores, logp, ref, values, ...estimate({ scores, logp, ref, values }, state.klCoef, config) };
+    // Scores are told above the reward model's mean; a critic that began as that model counts from its own zero.
+    const mean = state.criticMean;
+    const above = { scores, logp, ref, values: values.map((row) => row.map((value) => value - mean)) };
+    const { advantages, returns } = estimate(above, state.klCoef, config);
+    return { ...above, episodes, values, advantages, returns: returns.map((row) => row.map((value) => value + mean)) };
   };
 
   /** Update `at` of the actor: PPO's loss, and with pretrainMix that of some rows of text. Returns how far it has moved. */

@@ -35,8 +35,7 @@ export async function prefer(config: PreferConfig, run: RunFolder): Promise<void
   const tokenizer = Tokenizer.load(config.from);
   const rejected: Rejected[] = [];
   const prompts = await readPrompts(config, new DialogueEncoder(tokenizer), rejected);
-  const aside = run.setAside(rejected);
-  if (aside) console.error(aside);
+  run.setAside(rejected);
   const model = run.own(loadLlama(device, config.from, config.precision, { trainable: false }));
   const policy = { dir: config.from, tokenizer, longest: longestEpisode(prompts, config.maxTokens) };
   const judge = run.own(await openJudge(config.reward, device, config.precision, policy));

@@ -8,13 +8,13 @@
 import { existsSync } from "node:fs";
 import { z } from "zod";
 import { firstReason, type Rejected, readDocuments } from "../corpus/read.js";
-import { isValidation, type PretrainBatch, readManifest, Shards, shuffled, writeShards } from "../corpus/shards.js";
+import { type PretrainBatch, readManifest, Shards, writeShards } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import type { Device } from "../device/device.js";
 import { readConversations } from "../dialogue/records.js";
 import { generate } from "../generate/generate.js";
 import { describePositions, type LlamaConfig, MODEL_TYPES, parseLlamaConfig, readLlamaConfig } from "../nn/config.js";
-import { loadLlama, saveLlama } from "../nn/folder.js";
+import { loadLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
 import { type Comm, sumNumbers } from "../parallel/comm.js";
@@ -22,12 +22,14 @@ import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
+import { isValidation, visited } from "../run/order.js";
 import { batchSizeSchema, pathsSchema, rateFalls, trainingSettings } from "../run/settings.js";
 import type { Arena } from "../tensor/arena.js";
 import { Tape } from "../tensor/tensor.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { trainBpeOn, trainBpeTogether } from "../tokenizer/train.js";
+import { goOn, saveCheckpoint, saveResult } from "./checkpoint.js";
 import { backwardMeanLoss, meanLoss } from "./clm.js";
 
 const natural = z.int().min(1);
@@ -105,8 +107,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   const rejected: Rejected[] = [];
   const { train, validation } = await tokenize(device, config, tokenizer, run, rejected);
   for (const shards of [train, validation]) if (shards) run.own(shards);
-  const aside = run.setAside(rejected);
-  if (aside) console.error(aside);
+  run.setAside(rejected);
   Grid.agree(grid.world, "data", JSON.stringify(train.manifest));
 
   const { contextLength } = config.data;
@@ -145,7 +146,8 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
       checkEvery: config.parallel.checkEvery,
     }),
   );
-  if (resumed) trainer.load(resumed);
+  const trained = { run, model, trainer, tokenizer };
+  if (resumed) goOn(trained, resumed);
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, a vocabulary of ${model.config.vocabSize}, ${tokens} tokens in ${documents} documents, ` +
       `${steps} steps of ${rowsPerStep} x ${rowLength} tokens (${((steps * rowsPerStep) / rows).toFixed(1)} epochs), ` +
@@ -155,7 +157,6 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
 
   const tape = run.own(new Tape(device));
   let batches: PretrainBatch[] = [];
-  const rowAt = (index: number): number => shuffled(index % rows, rows, config.seed, Math.floor(index / rows));
   await runLoop(run, config, {
     steps,
     peakFlops: () => grid.peakFlops(config.precision),
@@ -163,7 +164,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
       batches = Array.from({ length: config.gradientAccumulation }, (_, micro) => {
         const first = ((step - 1) * config.gradientAccumulation + micro) * config.batchSize + mine.from;
         return train.batch(
-          Array.from({ length: mine.to - mine.from }, (_, i) => rowAt(first + i)),
+          Array.from({ length: mine.to - mine.from }, (_, i) => visited(first + i, rows, config.seed)),
           contextLength,
         );
       });
@@ -181,16 +182,9 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
         targets: [...targets],
         cuSeqlens: [...cuSeqlens],
       })),
-    save(dir) {
-      saveLlama(model, dir);
-      if (run.first) tokenizer.save(dir);
-      trainer.save(dir);
-    },
+    save: (dir) => saveCheckpoint(trained, dir),
   });
-  trainer.results(run, (dir) => {
-    saveLlama(model, dir);
-    if (run.first) tokenizer.save(dir);
-  });
+  saveResult(trained);
 }
 
 async function tokenizerOf(config: PretrainConfig, resumed: string | undefined, run: RunFolder): Promise<Tokenizer> {

@@ -8,24 +8,25 @@
  */
 import { z } from "zod";
 import { firstReason, type Rejected } from "../corpus/read.js";
-import { isValidation, shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { DialogueEncoder } from "../dialogue/mask.js";
 import { fingerprintOf } from "../dialogue/pack.js";
 import { type EncodedReply, encodePreference, readPreferences } from "../dialogue/preference.js";
-import { installTemplate } from "../dialogue/templates.js";
+import { installTemplate, templateOf } from "../dialogue/templates.js";
 import { readLlamaConfig } from "../nn/config.js";
-import { loadLlama, saveLlama } from "../nn/folder.js";
+import { loadLlama } from "../nn/folder.js";
 import { type Llama, packSequences, type TokenBatch } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
+import { isValidation, visited } from "../run/order.js";
 import { batchSizeSchema, pathsSchema, rateFalls, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { goOn, saveCheckpoint, saveResult } from "./checkpoint.js";
 
 export const preferenceData = z.strictObject({
   train: pathsSchema,
@@ -134,7 +135,7 @@ function calibrationError(differences: readonly number[]): number {
     const bin = bins[Math.min(9, Math.floor((confidence - 0.5) * 20))];
     bin.n++;
     bin.confidence += confidence;
-    bin.right += d > 0 ? 1 : 0;
+    bin.right += d > 0 ? 1 : d === 0 ? 0.5 : 0; // a tie is half right, as in accuracy
   }
   return bins.reduce((e, b) => e + Math.abs(b.confidence - b.right), 0) / Math.max(1, differences.length);
 }
@@ -160,6 +161,21 @@ export function scoreSequences(model: Llama, sequences: readonly ArrayLike<numbe
   return scores;
 }
 
+/**
+ * Transformers reads a reward at the last token that is not padding, so padding may be no token that replies end with, as it is in many chat models. Another
+ * one is named then that no reply ends with; none, where there is none: Transformers asks for one before it reads a batch, and single replies are right.
+ */
+function padApart(tokenizer: Tokenizer): void {
+  const ends = [tokenizer.eosId, tokenizer.tokenToId(templateOf(tokenizer).endOfTurn)];
+  const isApart = (id: number | undefined): boolean => id !== undefined && !ends.includes(id);
+  if (isApart(tokenizer.padId)) return;
+  const { unk_token, bos_token } = tokenizer.config as Record<string, string | { content: string } | undefined>;
+  const names = [unk_token, bos_token].map((token) => (typeof token === "object" ? token.content : token));
+  tokenizer.config.pad_token = ["<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", ...names].find(
+    (name) => name !== undefined && isApart(tokenizer.tokenToId(name)),
+  );
+}
+
 export async function reward(config: RewardConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
@@ -171,8 +187,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     tokenizer,
     readLlamaConfig(config.from).maxPositionEmbeddings,
   );
-  const aside = run.setAside(rejected);
-  if (aside) console.error(aside);
+  run.setAside(rejected);
 
   const { seed, precision } = config;
   const model = run.own(
@@ -185,6 +200,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   );
   model.recompute = config.recompute;
   if (config.fromScratch && !resumed) model.parameters.initialize(seed, model.config.initializerRange);
+  padApart(tokenizer);
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   const perStep = config.batchSize * config.gradientAccumulation;
   const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * train.length) / perStep));
@@ -201,7 +217,8 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
       checkEvery: config.parallel.checkEvery,
     }),
   );
-  if (resumed) trainer.load(resumed);
+  const trained = { run, model, trainer, tokenizer };
+  if (resumed) goOn(trained, resumed);
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, ${train.length} ranked prompts, ${steps} steps of ${perStep}`,
   );
@@ -221,10 +238,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     steps,
     show: ["loss", "gradNorm", "learningRate", "accuracy", "validation/loss", "validation/accuracy"],
     step(step) {
-      current = Array.from({ length: perStep }, (_, i) => {
-        const at = (step - 1) * perStep + i;
-        return train[shuffled(at % train.length, train.length, seed, Math.floor(at / train.length))];
-      });
+      current = Array.from({ length: perStep }, (_, i) => train[visited((step - 1) * perStep + i, train.length, seed)]);
       const differences: number[] = [];
       const seen: number[] = [];
       const metrics = trainer.step(step, () => {
@@ -268,11 +282,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     }),
     stateBytes: () => trainer.stateBytes(),
     batch: () => current.map((g) => g.map((r) => [...r.ids])),
-    save(dir) {
-      saveLlama(model, dir);
-      if (run.first) tokenizer.save(dir);
-      trainer.save(dir);
-    },
+    save: (dir) => saveCheckpoint(trained, dir),
   });
   const last = measure(validation.length > 0 ? validation : train);
   const { lengthCorrelation } = last;
@@ -289,10 +299,10 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     );
   // Of a thousand prompts, spread over the training data: what they are like, not all of them.
   const some = train.filter((_, i) => i % Math.ceil(train.length / 1000) === 0);
-  trainer.results(run, (dir) => {
-    const { rewardMean, rewardStd } = config.normalize ? measure(some) : last;
-    saveLlama(model, dir, config.normalize ? { reward_mean: rewardMean, reward_std: rewardStd } : {});
-    if (run.first) tokenizer.save(dir);
+  saveResult(trained, (): Record<string, number> => {
+    if (!config.normalize) return {};
+    const { rewardMean, rewardStd } = measure(some);
+    return { reward_mean: rewardMean, reward_std: rewardStd };
   });
 }
 

@@ -3,7 +3,6 @@
  * log-probabilities and values of their tokens.
  */
 import { firstReason, type Rejected } from "../corpus/read.js";
-import { shuffled } from "../corpus/shards.js";
 import { recordsOf } from "../dialogue/jsonl.js";
 import type { DialogueEncoder } from "../dialogue/mask.js";
 import { type EncodedReply, promptOf, replyBatch } from "../dialogue/preference.js";
@@ -15,6 +14,7 @@ import { hasScalarHead } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import type { Grid } from "../parallel/grid.js";
 import { NonFiniteError, UserError } from "../run/errors.js";
+import { visited } from "../run/order.js";
 import { Tape } from "../tensor/tensor.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 
@@ -98,10 +98,7 @@ export const longestEpisode = (prompts: readonly Pick<Prompt, "ids">[], maxToken
 
 /** The prompts of a step (1, 2, ...): each in its turn, in another order every time that all have been asked. */
 export const promptsOfStep = (prompts: readonly Prompt[], step: number, count: number, seed: number): Prompt[] =>
-  Array.from({ length: count }, (_, i) => {
-    const at = (step - 1) * count + i;
-    return prompts[shuffled(at % prompts.length, prompts.length, seed, Math.floor(at / prompts.length))];
-  });
+  Array.from({ length: count }, (_, i) => prompts[visited((step - 1) * count + i, prompts.length, seed)]);
 
 export interface RolloutOptions {
   maxTokens: number;

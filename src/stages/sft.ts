@@ -8,7 +8,6 @@
 import { existsSync } from "node:fs";
 import { z } from "zod";
 import type { Rejected } from "../corpus/read.js";
-import { isValidation, shuffled } from "../corpus/shards.js";
 import { openCpu } from "../device/cpu.js";
 import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../dialogue/mask.js";
 import { canonicalType, drawMixture, mixtureWeights } from "../dialogue/mixture.js";
@@ -17,14 +16,15 @@ import { type Conversation, readConversations } from "../dialogue/records.js";
 import { installTemplate, RecordError } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
 import { describePositions, readLlamaConfig } from "../nn/config.js";
-import { loadLlama, saveLlama } from "../nn/folder.js";
+import { loadLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
-import { attachLora, loadAdapter, mergeLora, saveAdapter } from "../nn/lora.js";
+import { attachLora } from "../nn/lora.js";
 import { Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
+import { isValidation, shuffled } from "../run/order.js";
 import {
   averageOfAll,
   batchSizeSchema,
@@ -35,6 +35,7 @@ import {
 } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { goOn, saveCheckpoint, saveResult } from "./checkpoint.js";
 import { allTargets, backwardMeanLoss, meanLoss, type TargetBatch } from "./clm.js";
 import { pretrainingRows, pretrainMixSchema } from "./mix.js";
 
@@ -95,7 +96,8 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
       config.seed,
       rejected,
     ));
-  for (const line of [...report, run.setAside(rejected)]) if (line) console.error(line);
+  for (const line of report) console.error(line);
+  run.setAside(rejected);
 
   const model = run.own(
     loadLlama(device, resumed && !config.lora ? resumed : config.from, config.precision, {
@@ -124,10 +126,8 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
       checkEvery: config.parallel.checkEvery,
     }),
   );
-  if (resumed) {
-    if (config.lora) loadAdapter(model, resumed);
-    trainer.load(resumed);
-  }
+  const trained = { run, model, trainer, tokenizer };
+  if (resumed) goOn(trained, resumed);
   const { pretrainMix, gradientAccumulation } = config;
   const mixed = grid.share(pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
   console.error(
@@ -180,18 +180,9 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
         targets: [...targets],
         cuSeqlens: [...cuSeqlens],
       })),
-    save(dir) {
-      if (config.lora) saveAdapter(model, dir);
-      else saveLlama(model, dir);
-      if (run.first) tokenizer.save(dir);
-      trainer.save(dir);
-    },
+    save: (dir) => saveCheckpoint(trained, dir),
   });
-  mergeLora(model);
-  trainer.results(run, (dir) => {
-    saveLlama(model, dir);
-    if (run.first) tokenizer.save(dir);
-  });
+  saveResult(trained);
 }
 
 /** The base model's tokenizer with the conversation template in it. Throws UserError when it is another model's. */

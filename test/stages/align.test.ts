@@ -172,6 +172,26 @@ test("KTO's reply to another prompt is cut where the two are longer than the con
   ]);
 });
 
+test("KTO's other reply is never one to the same prompt, in pairs of single replies either", () => {
+  const reply = (prompt: number, token: number) => ({ ids: Int32Array.of(prompt, token), start: 1 });
+  const pair = (chosen: number, rejected: number): Pair => ({
+    chosen: reply(chosen, 50),
+    rejected: reply(rejected, 60),
+    refChosen: 0,
+    refRejected: 0,
+  });
+  // Two good replies to prompt 1, bad ones to 2 and 3; and a pair whose neighbour's bad reply is to its own prompt.
+  const pairs = [pair(1, 2), pair(1, 3), pair(4, 1), pair(5, 4)];
+  addOthers(pairs, 10);
+  expect(pairs.map((p) => [...p.other!.ids])).toEqual([
+    [1, 60],
+    [1, 50],
+    [4, 50],
+    [5, 60],
+  ]);
+  expect(() => addOthers([pair(1, 1), pair(1, 1)], 10)).toThrow(/same prompt/);
+});
+
 test("DPO begins at ln 2", () => {
   const same = trl.pairs.map((p) => ({ ...p, refChosen: p.chosen, refRejected: p.rejected }));
   expect(preferenceLoss(same, trl.family[0].options).loss).toBeCloseTo(Math.LN2, 12);

@@ -77,11 +77,16 @@ test("greedy replies are those of Transformers; a prompt without room is told wi
   );
 });
 
-test("sampled replies depend on the seed", () => {
+test("sampled replies depend on the seed and the prompt's number, not on how many are asked at once", () => {
   const loaded = loadForGeneration(chat);
-  const sample = (seed: number) => replyTo(loaded, asked(prompts), { ...options, temperature: 1, seed });
+  const same = Array.from({ length: 6 }, () => prompts[0]);
+  const sample = (seed: number, batchSize = 2) =>
+    replyTo(loaded, asked(same), { ...options, batchSize, temperature: 1, seed }).map((r) => r.text);
   expect(sample(1)).toEqual(sample(1));
   expect(sample(1)).not.toEqual(sample(2));
+  for (const batchSize of [1, 3, 6]) expect(sample(1, batchSize)).toEqual(sample(1));
+  // Nor are another seed's draws the same ones, moved by a place or a batch.
+  for (const by of [1, 2]) expect(sample(1 + by).slice(0, 6 - by)).not.toEqual(sample(1).slice(by));
 });
 
 test("exact match: the whole reply, or an answer within it", () => {
@@ -91,6 +96,10 @@ test("exact match: the whole reply, or an answer within it", () => {
   expect(isExact("Lima, Peru", ["Lima"])).toBe(false);
   expect(isExact("巴马科。", ["巴马科"])).toBe(true);
   expect(isExact("", ["!"])).toBe(false);
+  // As SQuAD's string.punctuation, and articles are whole words in every alphabet.
+  expect(isExact("$5", ["5"])).toBe(true);
+  expect(isExact("x = 4", ["x 4"])).toBe(true);
+  expect(isExact("año", ["ño"])).toBe(false);
   expect(isExact("!", ["!"])).toBe(true);
   expect(isRight("It is Lima, in Peru.", ["Quito", "lima"])).toBe(true);
   expect(isRight("Limassol", ["Lima"])).toBe(false);

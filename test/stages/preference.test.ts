@@ -1,5 +1,5 @@
 /** Alignment stages on a model of a few thousand parameters: they do what they promise, and resume exactly. */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
@@ -538,6 +538,46 @@ test("what marks a stage as finished is written last", async () => {
   const mean = (name: string): number =>
     JSON.parse(readFileSync(`${file("last-ema")}/${name}/config.json`, "utf8")).reward_mean;
   expect(mean("model-ema")).not.toBe(mean("model"));
+}, 60_000);
+
+test("a reward model's padding is no token that replies end with; where there is another one, that", async () => {
+  const data = { train: [toy("pad.jsonl")], validationShare: 0 };
+  for (const [name, special, wanted] of [
+    ["pad-other", {}, "<|pad|>"],
+    ["pad-bos", { "<|pad|>": "<|filler|>" }, "<|endoftext|>"],
+  ] as const) {
+    const from = file(`${name}-policy`);
+    cpSync(sftModel, from, { recursive: true });
+    for (const [old, token] of Object.entries(special))
+      for (const part of ["tokenizer.json", "tokenizer_config.json"])
+        writeFileSync(`${from}/${part}`, readFileSync(`${from}/${part}`, "utf8").replaceAll(old, token));
+    const config = JSON.parse(readFileSync(`${from}/tokenizer_config.json`, "utf8"));
+    writeFileSync(`${from}/tokenizer_config.json`, JSON.stringify({ ...config, pad_token: "<|end|>" }));
+    const reward = await run(name, "reward", { from, data, batchSize: 4, steps: 1 });
+    const tokenizer = Tokenizer.load(reward);
+    expect(tokenizer.padId).toBe(tokenizer.tokenToId(wanted));
+    expect(JSON.parse(readFileSync(`${reward}/config.json`, "utf8")).pad_token_id).toBe(tokenizer.padId);
+  }
+}, 60_000);
+
+test("scores without their mean, and a critic that begins as the reward model: what the mean is makes no difference", async () => {
+  const data = { train: [toy("mean.jsonl")], validationShare: 0 };
+  const reward = await run("mean", "reward", { from: sftModel, precision: "fp32", data, batchSize: 4, steps: 5 });
+  const config = JSON.parse(readFileSync(`${reward}/config.json`, "utf8"));
+  const first = async (name: string, more: object): Promise<Record<string, number>> => {
+    const shifted = file(`${name}-rm`);
+    cpSync(reward, shifted, { recursive: true });
+    writeFileSync(`${shifted}/config.json`, JSON.stringify({ ...config, ...more }));
+    // Without gamma or lambda below 1 the values' zero would only move all advantages alike.
+    const settings = { from: sftModel, reward: shifted, ...policy, precision: "fp32", steps: 1, batchSize: 8 };
+    await run(name, "ppo", { ...settings, gamma: 1, lambda: 0.9 });
+    return metrics(name)[0];
+  };
+  const [none, much] = [await first("mean-0", { reward_mean: 0 }), await first("mean-5", { reward_mean: 5 })];
+  expect(much["objective/scores"]).toBeCloseTo(none["objective/scores"] - 5, 3);
+  // The score of a finished reply and the critic's value of its end are both below by five.
+  expect(much["loss/value_avg"]).toBeCloseTo(none["loss/value_avg"], 3);
+  expect(much["policy/gradNorm"]).toBeCloseTo(none["policy/gradNorm"], 3);
 }, 60_000);
 
 test("a reward model or a critic that cannot see a prompt and its reply is refused", async () => {

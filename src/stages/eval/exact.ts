@@ -62,7 +62,9 @@ const fold = (text: string): string => text.normalize("NFKC").toLowerCase().repl
 export function isExact(reply: string, answers: readonly string[]): boolean {
   const bare = (text: string): string => {
     const folded = fold(text);
-    const words = folded.replace(/\p{P}/gu, "").replace(/\b(a|an|the)\b/g, " ");
+    const words = folded
+      .replace(/[\p{P}$+<=>^`|~]/gu, "")
+      .replace(/(?<![\p{L}\p{N}_])(a|an|the)(?![\p{L}\p{N}_])/gu, " ");
     // An answer that is nothing but punctuation or an article is compared as it is.
     return words.replace(/\s+/g, " ").trim() || folded;
   };

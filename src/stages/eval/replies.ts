@@ -54,12 +54,13 @@ export function replyTo(
   });
   const replies: Reply[] = [];
   for (let i = 0; i < prompts.length; i += batchSize)
-    // Rows of a batch draw by their number: another seed for each batch keeps all draws apart.
+    // What is drawn depends on the seed and the prompt's number, not on how many are asked at once.
     for (const { ids, finish } of generate(model, prompts.slice(i, i + batchSize), {
       maxTokens,
       temperature,
       stop,
-      seed: seed + i,
+      seed,
+      firstRow: i,
     }))
       replies.push({
         text: withoutThought(tokenizer.decode(ids, { skipSpecialTokens: true })).trim(),
