@@ -36,7 +36,7 @@ import {
   type PreferenceLossOptions,
   preferenceLoss,
 } from "./dpo-loss.js";
-import { encodedPreferences, preferenceData } from "./reward.js";
+import { encodedPreferences, preferenceData } from "./preference-data.js";
 import { policyContext, replyLogProbs } from "./rollout.js";
 
 export const dpoSchema = z
@@ -108,16 +108,8 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const data = fingerprintOf(partsOf(all));
   if (grid.world.size > 1) Grid.agree(grid.world, "data", data);
   if (hasReference(config)) {
-    // Numbers of other pairs or other weights may lie there, where a run is begun again. The first process says, for all.
-    const file = `${run.dir}/reference.json`;
-    const of = fingerprintOf([data, precision]);
-    const files = fingerprintOf(filesOf(config.from));
-    const stored = (): Reference | undefined =>
-      existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as Reference) : undefined;
-    // A run that goes on keeps its own, wherever it has been copied to.
-    const fits = (r?: Reference): boolean => r?.of === of && (run.startStep > 0 || r.files === files);
-    const [[known]] = grid.world.gatherNumbers([run.first && fits(stored()) ? 1 : 0]);
-    if (!known) {
+    const known = { of: fingerprintOf([data, precision]), files: fingerprintOf(filesOf(config.from)) };
+    addReference(all, known, run, grid, () => {
       // Before anything is trained, the model is its own reference.
       const reference = load(config.from);
       const sums = pairSums(reference, all);
@@ -126,13 +118,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
         throw new UserError(
           `${config.from}: a log-probability of the reference is not finite. The weights of this model are damaged.`,
         );
-      run.write("reference.json", JSON.stringify({ of, files, sums }));
-      grid.world.barrier(true);
-    }
-    const { sums } = stored()!;
-    all.forEach((p, i) => {
-      const { chosen, rejected: worse, other } = sums[i];
-      Object.assign(p, { refChosen: chosen, refRejected: worse, ...(other !== undefined && { refOther: other }) });
+      return sums;
     });
   }
 
@@ -256,6 +242,31 @@ interface Reference {
   of: string;
   files: string;
   sums: PairLogProbs[];
+}
+/**
+ * Tells each pair what the reference says of it. That is computed where the run's folder does not hold it yet: numbers of other pairs or other weights may lie
+ * there, where a run is begun again. A run that goes on keeps its own, wherever it has been copied to. The first process says, for all.
+ */
+function addReference(
+  pairs: readonly Pair[],
+  { of, files }: Omit<Reference, "sums">,
+  run: RunFolder,
+  grid: Grid,
+  compute: () => PairLogProbs[],
+): void {
+  const file = `${run.dir}/reference.json`;
+  const stored = existsSync(file) ? (JSON.parse(readFileSync(file, "utf8")) as Reference) : undefined;
+  const fits = stored?.of === of && (run.startStep > 0 || stored.files === files);
+  const [[known]] = grid.world.gatherNumbers([run.first && fits ? 1 : 0]);
+  if (!known) {
+    run.write("reference.json", JSON.stringify({ of, files, sums: compute() }));
+    grid.world.barrier(true);
+  }
+  const { sums } = JSON.parse(readFileSync(file, "utf8")) as Reference;
+  pairs.forEach((pair, i) => {
+    const { chosen, rejected, other } = sums[i];
+    Object.assign(pair, { refChosen: chosen, refRejected: rejected, ...(other !== undefined && { refOther: other }) });
+  });
 }
 
 const repliesOf = (pairs: readonly Pair[]): EncodedReply[] => pairs.flatMap((p) => [p.chosen, p.rejected]);

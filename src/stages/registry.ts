@@ -13,16 +13,25 @@ import { sft, sftSchema } from "./sft.js";
 
 export interface Stage {
   schema: z.ZodType;
-  run(config: never, folder: RunFolder): Promise<void>;
+  /** `config`: what the schema has made of the settings. */
+  run(config: unknown, folder: RunFolder): Promise<void>;
 }
+const stage = <S extends z.ZodType>(schema: S, run: (config: z.output<S>, folder: RunFolder) => Promise<void>) => ({
+  schema,
+  run: (config: unknown, folder: RunFolder) => run(config as z.output<S>, folder),
+});
 
-export const STAGES: Record<string, Stage> = {
-  pretrain: { schema: pretrainSchema, run: pretrain },
-  sft: { schema: sftSchema, run: sft },
-  reward: { schema: rewardSchema, run: reward },
-  prefer: { schema: preferSchema, run: prefer },
-  ppo: { schema: ppoSchema, run: ppo },
-  grpo: { schema: grpoSchema, run: grpo },
-  dpo: { schema: dpoSchema, run: dpo },
-  evaluate: { schema: evaluateSchema, run: evaluate },
+const stages = {
+  pretrain: stage(pretrainSchema, pretrain),
+  sft: stage(sftSchema, sft),
+  reward: stage(rewardSchema, reward),
+  prefer: stage(preferSchema, prefer),
+  ppo: stage(ppoSchema, ppo),
+  grpo: stage(grpoSchema, grpo),
+  dpo: stage(dpoSchema, dpo),
+  evaluate: stage(evaluateSchema, evaluate),
 };
+export const STAGES: Record<string, Stage> = stages;
+
+/** What each stage can be told: docs/configuration.md. */
+export type StageSettings = { [S in keyof typeof stages]: z.input<(typeof stages)[S]["schema"]> };

@@ -7,33 +7,24 @@
  * (Ouyang et al. 2022, equation 1; all pairs of a prompt in one pass). The reward of a reply is read at its last token.
  */
 import { z } from "zod";
-import { firstReason, type Rejected } from "../corpus/read.js";
 import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
-import { DialogueEncoder } from "../dialogue/mask.js";
 import { fingerprintOf } from "../dialogue/pack.js";
-import { type EncodedReply, encodePreference, readPreferences } from "../dialogue/preference.js";
+import type { EncodedReply } from "../dialogue/preference.js";
 import { installTemplate, templateOf } from "../dialogue/templates.js";
 import { readLlamaConfig } from "../nn/config.js";
 import { loadLlama } from "../nn/folder.js";
 import { type Llama, packSequences, type TokenBatch } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
 import { Grid } from "../parallel/grid.js";
-import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
-import { isValidation, visited } from "../run/order.js";
-import { batchSizeSchema, pathsSchema, rateFalls, trainingSettings } from "../run/settings.js";
+import { visited } from "../run/order.js";
+import { batchSizeSchema, rateFalls, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { goOn, saveCheckpoint, saveResult } from "./checkpoint.js";
-
-export const preferenceData = z.strictObject({
-  train: pathsSchema,
-  validation: pathsSchema.optional(),
-  validationShare: z.number().min(0).lt(1).default(0.1),
-  contextLength: z.int().min(2).default(256),
-});
+import { encodedPreferences, preferenceData } from "./preference-data.js";
 
 export const rewardSchema = z
   .strictObject({
@@ -304,65 +295,4 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     const { rewardMean, rewardStd } = measure(some);
     return { reward_mean: rewardMean, reward_std: rewardStd };
   });
-}
-
-/** Preferences as tokens, split into training and validation. */
-export async function encodedPreferences(
-  data: z.output<typeof preferenceData>,
-  tokenizer: Tokenizer,
-  /** Positions that the model was made for. */
-  context: number,
-  /** Single replies with a label too, as KTO learns from them. */
-  single = false,
-): Promise<{ train: EncodedReply[][]; validation: EncodedReply[][]; rejected: Rejected[] }> {
-  if (data.contextLength > context)
-    throw new UserError(
-      `data.contextLength is ${data.contextLength}, but the model was made for ${context} positions.`,
-      2,
-    );
-  const encoder = new DialogueEncoder(tokenizer);
-  const rejected: Rejected[] = [];
-  const encode = async (files: readonly string[]) =>
-    (await readPreferences(files, rejected, single)).flatMap((p) => {
-      const replies = encodePreference(encoder, p, data.contextLength);
-      if (typeof replies !== "string") return [{ key: JSON.stringify(p.prompt), replies, good: p.good }];
-      rejected.push({ ...p.source, reason: replies });
-      return [];
-    });
-  const all = await encode(data.train);
-  // By the prompt: wherever the file lies the same ones are held out, and no prompt is on both sides.
-  const held = (key: string): boolean => !data.validation && isValidation(key, data.validationShare);
-  const train = paired(all.filter((r) => !held(r.key)));
-  if (all.length > 0 && train.length === 0)
-    throw new UserError(
-      `${data.train.join(", ")}: all ${all.length} preferences are held out for validation, and none is left to train on. Give more, or set data.validationShare to 0.`,
-    );
-  if (train.length === 0)
-    throw new UserError(`${data.train.join(", ")}: no preference is left to train on.${firstReason(rejected)}`);
-  const validation = data.validation ? await encode(data.validation) : all.filter((r) => held(r.key));
-  return { train, validation: paired(validation, true), rejected };
-}
-
-/**
- * Rankings as they are; of single replies each good one with a bad one, whatever they answer: KTO looks at each alone. Of the kind that is
- * rarer some are taken again, so that both weigh the same (the paper's lambda_D n_D = lambda_U n_U).
- */
-function paired(
-  records: readonly { replies: EncodedReply[]; good: boolean | undefined }[],
-  /** Those held out may lack a kind: then single replies are not measured. */
-  isHeldOut = false,
-): EncodedReply[][] {
-  const of = (good: boolean): EncodedReply[] =>
-    records.filter((r) => r.good === good).map(({ replies: [reply] }) => reply);
-  const [good, bad] = [of(true), of(false)];
-  const hasBoth = good.length > 0 && bad.length > 0;
-  if (!hasBoth && !isHeldOut && good.length + bad.length > 0)
-    throw new UserError(
-      `All ${good.length + bad.length} single replies to train on are ${bad.length === 0 ? "good" : "bad"} ones: loss: kto needs both kinds.`,
-    );
-  const pairs = Array.from({ length: hasBoth ? Math.max(good.length, bad.length) : 0 }, (_, i) => [
-    good[i % good.length],
-    bad[i % bad.length],
-  ]);
-  return [...records.filter((r) => r.good === undefined).map((r) => r.replies), ...pairs];
 }

@@ -1,30 +1,9 @@
 /** A stage from code: its settings are those of its YAML file, checked in the same way, and what it leaves is in its folder. */
-import type { z } from "zod";
 import { check } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { RunFolder } from "../run/folder.js";
 import type { MetricValues } from "../run/metrics.js";
-import type { dpoSchema } from "./dpo.js";
-import type { evaluateSchema } from "./evaluate.js";
-import type { grpoSchema } from "./grpo.js";
-import type { ppoSchema } from "./ppo-config.js";
-import type { preferSchema } from "./prefer.js";
-import type { pretrainSchema } from "./pretrain.js";
-import { STAGES } from "./registry.js";
-import type { rewardSchema } from "./reward.js";
-import type { sftSchema } from "./sft.js";
-
-/** What each stage can be told: docs/configuration.md. */
-export interface StageSettings {
-  pretrain: z.input<typeof pretrainSchema>;
-  sft: z.input<typeof sftSchema>;
-  reward: z.input<typeof rewardSchema>;
-  prefer: z.input<typeof preferSchema>;
-  ppo: z.input<typeof ppoSchema>;
-  grpo: z.input<typeof grpoSchema>;
-  dpo: z.input<typeof dpoSchema>;
-  evaluate: z.input<typeof evaluateSchema>;
-}
+import { STAGES, type StageSettings } from "./registry.js";
 
 export interface StageOptions {
   /** The run's folder. */
@@ -53,7 +32,7 @@ export async function train<S extends keyof StageSettings>(
   folder.onStep = onStep;
   try {
     await folder.mustGoOn();
-    await run(config as never, folder);
+    await run(config, folder);
   } finally {
     folder.close();
   }
