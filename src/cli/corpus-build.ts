@@ -5,9 +5,10 @@ import { type BuildProgress, type BuildSummary, build, buildTogether } from "../
 import { funnelLines } from "../corpus/funnel.js";
 import { loadRecipe, recipeSchema } from "../corpus/recipe.js";
 import { writeReport } from "../corpus/report.js";
-import type { Comm } from "../parallel/comm.js";
 import { UserError } from "../run/errors.js";
 import { duration, mebibytes, openProgress } from "../run/progress.js";
+import { whole } from "./flags.js";
+import { joinWorld } from "./world.js";
 
 export interface BuildFlags {
   out?: string;
@@ -23,11 +24,9 @@ export async function command(file: string, flags: BuildFlags): Promise<void> {
     recipe.deduplicate ??= recipeSchema.shape.deduplicate.parse({});
     recipe.deduplicate!.against.push(...flags.against);
   }
-  const world = await join();
-  const cores = world ? Math.max(1, Math.floor(availableParallelism() / world.perHost)) : availableParallelism();
-  const workers = flags.workers === undefined ? cores : Number(flags.workers);
-  if (!Number.isInteger(workers) || workers < 1 || workers > 256)
-    throw new UserError(`--workers ${flags.workers}: it must be a whole number from 1 to 256.`, 2);
+  const world = await joinWorld();
+  const cores = world?.threads ?? availableParallelism();
+  const workers = flags.workers === undefined ? cores : whole("--workers", flags.workers, 1, 256);
   const dir = flags.out ?? `runs/${recipe.name ?? basename(file, extname(file))}`;
   const summary = world
     ? await buildTogether(
@@ -53,18 +52,8 @@ function nothingKept(dir: string, stages: BuildSummary["stages"]): UserError {
   const why =
     failed === all
       ? `none of its ${all} records could be used; ${dir}/rejected.jsonl says why`
-      : `${worst.rule} (${worst.stage}) took ${worst.first} of its ${all - failed} documents; ${dir}/report.html has them all`;
+      : `${worst.rule} (${worst.stage}) took ${worst.first} of its ${all - failed} documents; ${dir}/report.html lists all rules`;
   return new UserError(`${dir}: nothing is kept: ${why}.`);
-}
-
-/** Under mpirun: all processes of the job, and how many of them share this host. */
-async function join(): Promise<{ comm: Comm; perHost: number } | undefined> {
-  const { launched, ranksOnThisHost } = await import("../parallel/mpi.js");
-  if (!launched()) return undefined;
-  const { openCpu } = await import("../device/cpu.js");
-  const { openWorld } = await import("../parallel/grid.js");
-  const device = openCpu({ threads: 1 });
-  return { comm: openWorld(device), perHost: ranksOnThisHost(device) };
 }
 
 /** On a terminal the funnel as it grows, redrawn in place; elsewhere a line now and then. */
@@ -108,7 +97,7 @@ function summaryLines(
   const lines = funnelLines(stages);
   if (duplicates.repeats > 0)
     lines.push(
-      `${"substring".padEnd(14)} ${counted(duplicates.repeats, "run")} that stand elsewhere too, ${duplicates.repeatCharacters.toLocaleString("en-US")} characters, cut out of documents that stay`,
+      `${"substring".padEnd(14)} ${counted(duplicates.repeats, "run")} of text that occur elsewhere too (${duplicates.repeatCharacters.toLocaleString("en-US")} characters), cut out of documents that are kept`,
     );
   for (const side of ["train", "validation"] as const) {
     const m = finished[side];

@@ -4,6 +4,7 @@ import { dirname } from "node:path";
 import { type Example, QualityClassifier, TRAIN_DEFAULTS } from "../corpus/classifier.js";
 import { documentsOf } from "../corpus/input/documents.js";
 import { UserError } from "../run/errors.js";
+import { whole } from "./flags.js";
 
 export interface ClassifierFlags {
   good: string[];
@@ -21,10 +22,8 @@ function threeDigits(x: number): number {
 }
 
 export async function command(flags: ClassifierFlags): Promise<void> {
-  const [epochs, seed] = [Number(flags.epochs), Number(flags.seed)];
-  if (!Number.isInteger(epochs) || epochs < 1)
-    throw new UserError(`--epochs ${flags.epochs}: it must be a whole number from 1.`, 2);
-  if (!Number.isInteger(seed)) throw new UserError(`--seed ${flags.seed}: it must be a whole number.`, 2);
+  const epochs = whole("--epochs", flags.epochs, 1);
+  const seed = whole("--seed", flags.seed, 0, Number.MAX_SAFE_INTEGER);
   // Before the work, and not after it.
   accessSync(dirname(flags.out), constants.W_OK);
   if (existsSync(flags.out) && statSync(flags.out).isDirectory())
@@ -56,7 +55,7 @@ export async function command(flags: ClassifierFlags): Promise<void> {
       console.log(`  ${t.threshold.toFixed(2)}  precision ${t.precision.toFixed(3)}  recall ${t.recall.toFixed(3)}`);
     const best = report.crawledScores.map(({ share, score }) => `${share * 100}% score ${threeDigits(score)} or more`);
     console.log(
-      `of the crawled texts, the best ${best.join(", the best ")}: a threshold there keeps so many of such a crawl`,
+      `of the crawled texts, the best ${best.join(", the best ")}: a threshold at that score keeps that share of a crawl like this one`,
     );
   }
   if (rejected > 0) console.error(`${rejected} records could not be used`);

@@ -2,6 +2,7 @@
 import { type GenerateOptions, generate } from "../generate/generate.js";
 import { loadForGeneration } from "../generate/loaded.js";
 import { UserError } from "../run/errors.js";
+import { number, precision, whole } from "./flags.js";
 
 export interface SamplingFlags {
   maxTokens: string;
@@ -19,43 +20,26 @@ export interface SamplingFlags {
 
 /** The sampling options of generate and chat. */
 export function samplingOf(flags: SamplingFlags): GenerateOptions {
-  const temperature = number("temperature", flags.temperature ?? (flags.greedy ? "0" : "0.8"), 0);
+  const temperature = number("--temperature", flags.temperature ?? (flags.greedy ? "0" : "0.8"), 0);
   if (flags.greedy && temperature > 0)
     throw new UserError(`--greedy has no temperature, and --temperature is ${flags.temperature}: leave one out.`, 2);
   return {
-    maxTokens: whole("max-tokens", flags.maxTokens, 1),
+    maxTokens: whole("--max-tokens", flags.maxTokens, 1),
     temperature,
-    topK: whole("top-k", flags.topK, 0),
-    topP: number("top-p", flags.topP, 0, 1),
-    minP: number("min-p", flags.minP, 0, 1),
-    repetitionPenalty: number("repetition-penalty", flags.repetitionPenalty, 1e-6),
-    seed: whole("seed", flags.seed, 0, Number.MAX_SAFE_INTEGER),
+    topK: whole("--top-k", flags.topK, 0),
+    topP: number("--top-p", flags.topP, 0, 1),
+    minP: number("--min-p", flags.minP, 0, 1),
+    repetitionPenalty: number("--repetition-penalty", flags.repetitionPenalty, 1e-6),
+    seed: whole("--seed", flags.seed, 0, Number.MAX_SAFE_INTEGER),
   };
 }
 
-/** The number of a flag. Throws UserError (exit code 2) for anything else. */
-export function number(flag: string, text: string, low: number, high = Number.POSITIVE_INFINITY): number {
-  const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value) || value < low || value > high)
-    throw new UserError(`--${flag} is "${text}"; it must be a number from ${low} ${upTo(high)}.`, 2);
-  return value;
-}
-/** The same of whole numbers, which the engine counts in 32 bits. */
-export function whole(flag: string, text: string, low: number, high = 2 ** 31 - 1): number {
-  if (!/^\d+$/.test(text) || Number(text) < low || Number(text) > high)
-    throw new UserError(`--${flag} is "${text}"; it must be a whole number from ${low} ${upTo(high)}.`, 2);
-  return Number(text);
-}
-const upTo = (high: number): string => (high < Number.MAX_SAFE_INTEGER ? `to ${high}` : "up");
-
 /** `packed`: for many replies, one after the other. */
 export function openModel(dir: string, flags: SamplingFlags, packed = false) {
-  const { precision } = flags;
-  if (precision !== undefined && precision !== "fp32" && precision !== "bf16")
-    throw new UserError(`--precision is "${precision}"; it must be fp32 or bf16.`, 2);
-  const threads = whole("threads", flags.threads, 0);
+  const kind = flags.precision === undefined ? {} : { precision: precision(flags.precision) };
+  const threads = whole("--threads", flags.threads, 0);
   const weights = flags.int8 ? "int8" : packed ? "packed" : undefined;
-  return loadForGeneration(dir, { ...(precision && { precision }), threads, ...(weights && { weights }) });
+  return loadForGeneration(dir, { ...kind, threads, ...(weights && { weights }) });
 }
 
 export function command(dir: string, flags: SamplingFlags & { prompt: string[]; json?: boolean }): void {

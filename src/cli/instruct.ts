@@ -5,6 +5,7 @@ import { INSTRUCTGPT } from "../dialogue/mixture.js";
 import { openTeacher } from "../dialogue/teacher.js";
 import { UserError } from "../run/errors.js";
 import { openProgress } from "../run/progress.js";
+import { number, whole } from "./flags.js";
 
 export interface InstructFlags {
   teacher: string;
@@ -24,38 +25,27 @@ export interface InstructFlags {
   json?: boolean;
 }
 
-function number(flag: string, text: string, least: number, most = Number.POSITIVE_INFINITY): number {
-  const value = Number(text);
-  if (text.trim() !== "" && value >= least && value <= most && value < Number.POSITIVE_INFINITY) return value;
-  const to = most < Number.POSITIVE_INFINITY ? `to ${most}` : "up";
-  throw new UserError(`--${flag} is "${text}"; it must be a number from ${least} ${to}.`, 2);
-}
-function whole(flag: string, text: string, least: number): number {
-  if (Number.isInteger(number(flag, text, least))) return Number(text);
-  throw new UserError(`--${flag} is "${text}"; it must be a whole number.`, 2);
-}
-
 export async function command(seedFile: string, flags: InstructFlags): Promise<void> {
   const { out } = flags;
-  const seed = whole("seed", flags.seed, 0);
+  const seed = whole("--seed", flags.seed, 0, Number.MAX_SAFE_INTEGER);
   const options = {
-    count: whole("count", flags.count, 1),
+    count: whole("--count", flags.count, 1),
     out,
     ...(flags.resume && { resume: true }),
     seed,
-    tasksPerPrompt: whole("tasks", flags.tasks, 1),
-    examples: whole("examples", flags.examples, 1),
-    batchSize: whole("batch-size", flags.batchSize, 1),
-    similarity: number("similarity", flags.similarity, 0, 1),
+    tasksPerPrompt: whole("--tasks", flags.tasks, 1),
+    examples: whole("--examples", flags.examples, 1),
+    batchSize: whole("--batch-size", flags.batchSize, 1),
+    similarity: number("--similarity", flags.similarity, 0, 1),
   };
   const progress = openProgress();
   const asking = {
     ...(flags.model && { model: flags.model }),
-    temperature: number("temperature", flags.temperature, 0),
-    maxTokens: whole("max-tokens", flags.maxTokens, 1),
+    temperature: number("--temperature", flags.temperature, 0),
+    maxTokens: whole("--max-tokens", flags.maxTokens, 1),
     seed,
-    perMinute: number("per-minute", flags.perMinute, 0.001),
-    timeout: number("timeout", flags.timeout, 0.001),
+    perMinute: number("--per-minute", flags.perMinute, 0.001),
+    timeout: number("--timeout", flags.timeout, 0.001),
     retries: 5,
     note: progress.note,
   };

@@ -4,6 +4,7 @@ import { existsSync } from "node:fs";
 import { constants } from "node:os";
 import { fileURLToPath } from "node:url";
 import { UserError } from "../run/errors.js";
+import { whole } from "./flags.js";
 
 export interface LaunchFlags {
   n: string;
@@ -11,10 +12,10 @@ export interface LaunchFlags {
   hostfile?: string;
 }
 
-/** What of the environment the processes on other hosts must have as well. */
+/** Environment variables that the processes on other hosts need as well. */
 const PASSED = ["LYCEUM_ISA", "LYCEUM_MPI_TIMEOUT", "LYCEUM_MPI_LIBRARY", "LYCEUM_DEBUG"];
 
-/** Commands that share their work; `run` says itself why it does not. Of any other each process would do all of it. */
+/** Commands that share out their work; of any other, each process would do all of it. (`run` refuses by itself, and says why.) */
 const SHARED = /^(pretrain|sft|reward|prefer|ppo|grpo|dpo|run|corpus build|tokenizer train)$/;
 
 export async function command(args: readonly string[], flags: LaunchFlags): Promise<void> {
@@ -27,7 +28,7 @@ export async function command(args: readonly string[], flags: LaunchFlags): Prom
     );
   if (flags.hostfile !== undefined && !existsSync(flags.hostfile))
     throw new UserError(`--hostfile ${flags.hostfile} does not exist.`, 2);
-  if (!/^[1-9]\d*$/.test(flags.n)) throw new UserError(`-n is "${flags.n}"; it must be a whole number above 0.`, 2);
+  const processes = whole("-n", flags.n, 1);
   const version = spawnSync("mpirun", ["--version"], { encoding: "utf8" });
   if (version.status !== 0)
     throw new UserError(
@@ -40,7 +41,7 @@ export async function command(args: readonly string[], flags: LaunchFlags): Prom
     // More processes than cores are the user's wish; and each has threads of its own, so none is bound to one core.
     ...(openmpi ? ["--oversubscribe", "--bind-to", "none"] : []),
     ...(openmpi ? PASSED.filter((name) => process.env[name] !== undefined).flatMap((name) => ["-x", name]) : []),
-    ...["-np", flags.n],
+    ...["-np", String(processes)],
   ];
   const main = fileURLToPath(new URL("./main.js", import.meta.url));
   // mpirun refuses root unless told; in a container root is the only user there is.
@@ -59,7 +60,7 @@ export async function command(args: readonly string[], flags: LaunchFlags): Prom
       child.kill(asked > 0 ? signal : request);
       asked++;
     });
-  // The rest of what a terminal sends. Of SIGQUIT Open MPI's mpirun dies without clearing up.
+  // The other signals that a terminal sends. SIGQUIT kills Open MPI's mpirun before it has cleared up.
   process.on("SIGQUIT", () => child.kill(openmpi ? "SIGTERM" : "SIGQUIT"));
   process.on("SIGTSTP", () => {
     child.kill("SIGTSTP");
@@ -68,7 +69,7 @@ export async function command(args: readonly string[], flags: LaunchFlags): Prom
   process.on("SIGCONT", () => child.kill("SIGCONT"));
   process.on("exit", () => child.kill());
   const code = await new Promise<number>((resolve) => child.on("exit", (code) => resolve(code ?? 1)));
-  // A process that did not listen yet died of the request: 128 and the signal's number, of MPICH the number alone.
+  // A process that did not listen yet is killed by the request: the exit code is 128 and the signal's number, MPICH's the number alone.
   const number = constants.signals[request];
   const stopped = asked > 1 || (asked === 1 && [number, 128 + number].includes(code));
   process.exitCode = stopped ? 130 : code;

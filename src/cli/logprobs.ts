@@ -4,15 +4,15 @@ import { loadLlama } from "../nn/folder.js";
 import { packSequences } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
 import { Tape } from "../tensor/tensor.js";
+import { precision } from "./flags.js";
 
 export function logprobs(dir: string, options: { ids: string; precision: string; json?: boolean }): void {
-  if (options.precision !== "fp32" && options.precision !== "bf16")
-    throw new UserError(`--precision is "${options.precision}"; it must be fp32 or bf16.`, 2);
+  const kind = precision(options.precision);
   const ids = options.ids.split(",").map((s) => (/^\s*\d+\s*$/.test(s) ? Number(s) : Number.NaN));
   const bad = ids.findIndex((id) => Number.isNaN(id));
   if (bad >= 0)
     throw new UserError(`--ids: entry ${bad + 1} is not a token id. Give whole numbers separated by commas.`, 2);
-  const model = loadLlama(openCpu(), dir, options.precision, { trainable: false });
+  const model = loadLlama(openCpu(), dir, kind, { trainable: false });
   const large = ids.find((id) => id >= model.config.vocabSize);
   if (large !== undefined)
     throw new UserError(`--ids: ${large} is beyond the model's vocabulary of ${model.config.vocabSize}.`, 2);

@@ -3,11 +3,14 @@ import { existsSync, statSync } from "node:fs";
 import { basename, dirname, extname } from "node:path";
 import { PLANNED_STAGES, type PlannedStage, type Workload, workload } from "../plan/layout.js";
 import { hubShape, llamaShape, type ModelShape, namedShape } from "../plan/shape.js";
-import { check, nearest, readYaml } from "../run/config.js";
+import { check, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { locate } from "./stage.js";
+import { coveredStage, stageOf } from "./stage-of.js";
 
 type Json = Record<string, unknown>;
+
+const COVERED = { stages: PLANNED_STAGES, says: "plan covers" };
 
 export interface Subject {
   workload: Workload;
@@ -16,30 +19,21 @@ export interface Subject {
 }
 
 export async function readSubject(model: string, stage: string | undefined, set: readonly string[]): Promise<Subject> {
-  const wanted = stage === undefined ? undefined : knownStage(stage);
+  const wanted = stage === undefined ? undefined : await coveredStage(stage, `--stage is "${stage}"`, COVERED);
   if (/\.ya?ml$/.test(model)) return fromYaml(model, wanted, set);
-  if (set.length > 0) throw new UserError("--set changes settings of a YAML file; --model is none.", 2);
+  if (set.length > 0)
+    throw new UserError(`--set changes settings of a YAML file, and --model ${model} is not one: leave --set out.`, 2);
   const isFile = existsSync(model);
   const shape = isFile ? hubShape(model) : namedShape(model);
   if (!shape)
     throw new UserError(
-      `--model ${model} is no file, no folder, and no size. Give a size such as 7B, 7.5B, 13B or 70B, a Hugging Face config.json or its folder, or a YAML file.`,
+      `--model ${model} is neither a file or folder nor a size. Give a size such as 7B, 7.5B, 13B or 70B, a Hugging Face config.json or its folder, or a YAML file.`,
       2,
     );
   return { workload: workload({ shape, stage: wanted ?? "pretrain" }), config: undefined };
 }
 
-function knownStage(name: string): PlannedStage {
-  const found = PLANNED_STAGES.find((s) => s === name);
-  if (found) return found;
-  const near = name === "grpo" ? undefined : nearest(name, PLANNED_STAGES);
-  throw new UserError(
-    `--stage ${name}: ${near ? `did you mean "${near}"? ` : ""}Planned are ${PLANNED_STAGES.join(", ")}.`,
-    2,
-  );
-}
-
-/** One stage's settings, or a recipe: then --stage tells which of its stages is meant (default: the first). */
+/** One stage's settings, or a recipe: then --stage tells which of its stages is meant (default: the first that plan covers). */
 async function fromYaml(file: string, wanted: PlannedStage | undefined, set: readonly string[]): Promise<Subject> {
   const { STAGES } = await import("../stages/registry.js");
   const { recipeSchema, overriddenStages } = await import("./run.js");
@@ -47,7 +41,7 @@ async function fromYaml(file: string, wanted: PlannedStage | undefined, set: rea
   const source = overriddenStages(raw, set);
   const value = locate(source.value, dirname(file)) as Json;
   if (value.stages === undefined) {
-    const name = wanted ?? guessStage(value, file);
+    const name = wanted ?? (await stageOf(file, value, COVERED));
     const config = check(STAGES[name].schema, { ...source, value }) as Json;
     return { workload: await workloadOf(name, config, () => undefined, file), config };
   }
@@ -56,7 +50,7 @@ async function fromYaml(file: string, wanted: PlannedStage | undefined, set: rea
   const chosen = wanted ? planned.find((s) => s.stage === wanted) : planned[0];
   if (!chosen)
     throw new UserError(
-      `${file} has no stage ${wanted ?? "that can be planned"}; it has ${list.map((s) => s.stage).join(", ")}.`,
+      `${file} has no stage ${wanted ?? "that plan covers"}; its stages are ${list.map((s) => s.stage).join(", ")}.`,
       2,
     );
   const index = list.indexOf(chosen);
@@ -72,19 +66,6 @@ async function fromYaml(file: string, wanted: PlannedStage | undefined, set: rea
   return { workload: await workloadOf(stage, config, earlier, file), config };
 }
 
-/** A stage's own file need not say which stage it is for: the keys tell. */
-function guessStage(value: Json, file: string): PlannedStage {
-  if (typeof value.stage === "string") return knownStage(value.stage);
-  if (value.groupSize !== undefined) return knownStage("grpo"); // which says that it is not planned
-  if (value.reward !== undefined && value.prompts !== undefined) return "ppo";
-  if (value.beta !== undefined) return "dpo";
-  if (value.model !== undefined) return "pretrain";
-  throw new UserError(
-    `${file} does not say which stage it is for; give --stage ${PLANNED_STAGES.join(", --stage ")}.`,
-    2,
-  );
-}
-
 type Earlier = (name: string) => Json | undefined;
 
 async function workloadOf(stage: PlannedStage, config: Json, earlier: Earlier, file: string): Promise<Workload> {
@@ -94,7 +75,7 @@ async function workloadOf(stage: PlannedStage, config: Json, earlier: Earlier, f
   const contextLength = data?.contextLength ?? ((config.maxPromptLength as number) ?? 0) + (reply ?? 0);
   const pairs = stage === "reward" || stage === "dpo" ? 2 : 1; // a preference is a chosen and a rejected reply
   const rows = (config.batchSize as number) * ((config.gradientAccumulation as number | undefined) ?? 1);
-  const reward = stage === "ppo" ? (config.reward as string) : "";
+  const others = stage === "ppo" ? await otherModels(config, shape, earlier, file) : {};
   const lora = config.lora as { rank: number; targets: string[] } | undefined;
   return workload({
     stage,
@@ -104,9 +85,17 @@ async function workloadOf(stage: PlannedStage, config: Json, earlier: Earlier, f
     precision: config.precision as Workload["precision"],
     replyLength: reply ?? 0,
     updateEpochs: (config.epochs as number | undefined) ?? 1,
-    critic: /\.[cm]?js$/.test(reward) ? shape : reward ? await named(reward, earlier, file, shape) : shape,
     adapters: lora ? adapterParameters(shape, lora) : 0,
+    ...others,
   });
+}
+
+/** Reward model and critic of PPO (src/stages/four-models.ts); one that is not there yet counts as large as the actor. */
+async function otherModels(config: Json, shape: ModelShape, earlier: Earlier, file: string) {
+  const { isRewardModule } = await import("../stages/judge.js");
+  const { reward: from, critic } = config as { reward: string; critic?: string };
+  const reward = isRewardModule(from) ? undefined : await named(from, earlier, file, shape);
+  return { reward, critic: critic === undefined ? (reward ?? shape) : await named(critic, earlier, file, shape) };
 }
 
 /** Parameters of LoRA's two factors beside the chosen matrices. */
@@ -137,7 +126,7 @@ async function shapeOf(config: Json, earlier: Earlier, file: string): Promise<Mo
   const model = config.model as Record<string, number | boolean | string | undefined> | undefined;
   if (!model) {
     if (typeof config.from === "string") return named(config.from, earlier, file);
-    throw new UserError(`${file}: there is neither \`model\` nor \`from\`, so the size of the model is not known.`, 2);
+    throw new UserError(`${file} has neither \`model\` nor \`from\`, so the size of the model is not known.`, 2);
   }
   const number = (key: string, otherwise?: number): number => (model[key] as number | undefined) ?? otherwise!;
   const heads = number("numHeads");
@@ -160,7 +149,10 @@ async function shapeOf(config: Json, earlier: Earlier, file: string): Promise<Mo
 async function vocabularyOf(tokenizer: unknown, file: string): Promise<number> {
   if (typeof tokenizer === "object" && tokenizer !== null) return (tokenizer as { vocabSize: number }).vocabSize;
   if (typeof tokenizer !== "string" || !existsSync(tokenizer) || !statSync(tokenizer).isDirectory())
-    throw new UserError(`${file}: tokenizer is missing or no folder, so the size of the vocabulary is not known.`, 2);
+    throw new UserError(
+      `${file}: \`tokenizer\` is neither a folder that is there nor the settings of a new one, so the size of the vocabulary is not known.`,
+      2,
+    );
   const { Tokenizer } = await import("../tokenizer/tokenizer.js");
   return Tokenizer.load(tokenizer).vocabSize;
 }

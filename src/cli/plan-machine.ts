@@ -44,11 +44,15 @@ export async function calibrated(w: Workload, config: Json | undefined, flags: F
       program,
       measured
         ? "measured: this configuration with the smallest model, for one step"
-        : "this process; data are not in it",
+        : "of this process, without any data",
     ],
     ["parameters", p.memory.parameters, ""],
     ["optimizer", p.memory.optimizer, ""],
-    ["activations", p.memory.activations, "the arena, as far as it is ever filled; gradients lie in it"],
+    [
+      "activations",
+      p.memory.activations,
+      "the most that steps and evaluation ever use; gradients lie in the same memory",
+    ],
     ["buffers", p.memory.buffers + p.memory.scratch, "rotary tables; scratch memory of the kernels, measured"],
     ["total", total, "peak memory"],
   ];
@@ -90,7 +94,7 @@ function rehearsedRun(w: Workload, config: Json | undefined): RehearsedRun {
   const accumulation = (config?.gradientAccumulation as number | undefined) ?? 1;
   const model = parseLlamaConfig(
     {
-      // Of another kind, that is planned for and not trained here, a Llama of the same sizes.
+      // A kind of model that can be planned for and not trained here counts as a Llama of the same sizes.
       ...(MODEL_TYPES.some((type) => type === s.modelType) && { model_type: s.modelType, sliding_window: null }),
       vocab_size: s.vocabSize,
       hidden_size: s.hiddenSize,

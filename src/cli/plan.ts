@@ -75,7 +75,7 @@ export async function command(flags: PlanFlags): Promise<void> {
 function clusterSettings(f: PlanFlags): ClusterSettings {
   if (f.cluster && f.device)
     throw new UserError(
-      `--cluster ${f.cluster} describes a device, and --device ${f.device} is another: leave one out. Which device a file's numbers begin with, its \`device\` says.`,
+      `--cluster ${f.cluster} describes a device, and --device ${f.device} is another: leave one out. The key \`device\` of the file says which device its numbers start from.`,
       2,
     );
   const some = {
@@ -99,7 +99,7 @@ function described({ workload: w, config }: Subject, f: PlanFlags, devices: numb
     whole("--reply", f.reply) ?? (f.context && !config ? Math.floor(contextLength / 2) : w.replyLength);
   if (w.stage === "ppo" && replyLength >= contextLength)
     throw new UserError(
-      `--reply ${replyLength} must be less than the context of ${contextLength} tokens: it holds the prompt too.`,
+      `--reply ${replyLength} must be less than the context of ${contextLength} tokens: the context holds the prompt too.`,
       2,
     );
   return {

@@ -5,11 +5,13 @@ import { dirname, join } from "node:path";
 import { openCpu, watchKernels } from "../device/cpu.js";
 import { peakFlops } from "../device/peak.js";
 import { type KernelEvent, peakBandwidth, profiled } from "../device/profile.js";
-import { check, overridden, readYaml } from "../run/config.js";
+import { type ConfigSource, check, overridden, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { RunFolder } from "../run/folder.js";
 import { STAGES } from "../stages/registry.js";
+import { whole } from "./flags.js";
 import { locate } from "./stage.js";
+import { coveredStage, stageOf } from "./stage-of.js";
 
 export interface ProfileFlags {
   steps: string;
@@ -36,11 +38,9 @@ interface Row {
 }
 
 export async function command(file: string, flags: ProfileFlags): Promise<void> {
-  if (!/^[1-9]\d*$/.test(flags.steps))
-    throw new UserError(`--steps is "${flags.steps}"; it must be a whole number above 0.`, 2);
-  const steps = Number(flags.steps);
+  const steps = whole("--steps", flags.steps, 1);
   const source = readYaml(file);
-  const name = stageOf(file, source.value, flags.stage);
+  const name = await stageIn(overridden(source, flags.set ?? []), flags.stage);
   const overrides = [
     ...(flags.set ?? []),
     `steps=${steps + WARM_UP + CLOSING}`,
@@ -60,11 +60,11 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
   watchKernels((device) => profiled(device, (event) => events.push(event)));
   const dir = mkdtempSync(join(tmpdir(), "lyceum-profile-"));
   const folder = RunFolder.open(dir, config, { keepCheckpoints: 1 });
-  // A row of metrics ends a step: the events since the last one are that step's.
+  // The events since the last step are this one's.
   const kept: KernelEvent[] = [];
   let seconds = 0;
   let tokens = 0;
-  folder.metrics.write = (step, values) => {
+  folder.onStep = (step, values) => {
     const took = values.seconds as number;
     if (step > WARM_UP && step <= WARM_UP + steps) {
       for (const e of events) kept.push(e);
@@ -97,31 +97,25 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
   if (flags.trace) writeFileSync(flags.trace, JSON.stringify({ traceEvents: kept.map(traceEvent) }));
 }
 
-/** The stages that go on in steps. */
-const TRAINING = ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"];
+/** The stages that train in steps. */
+const COVERED = { stages: ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"], says: "profile measures steps of" };
 
-/** What the file says, or --stage; a file that says nothing and has a model is a pretraining stage. */
-function stageOf(file: string, value: unknown, wanted: string | undefined): string {
-  const { stage, stages, model } = (value ?? {}) as { stage?: unknown; stages?: unknown; model?: unknown };
-  if (stages !== undefined)
+/** What --stage says, or the file. */
+async function stageIn({ file, value }: ConfigSource, wanted: string | undefined): Promise<string> {
+  const settings = value as Record<string, unknown>;
+  if (settings.stages !== undefined)
     throw new UserError(
-      `${file} is a recipe of several stages; profile measures one stage: give it a file of its own.`,
+      `${file} is a recipe of several stages; profile measures one stage: put its settings in a file of their own.`,
       2,
     );
-  if (wanted === undefined && stage === undefined && model === undefined)
-    throw new UserError(`${file} does not say which stage it is for; give --stage ${TRAINING.join(", --stage ")}.`, 2);
-  const name = String(wanted ?? stage ?? "pretrain");
-  if (!TRAINING.includes(name))
-    throw new UserError(
-      `${wanted ? "--stage" : `stage in ${file}`} is "${name}"; profile measures steps of ${TRAINING.join(", ")}.`,
-      2,
-    );
-  return name;
+  return wanted === undefined
+    ? stageOf(file, settings, COVERED)
+    : coveredStage(wanted, `--stage is "${wanted}"`, COVERED);
 }
 
 /**
- * How a product is listed: shapes that differ in the number of tokens only are one, from the least to the most. (Where samples are packed or replies are as
- * long as they come, every step has another.) Tokens are rows, or of the gradient of a matrix what is summed over.
+ * How a product is listed: shapes that differ in the number of tokens only are one, from the least to the most. (Where samples are packed, or replies are as
+ * long as they come, every step has other numbers.) Tokens are a product's rows; in the gradient of a matrix they are its inner dimension.
  */
 function shapesOf(products: readonly KernelEvent[]): (event: KernelEvent) => string {
   const parts = (e: KernelEvent): [string, number, string] => {
@@ -199,7 +193,7 @@ function table(r: {
   const line = (k: Row): string =>
     `${k.kernel.padEnd(24)}${String(Math.round(k.calls)).padStart(6)}${ms(k.seconds)}${percent(k.share)}${number(k.gflops)}${number(k.gbytes)}${percent(k.roofline)}`;
   return [
-    `a step takes ${(r.secondsPerStep * 1000).toFixed(1)} ms (${Math.round(r.tokensPerSecond)} tokens/s); at their best the kernels do ${r.peakGflops.toFixed(0)} GFLOP/s and move ${r.peakGbytes.toFixed(1)} GB/s`,
+    `a step takes ${(r.secondsPerStep * 1000).toFixed(1)} ms (${Math.round(r.tokensPerSecond)} tokens/s); this processor reaches ${r.peakGflops.toFixed(0)} GFLOP/s and ${r.peakGbytes.toFixed(1)} GB/s at best (of roof: how near a kernel comes to what these allow)`,
     "",
     `${"kernel".padEnd(24)}${"calls".padStart(6)}${"ms".padStart(9)}${"share".padStart(8)}${"GFLOP/s".padStart(9)}${"GB/s".padStart(9)}${"of roof".padStart(8)}`,
     ...r.kernels.map(line),

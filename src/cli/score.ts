@@ -8,14 +8,13 @@ import { hasScalarHead, loadLlama } from "../nn/folder.js";
 import { UserError } from "../run/errors.js";
 import { scoreSequences } from "../stages/reward.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
+import { precision } from "./flags.js";
 
 export async function command(dir: string, flags: { file: string; precision: string; json?: boolean }): Promise<void> {
-  const { precision } = flags;
-  if (precision !== "fp32" && precision !== "bf16")
-    throw new UserError(`--precision is "${precision}"; it must be fp32 or bf16.`, 2);
+  const kind = precision(flags.precision);
   readLlamaConfig(dir);
   if (!hasScalarHead(dir)) throw new UserError(`${dir} is not a reward model: there is no score.weight in it.`);
-  const model = loadLlama(openCpu(), dir, precision, { head: "scalar", trainable: false });
+  const model = loadLlama(openCpu(), dir, kind, { head: "scalar", trainable: false });
   const encoder = new DialogueEncoder(Tokenizer.load(dir));
   const rejected: Rejected[] = [];
   const records = (await readPreferences([flags.file], rejected)).flatMap((p) => {

@@ -34,8 +34,9 @@ export async function stageOf<S extends string>(file: string, settings: Json, c:
   if (fitting.length === 1) return coveredStage(fitting[0], `${file} has the keys of the stage ${fitting[0]}`, c);
   const possible = c.stages.filter((s) => fitting.includes(s));
   const choice = possible.length > 0 ? possible : c.stages;
+  const suits = fitting.length > 0 ? `, and its keys suit ${fitting.join(", ")}` : "";
   throw new UserError(
-    `${file} does not say which stage it is for, and its keys do not tell: give --stage ${choice.join(" or --stage ")}.`,
+    `${file} does not say which stage it is for${suits}: give --stage ${choice.join(" or --stage ")}.`,
     2,
   );
 }

@@ -1,7 +1,6 @@
 /** `lyceum pretrain | sft | ...`: one stage, from a YAML file. */
 
 import { existsSync } from "node:fs";
-import { availableParallelism } from "node:os";
 import { basename, dirname, extname } from "node:path";
 import { readLlamaConfig } from "../nn/config.js";
 import type { Comm } from "../parallel/comm.js";
@@ -9,6 +8,7 @@ import { type ConfigSource, check, overridden, placeOf, readYaml } from "../run/
 import { systemMessage, UserError } from "../run/errors.js";
 import { latestStep, RunFolder, VERSION } from "../run/folder.js";
 import { FILES } from "../run/resume.js";
+import { joinWorld } from "./world.js";
 
 type Json = Record<string, unknown>;
 
@@ -141,21 +141,19 @@ export async function runStage(
   }
 }
 
-/** Under mpirun: all processes of the job, each with its share of the host's cores; the first one speaks for all. */
+/** Under mpirun: all processes of the job, once it is known that they run the same thing. */
 async function join(config: { threads?: number }, dir: string): Promise<Comm | undefined> {
-  const { launched, whoIsWho } = await import("../parallel/mpi.js");
-  if (!launched()) return undefined;
-  const { openCpu } = await import("../device/cpu.js");
-  const { Grid, openWorld, threadsPerRank } = await import("../parallel/grid.js");
-  const device = openCpu({ threads: 1 });
-  const world = openWorld(device);
-  config.threads ||= threadsPerRank(device, availableParallelism());
-  if (world.rank > 0) console.error = console.log = () => {};
-  Grid.agree(world, "version", VERSION);
-  // Sums come out otherwise with other instructions, and replicas would drift apart.
-  Grid.agree(world, "instruction set (LYCEUM_ISA makes it one)", device.isa);
+  const world = await joinWorld();
+  if (!world) return undefined;
+  const { comm, device, threads } = world;
+  const { whoIsWho } = await import("../parallel/mpi.js");
+  const { Grid } = await import("../parallel/grid.js");
+  config.threads ||= threads;
+  Grid.agree(comm, "version", VERSION);
+  // Other instructions round sums differently, and replicas would drift apart.
+  Grid.agree(comm, "instruction set (LYCEUM_ISA makes it one)", device.isa);
   const { threads: _, ...rest } = config; // hosts may have more cores, or fewer processes
-  Grid.agree(world, "configuration", { ...rest, out: dir });
-  whoIsWho(world);
-  return world;
+  Grid.agree(comm, "configuration", { ...rest, out: dir });
+  whoIsWho(comm);
+  return comm;
 }

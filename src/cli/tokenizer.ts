@@ -1,14 +1,14 @@
 /** `lyceum tokenizer train | encode`. */
 import { existsSync, readFileSync } from "node:fs";
-import { availableParallelism } from "node:os";
 import { type Rejected, readDocuments } from "../corpus/read.js";
 import { type Comm, sumNumbers } from "../parallel/comm.js";
-import { launched } from "../parallel/mpi.js";
 import { UserError } from "../run/errors.js";
 import type { Pretokenizer } from "../tokenizer/pretokenize.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { trainBpeOn, trainBpeTogether } from "../tokenizer/train.js";
+import { whole } from "./flags.js";
+import { joinWorld } from "./world.js";
 
 interface TrainFlags {
   vocabSize: string;
@@ -23,9 +23,8 @@ const MOST_TOKENS = 2 ** 21;
 export async function train(files: string[], flags: TrainFlags): Promise<void> {
   if (!PRETOKENIZERS.some((name) => name === flags.pretokenizer))
     throw new UserError(`--pretokenizer is "${flags.pretokenizer}"; it must be one of ${PRETOKENIZERS.join(", ")}.`, 2);
-  if (!/^\d+$/.test(flags.vocabSize))
-    throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be a whole number.`, 2);
-  if (Number(flags.vocabSize) >= MOST_TOKENS)
+  const vocabSize = whole("--vocab-size", flags.vocabSize, 1, Number.MAX_SAFE_INTEGER);
+  if (vocabSize >= MOST_TOKENS)
     throw new UserError(`--vocab-size is "${flags.vocabSize}"; it must be less than ${MOST_TOKENS}.`, 2);
   if (existsSync(`${flags.out}/tokenizer.json`))
     throw new UserError(
@@ -42,10 +41,10 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
     }
     const aside = world ? everyones(world, rejected) : rejected;
     for (const r of aside.slice(0, MOST_TOLD)) console.error(`set aside: ${r.file}:${r.line}: ${r.reason}`);
-    if (aside.length > MOST_TOLD) console.error(`... and ${aside.length - MOST_TOLD} records more`);
+    if (aside.length > MOST_TOLD) console.error(`... and ${aside.length - MOST_TOLD} more records`);
   };
   const options = {
-    vocabSize: Number(flags.vocabSize),
+    vocabSize,
     pretokenizer: flags.pretokenizer as Pretokenizer,
     specialTokens: flags.special,
   };
@@ -55,23 +54,20 @@ export async function train(files: string[], flags: TrainFlags): Promise<void> {
   tokenizer.save(flags.out);
   const fewer = tokenizer.vocabSize < options.vocabSize;
   console.log(
-    `${flags.out}: ${tokenizer.vocabSize} tokens from ${documents} documents${fewer ? "; no more pairs stand in them twice" : ""}`,
+    `${flags.out}: ${tokenizer.vocabSize} tokens from ${documents} documents${fewer ? "; no further pair of tokens occurs twice in them" : ""}`,
   );
 }
 
-/** Records set aside that are told one by one. */
+/** Records set aside that are listed one by one. */
 const MOST_TOLD = 20;
 
-/** Under mpirun: all processes of the job, which share a host's cores. Each counts the words of its share of the documents. */
+/** Under mpirun each process counts the words of its share of the documents, on its share of the cores. */
 async function join(): Promise<Comm | undefined> {
-  if (!launched()) return undefined;
+  const world = await joinWorld();
+  if (!world) return undefined;
   const { openCpu } = await import("../device/cpu.js");
-  const { openWorld, threadsPerRank } = await import("../parallel/grid.js");
-  const device = openCpu({ threads: 1 });
-  const world = openWorld(device);
-  openCpu({ threads: threadsPerRank(device, availableParallelism()) });
-  if (world.rank > 0) console.error = console.log = () => {}; // the first one speaks for all
-  return world;
+  openCpu({ threads: world.threads });
+  return world.comm;
 }
 
 function everyones(world: Comm, rejected: readonly Rejected[]): Rejected[] {

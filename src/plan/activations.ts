@@ -7,7 +7,7 @@
  * gate and up; the norms' results and SwiGLU's are made again on the way back; no dropout. Attention in blocks (Dao et al. 2022) keeps no s x s matrix.
  */
 import type { ModelShape } from "./shape.js";
-import type { Precision } from "./states.js";
+import { type Precision, valueBytes } from "./states.js";
 
 export interface ActivationCase {
   /** Tokens of a micro-batch, and of one sequence. */
@@ -22,7 +22,7 @@ export interface ActivationCase {
 
 /** Bytes that one layer keeps of one micro-batch. */
 export function layerActivations(shape: ModelShape, c: ActivationCase): number {
-  const e = c.precision === "bf16" ? 2 : 4;
+  const e = valueBytes(c.precision);
   const d = shape.hiddenSize;
   const q = shape.numHeads * shape.headDim;
   const kv = shape.numKvHeads * shape.headDim;
@@ -37,7 +37,7 @@ export function layerActivations(shape: ModelShape, c: ActivationCase): number {
 
 /** Bytes that a recomputed layer keeps: its input. */
 export const layerInput = (shape: ModelShape, c: ActivationCase): number =>
-  (c.tokens * shape.hiddenSize * (c.precision === "bf16" ? 2 : 4)) / (c.sequenceParallel ? c.tensor : 1);
+  (c.tokens * shape.hiddenSize * valueBytes(c.precision)) / (c.sequenceParallel ? c.tensor : 1);
 
 /** Bytes around the layers, where the last one is: final norm's input and result, and their gradient. */
 export const headActivations = (shape: ModelShape, c: ActivationCase): number => 3 * layerInput(shape, c);
@@ -59,7 +59,7 @@ export function logitBytes(shape: ModelShape, c: ActivationCase, logits: "chunke
 
 /** Gradients of activations, and results made again, that live while the backward pass is in one layer. */
 export function backwardWorkspace(shape: ModelShape, c: ActivationCase): number {
-  const e = c.precision === "bf16" ? 2 : 4;
+  const e = valueBytes(c.precision);
   const f = shape.intermediateSize;
   const mlp = shape.mlp === "swiglu" ? f : 2 * f; // the gradients of gate and up take their place
   const attention = 2 * shape.numHeads * shape.headDim + 2 * shape.numKvHeads * shape.headDim;
@@ -68,4 +68,4 @@ export function backwardWorkspace(shape: ModelShape, c: ActivationCase): number 
 
 /** Keys and values of `tokens` tokens: 2 x layers x key-value heads x head size. */
 export const cacheBytes = (shape: ModelShape, tokens: number, precision: Precision): number =>
-  2 * shape.numLayers * shape.numKvHeads * shape.headDim * tokens * (precision === "bf16" ? 2 : 4);
+  2 * shape.numLayers * shape.numKvHeads * shape.headDim * tokens * valueBytes(precision);

@@ -124,7 +124,7 @@ export function makeCluster(s: ClusterSettings): Cluster {
   if (!base) {
     const near = nearest(kind.toLowerCase(), Object.keys(DEVICES));
     throw new UserError(
-      `There is no device "${kind}". ${near ? `Did you mean "${near}"? ` : ""}Known are ${Object.keys(DEVICES).join(", ")}; for another, describe it in a file (--cluster).`,
+      `There is no device "${kind}". ${near ? `Did you mean "${near}"? ` : ""}The known ones are ${Object.keys(DEVICES).join(", ")}; any other is described in a file (--cluster).`,
       2,
     );
   }

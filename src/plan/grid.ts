@@ -36,7 +36,7 @@ const normal = (seed: number, n: number): number =>
 export function simulateGrid(w: Workload, l: Layout, c: Cluster, jitter: number, seed = 1): GridResult {
   const model = residents(w).find((r) => r.trained)!;
   const { stages, send } = stageSeconds(model, w, l, c);
-  const ring = exchange(model, w, l, c, true).seconds;
+  const ring = exchange(model, w, l, c).seconds;
   const micro = microBatches(w, l);
   const common = {
     stages: l.pipeline,

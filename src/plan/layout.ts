@@ -15,10 +15,12 @@ export interface Workload {
   precision: Precision;
   attention: "blocked" | "full";
   logits: "chunked" | "full";
-  /** PPO: tokens of a reply, passes over the replies, and critic and reward model when they differ from the actor. */
+  /** PPO: tokens of a reply, and passes over the replies. */
   replyLength: number;
   updateEpochs: number;
+  /** PPO: the other models. Undefined: rewards come from a module, which has no parameters. */
   critic: ModelShape;
+  reward: ModelShape | undefined;
   /** Parameters of LoRA adapters beside the frozen model (the actor's, in PPO); 0: all parameters are trained. */
   adapters: number;
   /** DPO: the reference stays in memory. Lyceum computes its log-probabilities once, before training, and lets it go. */
@@ -49,9 +51,12 @@ export interface Resident {
   adapters: number;
 }
 
-/** The models of a stage (notes 4.2.3: PPO has four, two of them trained). With adapters the reference is the model without them. */
+/**
+ * The models of a stage (notes 4.2.3: PPO has four, two of them trained). With adapters the reference is the model without them; where a
+ * module gives the rewards there is no reward model.
+ */
 export function residents(w: Workload): Resident[] {
-  const { shape, adapters } = w;
+  const { shape, adapters, reward } = w;
   const frozen = { trained: false, adapters: 0 };
   const reference: Resident[] = adapters > 0 ? [] : [{ role: "ref", shape, ...frozen }];
   if (w.stage === "ppo")
@@ -59,7 +64,7 @@ export function residents(w: Workload): Resident[] {
       { role: "actor", shape, trained: true, adapters },
       { role: "critic", shape: w.critic, trained: true, adapters: 0 },
       ...reference,
-      { role: "reward", shape: w.critic, ...frozen },
+      ...(reward ? [{ role: "reward" as const, shape: reward, ...frozen }] : []),
     ];
   if (w.stage !== "dpo") return [{ role: "model", shape, trained: true, adapters }];
   return [{ role: "policy", shape, trained: true, adapters }, ...(w.residentReference ? reference : [])];
@@ -92,6 +97,7 @@ export const workload = (some: Partial<Workload> & { shape: ModelShape }): Workl
   replyLength: Math.floor((some.contextLength ?? 2048) / 2),
   updateEpochs: 4,
   critic: some.shape,
+  reward: some.shape,
   adapters: 0,
   residentReference: false,
   ...some,

@@ -184,8 +184,8 @@ function whyImpossible(s: Strategy, w: Workload, c: Cluster): string {
   }
   if (c.devices === 1) return "one device has nobody to share with";
   if (s.tensor && s.pipeline)
-    return `no grid of ${c.devices} devices divides ${numHeads} heads and ${numLayers} layers`;
+    return `no grid of ${c.devices} devices splits ${numHeads} heads and ${numLayers} layers evenly`;
   return s.tensor
-    ? `no part of the ${c.devicesPerNode} devices of a node divides ${numHeads} heads`
-    : `no part of ${c.devices} devices divides ${numLayers} layers`;
+    ? `${numHeads} heads cannot be split evenly among 2 or more of a node's ${c.devicesPerNode} devices`
+    : `${numLayers} layers cannot be split evenly into 2 or more stages on ${c.devices} devices`;
 }

@@ -10,7 +10,7 @@ import {
 } from "./activations.js";
 import { type Layout, microBatches, type Resident, residents, type Workload } from "./layout.js";
 import { embeddingParameters, headParameters, layerParameters, type ModelShape } from "./shape.js";
-import { bytesPerParameter, modelStates, type StateBytes, stateTotal } from "./states.js";
+import { modelStates, type StateBytes, stateTotal, valueBytes } from "./states.js";
 
 export interface DeviceMemory extends StateBytes {
   /** What the layout keeps; and what it would keep either way. */
@@ -87,7 +87,7 @@ function stageMemory(w: Workload, l: Layout, stage: number): DeviceMemory {
   const kept = ahead * layers * layerActivations(largest, c) + around;
   const recomputed = ahead * layers * layerInput(largest, c) + around;
 
-  const width = bytesPerParameter(w.precision).parameters;
+  const width = valueBytes(w.precision);
   const layerBytes = (layerParameters(largest) / l.tensor) * width;
   const ends = stage === 0 || last ? (embeddingParameters(largest) / l.tensor) * width : 0;
   const shared = l.data > 1 || l.offload !== "none";

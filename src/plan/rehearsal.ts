@@ -35,9 +35,8 @@ export interface Rehearsal {
   states: { parameters: number; optimizer: number; tables: number };
   /** Bytes of gradients. They lie in the arena. */
   gradients: number;
-  /** Bytes of the arena that are ever touched, by steps and by evaluation, and the most that were alive at once. */
+  /** Bytes of the arena that are ever touched, by steps and by evaluation. */
   arena: number;
-  arenaLive: number;
   /** Seconds of the program around the kernels. */
   scriptSeconds: number;
   /** Gives back the address space that the examples point into. */
@@ -73,7 +72,7 @@ function silentDevice(real: Device): { device: Device; calls: Map<string, Calls>
 }
 
 /** An arena that knows how far it was ever filled: what is released is used again, and stays touched. */
-class WatchedArena extends Arena {
+export class WatchedArena extends Arena {
   private readonly ends = new Map<Ptr, number>();
   override alloc(bytes: number, kept = false): Ptr {
     const ptr = super.alloc(bytes, kept);
@@ -149,7 +148,6 @@ export function rehearse(real: Device, run: RehearsedRun): Rehearsal {
     states: { parameters, optimizer: trainer.optimizer.heldBytes(), tables: model.tables.bytes },
     gradients,
     arena: arena.touched(),
-    arenaLive: arena.peakBytes,
     scriptSeconds,
   };
   return {

@@ -1,6 +1,7 @@
 /** A plan as a table for people and as JSON for programs. */
 import { duration } from "../run/progress.js";
 import type { Cluster } from "./cluster.js";
+import { LINK_EFFICIENCY } from "./collectives.js";
 import type { GridResult } from "./grid.js";
 import { residents, type Workload } from "./layout.js";
 import { type Plan, type Planned, USABLE } from "./layouts.js";
@@ -75,9 +76,9 @@ export function assumptions({ workload: w, cluster: c }: Report): string[] {
   const models = residents(w);
   const lines = [
     `Model ${w.shape.name}: ${billions(w.shape.parameters)} parameters (${w.shape.note}); ${w.shape.numLayers} layers, hidden size ${w.shape.hiddenSize}.`,
-    `${w.precision}: ${p} + ${g} + ${o} = ${p + g + o} bytes a trained parameter (value, gradient, Adam's state), ${p} a frozen one. GB are 10^9 bytes.`,
+    `${w.precision}: ${p} + ${g} + ${o} = ${p + g + o} bytes a trained parameter (value, gradient, Adam's state), ${p} a frozen one. 1 GB is 10^9 bytes.`,
     `A step has ${w.globalBatch} sequences of ${w.contextLength} tokens. Attention is computed ${w.attention === "blocked" ? "in blocks, so that the scores are not kept" : "with its scores kept"}; logits ${w.logits === "chunked" ? "in chunks" : "whole"}.`,
-    `${Math.round(100 * USABLE)}% of a device's memory can be used; matrix products reach ${Math.round(100 * c.matmulEfficiency)}% of ${(c.flops / 1e12).toFixed(0)} TFLOP/s; links 80% of their speed.`,
+    `${Math.round(100 * USABLE)}% of a device's memory can be used; matrix products reach ${Math.round(100 * c.matmulEfficiency)}% of ${(c.flops / 1e12).toFixed(0)} TFLOP/s; links ${Math.round(100 * LINK_EFFICIENCY)}% of their speed.`,
   ];
   if (models.length > 1) {
     const bytes = models.map(
@@ -91,19 +92,23 @@ export function assumptions({ workload: w, cluster: c }: Report): string[] {
   }
   if (w.stage === "ppo")
     lines.push(
-      `PPO: replies of ${w.replyLength} tokens are written, scored by all models, and trained on ${w.updateEpochs} times; the key-value cache and the activations are not in memory together.`,
+      `PPO: replies of ${w.replyLength} tokens are written, scored by ${w.reward ? "all models" : "the models (the reward is a module: it has no parameters, and its time is not counted)"}, and trained on ${w.updateEpochs} times; the key-value cache and the activations are not in memory together.`,
     );
   if (w.stage === "dpo" && !w.residentReference)
-    lines.push("DPO: the reference's log-probabilities are computed once before training, so one model is in memory.");
+    lines.push(
+      "DPO: the reference's log-probabilities are computed once, before training, so only one model is in memory (--resident-reference: both).",
+    );
   lines.push(
-    "ZeRO-2 and ZeRO-3 send the gradients of every micro-batch, the others those of the step.",
-    `The layouts are those of Megatron-LM and DeepSpeed. Of these Lyceum, which computes on CPUs, runs ${
-      w.stage === "pretrain" || w.stage === "sft"
-        ? "all but interleaved stages (v2 and more); what is offloaded lies on disk there"
-        : "data parallel and ZeRO for this stage; what is offloaded lies on disk there"
-    }.`,
+    "ZeRO-2 and ZeRO-3 send gradients after every micro-batch, the others once a step.",
+    `The layouts are those of Megatron-LM and DeepSpeed. ${runnable(w)}; what is offloaded lies on disk there.`,
   );
   return lines;
+}
+
+/** Which of the layouts can be run here (docs/parallel.md). */
+function runnable({ stage, adapters }: Workload): string {
+  const some = stage === "ppo" || adapters > 0;
+  return `For ${stage}${adapters > 0 ? " with LoRA" : ""} Lyceum, which computes on CPUs, runs ${some ? "those of data parallelism and ZeRO only" : "all but the interleaved ones (v2 and more)"}`;
 }
 
 const gb = (bytes: number): string => (bytes === 0 ? "0" : (bytes / 1e9).toFixed(bytes < 1e8 ? 2 : 1));
@@ -123,8 +128,8 @@ const time = (days: number): string => (days >= 2 ? `${short(days)} days` : dura
 
 const simulation = (s: GridResult, c: Cluster): string =>
   `Simulated on ${c.devices} devices, ${short(s.pieces)} pieces of work and ${short(s.exchanges)} exchanges: a training pass takes ` +
-  `${s.even.toPrecision(3)} s when all are equally fast, and ${s.uneven.toPrecision(3)} s (${(100 * (s.uneven / s.even - 1)).toFixed(1)}% more) as they differ; ` +
-  `a device then waits ${Math.round(100 * s.waiting)}% of it.`;
+  `${s.even.toPrecision(3)} s when all are equally fast, and ${s.uneven.toPrecision(3)} s (${(100 * (s.uneven / s.even - 1)).toFixed(1)}% more) when they differ; ` +
+  `a device then spends ${Math.round(100 * s.waiting)}% of the pass waiting.`;
 
 export function reportTable(r: Report): string {
   const { plan, cluster: c, tokens, workload: w } = r;
@@ -165,14 +170,14 @@ export function reportTable(r: Report): string {
   const reasons = [...plan.planned.map((p) => ({ strategy: p.strategy, why: p.why })), ...plan.impossible];
   return [
     title,
-    `${name} on the fullest device; sent: ${name} that one device sends in a step; >: chosen, x: does not fit`,
+    `memory in ${name}, of the fullest device; sent: ${name} that one device sends in a step; >: chosen, x: does not fit`,
     "",
     line(head),
     ...rows.map(line),
     "",
     plan.chosen
       ? `Cheapest that fits: ${plan.chosen.strategy} as ${plan.chosen.layout.name}.`
-      : "None fits. Use more devices, devices with more memory, a smaller model or a shorter context.",
+      : "No layout fits. Use more devices, devices with more memory, a smaller model or a shorter context.",
     ...reasons.map(({ strategy, why }) => `  ${strategy.padEnd(width)}  ${why}`),
     ...(r.simulated ? ["", simulation(r.simulated, c)] : []),
     "",

@@ -39,7 +39,3 @@ function place(k: number, stages: number, chunks: number, backward: boolean): { 
   const chunk = Math.floor(within / stages);
   return { micro: group * stages + (within % stages), chunk: backward ? chunks - 1 - chunk : chunk };
 }
-
-/** Share of a step that a stage waits when all micro-batches take the same time: (p - 1) / (v m + p - 1). */
-export const bubbleShare = (stages: number, micro: number, chunks = 1): number =>
-  (stages - 1) / (chunks * micro + stages - 1);

@@ -117,7 +117,11 @@ export function namedShape(name: string): ModelShape | undefined {
   if (!match) return undefined;
   const key = `${Number(match[1])}${match[2].toUpperCase()}`;
   const parameters = Number(match[1]) * { M: 1e6, B: 1e9, T: 1e12 }[match[2].toUpperCase() as "M" | "B" | "T"];
-  if (parameters < 1e6) throw new UserError(`--model ${name}: a model below 1M has no usual shape; give a config.`, 2);
+  if (parameters < 1e6)
+    throw new UserError(
+      `--model ${name}: there is no usual shape for fewer than 1M parameters; give a config.json.`,
+      2,
+    );
   if (LLAMA[key]) return llamaShape(key, LLAMA[key], false, `the matrices of Llama ${key === "8B" ? 3 : 2} ${key}`);
   if (GPT[key])
     return { name: key, ...gpt(...GPT[key]), parameters, note: "counted as named; GPT shape (Narayanan et al. 2021)" };
@@ -142,7 +146,7 @@ export function hubShape(path: string): ModelShape {
     throw new UserError(`${file}: not JSON: ${(error as Error).message}`, 2);
   }
   if (typeof json !== "object" || json === null || Array.isArray(json))
-    throw new UserError(`${file}: it is no group of keys, as a config.json is.`, 2);
+    throw new UserError(`${file} does not hold a JSON object, as a config.json does.`, 2);
   const number = (keys: string[], fallback?: number): number => {
     const value = keys.map((k) => json[k]).find((v) => v !== undefined && v !== null) ?? fallback;
     if (typeof value !== "number" || !Number.isInteger(value) || value <= 0)
@@ -151,7 +155,10 @@ export function hubShape(path: string): ModelShape {
   };
   const type = String(json.model_type ?? "llama");
   if (["num_experts", "num_local_experts", "n_routed_experts"].some((k) => Number(json[k] ?? 0) > 1))
-    throw new UserError(`${file}: a mixture of experts (${type}) cannot be planned; dense models can.`, 2);
+    throw new UserError(
+      `${file}: a mixture of experts (${type}) is not a model that plan knows; it plans dense ones.`,
+      2,
+    );
   const hiddenSize = number(["hidden_size", "n_embd"]);
   const numHeads = number(["num_attention_heads", "n_head"]);
   const old = ["gpt2", "gpt_neox", "opt", "gpt_bigcode"].includes(type);
@@ -168,5 +175,5 @@ export function hubShape(path: string): ModelShape {
     modelType: type,
   };
   const learnt = old && type !== "gpt_neox" ? number(["n_positions", "max_position_embeddings"], 1024) * hiddenSize : 0;
-  return { name: path, ...shape, parameters: countMatrices(shape) + learnt, note: `its matrices (${file})` };
+  return { name: path, ...shape, parameters: countMatrices(shape) + learnt, note: `its matrices, from ${file}` };
 }

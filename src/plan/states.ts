@@ -16,6 +16,9 @@ export interface StateBytes {
   optimizer: number;
 }
 
+/** Bytes of a parameter's value, and of anything else that is kept in it: activations, keys and values, gradients that are sent. */
+export const valueBytes = (precision: Precision): number => (precision === "bf16" ? 2 : 4);
+
 /** Bytes of one parameter's value, gradient and optimizer state. In fp32 there is no master copy beside the parameter. */
 export const bytesPerParameter = (precision: Precision): StateBytes =>
   precision === "bf16" ? { parameters: 2, gradients: 2, optimizer: 12 } : { parameters: 4, gradients: 4, optimizer: 8 };

@@ -6,6 +6,7 @@ import { type Layout, microBatches, type Resident, residents, type Workload } fr
 import { activationCase, stageParameters } from "./memory.js";
 import { layerParameters } from "./shape.js";
 import { simulatePipeline } from "./simulate.js";
+import { valueBytes } from "./states.js";
 
 export interface StepTime {
   seconds: number;
@@ -20,16 +21,9 @@ export interface StepTime {
   utilisation: number;
 }
 
-export interface TimeOptions {
-  /** Gradients travel while the backward pass goes on; Megatron-LM of 2021 sent them afterwards. */
-  overlap?: boolean;
-}
-
 /** Share of a transfer that is felt even when it runs beside computation: it takes memory bandwidth and waits for its turn. */
 const FELT = 0.1;
 const beside = (transfer: number, compute: number): number => Math.max(transfer, compute + FELT * transfer);
-
-const width = (w: Workload): number => (w.precision === "bf16" ? 2 : 4);
 
 /** Tensor-parallel groups fill a node first, then replicas, then the pipeline (Narayanan et al. 2021, section 3). */
 function groups(l: Layout, c: Cluster): { tensor: Group; data: Group; pipelineWithin: boolean } {
@@ -49,7 +43,7 @@ export function stageSeconds({ shape, adapters }: Resident, w: Workload, l: Layo
   const layers = shape.numLayers / l.pipeline;
   const layer = layerSeconds(shape, a, c);
   const head = headSeconds(shape, a, c);
-  const hidden = a.tokens * shape.hiddenSize * width(w);
+  const hidden = a.tokens * shape.hiddenSize * valueBytes(w.precision);
   // Two sums of the hidden states forward (attention, MLP) and two backward (Megatron-LM, Shoeybi et al. 2019, section 3).
   const sum = l.tensor > 1 ? collectiveSeconds(hidden, tensor, c, 2) : 0;
   let forward = layer.forward + 2 * sum;
@@ -57,7 +51,7 @@ export function stageSeconds({ shape, adapters }: Resident, w: Workload, l: Layo
   let backward = layer.backward / (adapters > 0 ? 2 : 1) + 2 * sum + (l.recompute ? forward : 0);
 
   // ZeRO-3 gathers each layer before its forward and its backward pass; gradients are scattered as they are produced (ZeRO-2 too).
-  const layerBytes = (layerParameters(shape) / l.tensor) * width(w);
+  const layerBytes = (layerParameters(shape) / l.tensor) * valueBytes(w.precision);
   const pass = l.data > 1 ? collectiveSeconds(layerBytes, data, c, 1) : 0;
   const fetch = l.offload === "all" ? layerBytes / l.data / c.hostBandwidth : 0;
   if (l.zero === 3) {
@@ -82,15 +76,15 @@ export function stageSeconds({ shape, adapters }: Resident, w: Workload, l: Layo
 }
 
 /** The exchange of gradients and parameters once a step: seconds that nothing hides, and bytes sent. */
-export function exchange({ shape, adapters }: Resident, w: Workload, l: Layout, c: Cluster, overlap: boolean) {
+export function exchange({ shape, adapters }: Resident, w: Workload, l: Layout, c: Cluster) {
   const whole = stageParameters(shape, 0, l);
   const trained = adapters > 0 ? adapters / (l.tensor * l.pipeline) : whole;
   if (l.data === 1) return { whole, trained, seconds: 0, sent: 0 };
   const { data } = groups(l, c);
   const m = microBatches(w, l);
   const { stages } = stageSeconds({ role: "model", shape, adapters, trained: true }, w, l, c);
-  const bytes = trained * width(w);
-  const shown = (seconds: number, compute: number): number => (overlap ? beside(seconds, compute) - compute : seconds);
+  const bytes = trained * valueBytes(w.precision);
+  const shown = (seconds: number, compute: number): number => beside(seconds, compute) - compute;
   // Only the last micro-batch's backward pass has gradients to send while it computes.
   const scatter = collectiveSeconds(bytes, data, c, l.zero === 0 ? 2 : 1);
   let seconds = l.zero <= 1 ? shown(scatter, stages[0].backward) : 0;
@@ -98,21 +92,26 @@ export function exchange({ shape, adapters }: Resident, w: Workload, l: Layout, 
   if (l.zero === 1 || l.zero === 2) seconds += shown(collectiveSeconds(bytes, data, c, 1), stages[0].forward);
   const gathered = l.zero === 3 ? 2 * m * whole : trained;
   const scattered = l.zero >= 2 ? m * trained : trained;
-  return { whole, trained, seconds, sent: collectiveBytes((gathered + scattered) * width(w), l.data, 1) };
+  return {
+    whole,
+    trained,
+    seconds,
+    sent: collectiveBytes((gathered + scattered) * valueBytes(w.precision), l.data, 1),
+  };
 }
 
 /** One trained model's forward and backward passes, gradient exchange and update; and a forward pass alone. */
-function trainingPass(model: Resident, w: Workload, l: Layout, c: Cluster, overlap: boolean) {
+function trainingPass(model: Resident, w: Workload, l: Layout, c: Cluster) {
   const m = microBatches(w, l);
   const { stages, send, sentForward, sentBackward } = stageSeconds(model, w, l, c);
   const pipeline = pipelineSeconds(stages, m, l.chunks, send);
-  const { whole, trained, seconds, sent } = exchange(model, w, l, c, overlap);
+  const { whole, trained, seconds, sent } = exchange(model, w, l, c);
   const owned = l.zero >= 1 ? trained / l.data : trained;
   const offloaded = l.offload !== "none";
   const update = (owned * UPDATE_BYTES) / (offloaded ? c.hostMemoryBandwidth : c.memoryBandwidth);
   // Gradients go to main memory and parameters come back.
-  const hostBytes = offloaded ? 2 * owned * width(w) : 0;
-  const fetched = l.offload === "all" ? m * (whole / l.data) * width(w) : 0;
+  const hostBytes = offloaded ? 2 * owned * valueBytes(w.precision) : 0;
+  const fetched = l.offload === "all" ? m * (whole / l.data) * valueBytes(w.precision) : 0;
   const slowest = Math.max(...stages.map((s) => s.forward));
   return {
     pipeline: pipeline.seconds,
@@ -128,7 +127,7 @@ function trainingPass(model: Resident, w: Workload, l: Layout, c: Cluster, overl
     },
     scoring: (m - 1) * slowest + stages.reduce((n, s) => n + s.forward, 0),
     sentScoring: {
-      data: l.zero === 3 ? m * collectiveBytes(whole * width(w), l.data, 1) : 0,
+      data: l.zero === 3 ? m * collectiveBytes(whole * valueBytes(w.precision), l.data, 1) : 0,
       tensor: m * sentForward.tensor,
       pipeline: m * sentForward.pipeline,
       host: fetched,
@@ -159,9 +158,8 @@ function pipelineSeconds(
   return { seconds, bubble: 1 - worked / (p * seconds) };
 }
 
-export function stepTime(w: Workload, l: Layout, c: Cluster, options: TimeOptions = {}): StepTime {
+export function stepTime(w: Workload, l: Layout, c: Cluster): StepTime {
   const devices = l.data * l.tensor * l.pipeline;
-  const overlap = options.overlap ?? true;
   const sequences = microBatches(w, l) * l.microBatch * l.data;
   const tokens = sequences * w.contextLength;
   const parts = { pipeline: 0, gradients: 0, update: 0, offload: 0, generation: 0, scoring: 0 };
@@ -173,10 +171,10 @@ export function stepTime(w: Workload, l: Layout, c: Cluster, options: TimeOption
   let flops = 0;
   const repeats = w.stage === "ppo" ? w.updateEpochs : 1;
   for (const model of residents(w)) {
-    const pass = trainingPass(model, w, l, c, overlap);
+    const pass = trainingPass(model, w, l, c);
     const perToken = trainingFlops(model.shape, w.contextLength, w.attention) / 3;
     if (w.stage === "ppo" || !model.trained) {
-      // PPO: each of the four models looks at the replies once; with adapters the actor is the reference as well.
+      // PPO: every model looks at the replies once; with adapters the actor is the reference as well.
       const looks = w.stage === "ppo" && model.role === "actor" && model.adapters > 0 ? 2 : 1;
       parts.scoring += looks * pass.scoring;
       add(pass.sentScoring, looks);
@@ -190,9 +188,9 @@ export function stepTime(w: Workload, l: Layout, c: Cluster, options: TimeOption
   }
   if (w.stage === "ppo") {
     const past = w.contextLength - w.replyLength / 2; // on average
-    const token = decodeSeconds(w.shape, sequences / l.data, past, l.tensor * l.pipeline, c);
+    const token = decodeSeconds(w.shape, sequences / l.data, past, w.precision, l.tensor * l.pipeline, c);
     // Under ZeRO-3 every token needs every layer gathered again.
-    const bytes = stageParameters(w.shape, 0, l) * width(w);
+    const bytes = stageParameters(w.shape, 0, l) * valueBytes(w.precision);
     const gather = l.zero === 3 && l.data > 1 ? collectiveSeconds(bytes, groups(l, c).data, c, 1) : 0;
     parts.generation = w.replyLength * beside(gather, token);
     if (gather > 0) sent.data += w.replyLength * collectiveBytes(bytes, l.data, 1);

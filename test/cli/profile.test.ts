@@ -95,8 +95,8 @@ test("a stage of alignment: log p of pairs forward and backward, without what co
   });
   writeFileSync(join(dir, "pairs.jsonl"), Array.from({ length: 8 }, (_, i) => JSON.stringify(pair(i))).join("\n"));
   const file = join(dir, "dpo.yaml");
-  writeFileSync(file, "from: run/model\ndata: { train: [pairs.jsonl], contextLength: 64 }\nbatchSize: 4\n");
-  const text = await output({ steps: "3", stage: "dpo", json: true }, file);
+  writeFileSync(file, "from: run/model\ndata: { train: [pairs.jsonl], contextLength: 64 }\nbatchSize: 4\nbeta: 0.2\n");
+  const text = await output({ steps: "3", json: true }, file); // beta tells that it is DPO's
   const { kernels, products } = JSON.parse(text) as { kernels: Row[]; products: Row[] };
   const calls = (name: string): number | undefined => kernels.find((k) => k.kernel === name)?.calls;
   // The reference's log p was computed before: a step goes through the model once.
@@ -113,9 +113,21 @@ test("a stage of alignment: log p of pairs forward and backward, without what co
 
 test("what it cannot measure: steps that are no number, other stages, whole recipes", async () => {
   await expect(command(config, { steps: "many" })).rejects.toThrow(/--steps is "many"; it must be a whole number/);
+  await expect(command(config, { steps: "0" })).rejects.toThrow(
+    /--steps is "0"; it must be a whole number from 1 up\.$/,
+  );
   const prefer = command(config, { steps: "1", stage: "prefer" });
   await expect(prefer).rejects.toThrow(/--stage is "prefer"; profile measures steps of pretrain, sft, reward/);
   const recipe = join(dir, "r.yaml");
   writeFileSync(recipe, "stages: []\n");
   await expect(command(recipe, { steps: "1" })).rejects.toThrow(/r.yaml is a recipe of several stages/);
+  const replies = join(dir, "replies.yaml");
+  writeFileSync(replies, "from: run/model\nreward: judge.mjs\nprompts: [x.jsonl]\n");
+  await expect(command(replies, { steps: "1" })).rejects.toThrow(
+    /replies.yaml does not say which stage it is for, and its keys suit prefer, ppo, grpo: give --stage ppo or --stage grpo\.$/,
+  );
+  writeFileSync(replies, "from: run/model\nreward: judge.mjs\nprompts: [x.jsonl]\nsamples: 4\n");
+  await expect(command(replies, { steps: "1" })).rejects.toThrow(
+    /replies.yaml has the keys of the stage prefer; profile measures steps of pretrain, sft, reward, dpo, ppo, grpo\.$/,
+  );
 });

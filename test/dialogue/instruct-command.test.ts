@@ -180,7 +180,7 @@ test("a service that gives up leaves what has grown; mistakes in the command are
   await expect(run({ ...flags, out })).rejects.toThrow(/unpaid\.jsonl exists/);
   const asked = service.calls.length;
   for (const [wrong, message] of [
-    [{ count: "0" }, /--count is "0"; it must be a number from 1 up/],
+    [{ count: "0" }, /--count is "0"; it must be a whole number from 1 up/],
     [{ count: "2.5" }, /--count is "2.5"; it must be a whole number/],
     [{ similarity: "7" }, /--similarity is "7"; it must be a number from 0 to 1/],
     [{ model: "" }, /--model is missing/],

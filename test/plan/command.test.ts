@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test, vi } from "vitest";
 import { command, type PlanFlags } from "../../src/cli/plan.js";
+import { hubShape } from "../../src/plan/shape.js";
 
 const dir = mkdtempSync(join(tmpdir(), "lyceum-plan-"));
 const recipe = join(dir, "recipe.yaml");
@@ -115,7 +116,7 @@ test("a recipe is checked as `run` checks it; --set reaches a stage by its name"
   writeFileSync(empty, "stages:\n  - null\n");
   await expect(command({ model: empty })).rejects.toThrow(/stages.0 is null; it must be a group of keys/);
   writeFileSync(join(dir, "null.json"), "null");
-  await expect(command({ model: join(dir, "null.json") })).rejects.toThrow(/null.json: it is no group of keys/);
+  await expect(command({ model: join(dir, "null.json") })).rejects.toThrow(/null.json does not hold a JSON object/);
 });
 
 test("a cluster that would take for ever is refused", async () => {
@@ -136,6 +137,77 @@ test("LoRA: gradients and optimizer of the adapters only", async () => {
   expect((await json({ model: file, devices: "1" })).model.parameters).toBe(99136);
 });
 
+const ppoFile = (name: string, more: string): string => {
+  const file = join(dir, name);
+  const common = "from: test/golden/llama/gqa-tied\nprompts: [x.jsonl]\nmaxTokens: 40\n";
+  writeFileSync(file, `${common}${more}`);
+  return file;
+};
+
+test("PPO's critic and reward model: as the file names them, and no reward model where a module gives the rewards", async () => {
+  const models = async (name: string, more: string) => {
+    const report = await json({ model: ppoFile(name, `stage: ppo\n${more}`), devices: "1" });
+    const { parameters, models } = report.strategies[0];
+    expect(parameters).toBe(2 * Object.values(sizes(models!)).reduce((n, m) => n + m, 0));
+    return { ...sizes(models!), told: report.assumptions.join("\n") };
+  };
+  // Parameters, from the bytes of 16 for each that is trained and 2 for each that is frozen.
+  const sizes = (list: { role: string; bytes: number }[]): Record<string, number> =>
+    Object.fromEntries(list.map(({ role, bytes }) => [role, bytes / (/actor|critic/.test(role) ? 16 : 2)]));
+  const [small, other] = ["gqa-tied", "linear-3-layers"].map(
+    (name) => hubShape(`test/golden/llama/${name}`).parameters,
+  );
+  const byModule = await models("module.yaml", "reward: judge.mjs\n");
+  expect(byModule).toMatchObject({ actor: small, critic: small, ref: small });
+  expect(byModule).not.toHaveProperty("reward");
+  expect(byModule.told).toContain("3 models in memory");
+  expect(byModule.told).toContain("the reward is a module");
+  const reward = "reward: test/golden/llama/linear-3-layers\n";
+  expect(await models("model.yaml", reward)).toMatchObject({ actor: small, critic: other, ref: small, reward: other });
+  const own = await models("critic.yaml", `${reward}critic: test/golden/llama/gqa-tied\n`);
+  expect(own).toMatchObject({ critic: small, reward: other });
+  expect(await models("both.yaml", "reward: judge.mjs\ncritic: test/golden/llama/linear-3-layers\n")).toMatchObject({
+    critic: other,
+  });
+});
+
+test("a file's keys tell its stage, and what plan does not cover is told as what it is", async () => {
+  const planned = async (file: string): Promise<string> => (await printed({ model: file, devices: "1" })).split(" ")[0];
+  const ours = "reward: judge.mjs\n";
+  expect(await planned(ppoFile("ppo.yaml", `${ours}criticOptimizer: { learningRate: 1e-4 }\n`))).toBe("ppo");
+  const sft = join(dir, "lora.yaml");
+  writeFileSync(sft, "from: test/golden/llama/gqa-tied\ndata: {train: [x.jsonl], packing: false}\n");
+  expect(await planned(sft)).toBe("sft");
+  writeFileSync(
+    sft,
+    "from: test/golden/llama/gqa-tied\ndata: {train: [x.jsonl]}\nbeta: 0.1\nbatch_size: 4\nbatchsise: 4\n",
+  );
+  await expect(planned(sft)).rejects.toThrow(/there is no key "batchsise". Did you mean "batchSize"/); // as DPO's
+  for (const [more, message] of [
+    ["groupSize: 4\n", /grpo.yaml has the keys of the stage grpo; plan covers pretrain, sft, reward, dpo, ppo\.$/],
+    ["samples: 4\n", /grpo.yaml has the keys of the stage prefer; plan covers/],
+    ["stage: grpo\n", /stage in .*grpo.yaml is "grpo"; plan covers/],
+    ["klCoef: 0.1\n", /grpo.yaml does not say which stage it is for, and its keys suit ppo, grpo: give --stage ppo\.$/],
+  ] as const)
+    await expect(planned(ppoFile("grpo.yaml", ours + more))).rejects.toThrow(message);
+  await expect(planned("recipes/corpus-demo.yaml")).rejects.toThrow(/is the recipe of a corpus; plan covers/);
+});
+
+test("the last assumption tells which layouts Lyceum runs, of this stage", async () => {
+  const last = async (flags: PlanFlags): Promise<string> => (await json(flags)).assumptions.at(-1)!;
+  for (const stage of ["pretrain", "sft", "reward", "dpo"])
+    expect(await last({ model: "7B", stage, devices: "8" })).toContain(
+      `For ${stage} Lyceum, which computes on CPUs, runs all but the interleaved ones`,
+    );
+  expect(await last({ model: "7B", stage: "ppo", devices: "8" })).toContain(
+    "For ppo Lyceum, which computes on CPUs, runs those of data parallelism and ZeRO only",
+  );
+  const lora = { model: recipe, stage: "sft", devices: "1", set: ["stages.1.lora.rank=4"] };
+  expect(await last(lora)).toContain(
+    "For sft with LoRA Lyceum, which computes on CPUs, runs those of data parallelism and ZeRO only",
+  );
+});
+
 test("the table names the chosen layout and a reason for each of the others; the picture shows them", async () => {
   const svg = join(dir, "plan.svg");
   const text = await printed({ model: "13B", stage: "sft", devices: "16", price: "2", tokens: "1B", svg });
@@ -152,7 +224,7 @@ test("the table names the chosen layout and a reason for each of the others; the
 test("--simulate: the chosen layout on devices that differ", async () => {
   const text = await printed({ model: "7B", devices: "64", simulate: "0.02" });
   expect(text).toMatch(
-    /Simulated on 64 devices, .* s when all are equally fast, and .* s \(\d+\.\d% more\) as they differ/,
+    /Simulated on 64 devices, .* s when all are equally fast, and .* s \(\d+\.\d% more\) when they differ; a device then spends/,
   );
   const { simulated } = (await json({ model: "7B", devices: "64", simulate: "0" })) as unknown as {
     simulated: { even: number; uneven: number };
@@ -179,17 +251,17 @@ test("a cluster file, flags over it, and its mistakes with line and nearest key"
 });
 
 test.each([
-  [{ model: "seven" }, /--model seven is no file, no folder, and no size/],
-  [{ model: "7B", stage: "pretrian" }, /--stage pretrian: did you mean "pretrain"\?/],
+  [{ model: "seven" }, /--model seven is neither a file or folder nor a size/],
+  [{ model: "7B", stage: "pretrian" }, /--stage is "pretrian"; plan covers pretrain, .* Did you mean "pretrain"\?/],
   [{ model: "7B", device: "h10" }, /no device "h10". Did you mean "h100"\?/],
   [{ model: "7B", devices: "many" }, /--devices is "many"; it must be a number above 0/],
   [{ model: "7B", devices: "2.5" }, /--devices is "2.5"; it must be a whole number/],
-  [{ model: "7B", set: ["a=1"] }, /--set changes settings of a YAML file/],
+  [{ model: "7B", set: ["a=1"] }, /--set changes settings of a YAML file, and --model 7B is not one/],
   [{ model: "7B", attention: "flash" }, /--attention is "flash"; it must be blocked or full/],
   [{ model: "7B", stage: "ppo", context: "512", reply: "512" }, /--reply 512 must be less than the context/],
   [{ model: "none.yaml" }, /none.yaml does not exist/],
   [{ model: "7B", simulate: "3%" }, /--simulate is "3%"; it must be a share from 0 to 1/],
-  [{ model: recipe, stage: "grpo" }, /Planned are pretrain, sft, reward, dpo, ppo/],
+  [{ model: recipe, stage: "grpo" }, /--stage is "grpo"; plan covers pretrain, sft, reward, dpo, ppo\.$/],
   [{ model: "test/golden" }, /there is no config.json in it/],
 ] as [PlanFlags, RegExp][])("a mistake in %j is told", async (flags, message) => {
   await expect(printed(flags)).rejects.toThrow(message);

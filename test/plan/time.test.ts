@@ -1,12 +1,20 @@
 /** Step time against published throughput and against arithmetic. */
 import { expect, test } from "vitest";
-import { makeCluster } from "../../src/plan/cluster.js";
+import { type Cluster, makeCluster } from "../../src/plan/cluster.js";
 import { collectiveBytes, collectiveSeconds, LINK_EFFICIENCY } from "../../src/plan/collectives.js";
 import { trainingFlops } from "../../src/plan/compute.js";
-import { layout, workload } from "../../src/plan/layout.js";
+import { type Layout, layout, type Workload, workload } from "../../src/plan/layout.js";
+import { stageParameters } from "../../src/plan/memory.js";
 import { llamaShape, namedShape } from "../../src/plan/shape.js";
 import { simulateRing } from "../../src/plan/simulate.js";
 import { stepTime } from "../../src/plan/time.js";
+
+/** Seconds of a step when gradients are sent after the backward pass, as Megatron-LM did in 2021, and not beside it. */
+function withoutOverlap(w: Workload, l: Layout, c: Cluster): number {
+  const { seconds, parts } = stepTime(w, l, c);
+  const group = { size: l.data, perNode: Math.min(l.data, c.devicesPerNode / l.tensor) };
+  return seconds - parts.gradients + collectiveSeconds(2 * stageParameters(w.shape, 0, l), group, c, 2);
+}
 
 /**
  * TFLOP/s of a device as Megatron-LM reports them (Narayanan et al. 2021, equation 3, recomputation included), of the best of the
@@ -33,7 +41,7 @@ function megatron(
       if (!Number.isInteger(m)) continue;
       if (chunks > 1 && (pipeline === 1 || m % pipeline || (L / pipeline) % chunks)) continue;
       const l = layout({ name, data, tensor, pipeline, microBatch, chunks, recompute: true });
-      best = Math.max(best, flops / stepTime(w, l, c, { overlap: false }).seconds / devices / 1e12);
+      best = Math.max(best, flops / withoutOverlap(w, l, c) / devices / 1e12);
     }
   return best;
 }
@@ -130,6 +138,18 @@ test("PPO writes, scores and updates; its parts add up", () => {
   expect(t.parts.generation).toBeGreaterThan((512 * 2 * shape.parameters) / 2039e9);
   expect(t.parts.scoring).toBeGreaterThan(0);
   expect(t.utilisation).toBeLessThan(0.65);
+});
+
+test("fp32 takes longer to write replies: twice the bytes of weights and caches", () => {
+  const shape = namedShape("7B")!;
+  const c = makeCluster({ devices: 8 });
+  const of = (precision: "bf16" | "fp32", globalBatch: number): number => {
+    const w = workload({ stage: "ppo", shape, globalBatch, contextLength: 1024, precision });
+    return stepTime(w, layout({ name: "", data: 8 }), c).parts.generation;
+  };
+  expect(of("fp32", 64) / of("bf16", 64)).toBeCloseTo(2, 10);
+  const one = (4 * shape.parameters + 4 * 2 * 32 * 4096 * 768) / c.memoryBandwidth; // past: 512 of prompt and half of the reply
+  expect(of("fp32", 8)).toBeCloseTo(512 * one, 10);
 });
 
 test("many micro-batches: what is not simulated is exactly what further ones cost", () => {
