@@ -5,6 +5,7 @@ import { PLANNED_STAGES, type PlannedStage, type Workload, workload } from "../p
 import { hubShape, llamaShape, type ModelShape, namedShape } from "../plan/shape.js";
 import { check, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
+import { isRewardModule } from "../run/named.js";
 import { locate } from "./stage.js";
 import { coveredStage, stageOf } from "./stage-of.js";
 
@@ -92,7 +93,6 @@ async function workloadOf(stage: PlannedStage, config: Json, earlier: Earlier, f
 
 /** Reward model and critic of PPO (src/stages/four-models.ts); one that is not there yet counts as large as the actor. */
 async function otherModels(config: Json, shape: ModelShape, earlier: Earlier, file: string) {
-  const { isRewardModule } = await import("../stages/judge.js");
   const { reward: from, critic } = config as { reward: string; critic?: string };
   const reward = isRewardModule(from) ? undefined : await named(from, earlier, file, shape);
   return { reward, critic: critic === undefined ? (reward ?? shape) : await named(critic, earlier, file, shape) };

@@ -74,7 +74,7 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
     events = [];
   };
   try {
-    await run(config as never, folder);
+    await run(config, folder);
   } finally {
     watchKernels((device) => device);
     folder.close();

@@ -7,9 +7,10 @@ import { launched } from "../parallel/mpi.js";
 import { type ConfigSource, check, nearest, overridden, placeOf, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { latestStep, RunFolder } from "../run/folder.js";
+import { isRewardModule, namedBy } from "../run/named.js";
 import { duration } from "../run/progress.js";
 import { changedSettings } from "../run/resume.js";
-import { checkRewardModule, isRewardModule } from "../stages/judge.js";
+import { checkRewardModule } from "../stages/judge.js";
 import { positionsOfNew } from "../stages/pretrain.js";
 import { STAGES } from "../stages/registry.js";
 import { checkFiles, locate, runStage, type StageFlags, tellUnused } from "./stage.js";
@@ -23,10 +24,6 @@ export const recipeSchema = z.strictObject({
   seed: z.int().min(0).optional(),
   stages: z.array(z.looseObject({ stage: z.string(), name: z.string().optional() })).min(1),
 });
-
-/** Keys that may name an earlier stage in the place of a model folder, and in the place of a data file. */
-const MODELS = new Set(["from", "models", "reward", "critic", "reference", "tokenizer"]);
-const FILES = new Set(["train", "validation", "prompts", "file"]);
 
 export async function command(file: string, flags: StageFlags): Promise<void> {
   const processes = launched()?.size ?? 1;
@@ -117,7 +114,7 @@ export async function command(file: string, flags: StageFlags): Promise<void> {
     tellUnused(stage, given, config);
     const keepCheckpoints = (config.keepCheckpoints as number | undefined) ?? 1;
     const open = (): RunFolder => RunFolder.open(dir, settings, { resume: flags.resume, keepCheckpoints });
-    await runStage(dir, open, (folder) => entry.run(config as never, folder));
+    await runStage(dir, open, (folder) => entry.run(config, folder));
   }
   const last = plan.filter(({ name }) => made.get(name)?.model).at(-1);
   const model = last && made.get(last.name)?.model;
@@ -195,7 +192,8 @@ export function overriddenStages(source: ConfigSource, overrides: readonly strin
 function resolve(value: unknown, made: ReadonlyMap<string, Made>, key = ""): unknown {
   if (typeof value === "string") {
     const { model, preferences } = made.get(value) ?? {};
-    return (MODELS.has(key) ? model : FILES.has(key) ? preferences : undefined) ?? value;
+    const named = namedBy(key);
+    return (named === "data" ? preferences : named && model) ?? value;
   }
   if (Array.isArray(value)) return value.map((v) => resolve(v, made, key));
   if (value === null || typeof value !== "object" || key === "samples") return value; // whose prompts are texts

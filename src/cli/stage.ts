@@ -7,7 +7,8 @@ import type { Comm } from "../parallel/comm.js";
 import { type ConfigSource, check, overridden, placeOf, readYaml } from "../run/config.js";
 import { systemMessage, UserError } from "../run/errors.js";
 import { latestStep, RunFolder, VERSION } from "../run/folder.js";
-import { FILES } from "../run/resume.js";
+import { sharedInputs } from "../run/inputs.js";
+import { isRewardModule, namedBy } from "../run/named.js";
 import { joinWorld } from "./world.js";
 
 type Json = Record<string, unknown>;
@@ -22,7 +23,7 @@ export interface StageFlags {
 
 /** Files and folders are looked for beside the YAML file first, then from the current folder. */
 export function locate(value: unknown, beside: string, key = ""): unknown {
-  if (typeof value === "string" && FILES.has(key)) {
+  if (typeof value === "string" && namedBy(key)) {
     const near = `${beside}/${value}`;
     return !value.startsWith("/") && beside !== "." && existsSync(near) ? near : value;
   }
@@ -30,9 +31,6 @@ export function locate(value: unknown, beside: string, key = ""): unknown {
   if (value === null || typeof value !== "object" || key === "samples") return value; // whose prompts are texts
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, locate(v, beside, k)]));
 }
-
-/** Keys whose values are models' folders. */
-const MODELS = new Set(["from", "models", "reference", "critic"]);
 
 /** A name like those of models on the Hugging Face Hub. */
 const onTheHub = (name: string): string =>
@@ -53,11 +51,13 @@ export function checkFiles(
   const wrong: string[] = [];
   const visit = (value: unknown, path: PropertyKey[], key: string): void => {
     if (typeof value === "string") {
-      if (!FILES.has(key) || value === "" || made(value)) return;
+      const named = namedBy(key);
+      if (!named || value === "" || made(value)) return;
+      const isFolder = named === "model" || (named === "model or module" && !isRewardModule(value));
       try {
         if (!existsSync(value))
-          throw new UserError(`${value} does not exist.${hint(value)}${MODELS.has(key) ? onTheHub(value) : ""}`);
-        if (MODELS.has(key)) readLlamaConfig(value);
+          throw new UserError(`${value} does not exist.${hint(value)}${isFolder ? onTheHub(value) : ""}`);
+        if (named === "model") readLlamaConfig(value);
       } catch (error) {
         wrong.push(
           `${placeOf(source, path)}: ${path.filter((k) => typeof k === "string").join(".")}: ${(error as Error).message}`,
@@ -106,7 +106,7 @@ export async function command(name: string, file: string, flags: StageFlags): Pr
   const { launched } = await import("../parallel/mpi.js");
   const first = (launched()?.rank ?? 0) === 0;
   if (!goesOn && first) checkFiles(config, source);
-  const world = await join(config, dir);
+  const world = await join(name, config, dir);
   if (flags.resume && !goesOn && first) console.error(`${dir} holds no checkpoint to go on from: the run begins anew`);
   if (first) tellUnused(name, source.value as Json, config);
   const open = (): RunFolder =>
@@ -119,7 +119,7 @@ export async function command(name: string, file: string, flags: StageFlags): Pr
         ...(world && { world }),
       },
     );
-  await runStage(dir, open, (folder) => run(config as never, folder));
+  await runStage(dir, open, (folder) => run(config, folder));
   console.log(name === "prefer" ? `${dir}/preferences.jsonl` : `${dir}/model`);
 }
 
@@ -142,7 +142,7 @@ export async function runStage(
 }
 
 /** Under mpirun: all processes of the job, once it is known that they run the same thing. */
-async function join(config: { threads?: number }, dir: string): Promise<Comm | undefined> {
+async function join(stage: string, config: { threads?: number }, dir: string): Promise<Comm | undefined> {
   const world = await joinWorld();
   if (!world) return undefined;
   const { comm, device, threads } = world;
@@ -154,6 +154,7 @@ async function join(config: { threads?: number }, dir: string): Promise<Comm | u
   Grid.agree(comm, "instruction set (LYCEUM_ISA makes it one)", device.isa);
   const { threads: _, ...rest } = config; // hosts may have more cores, or fewer processes
   Grid.agree(comm, "configuration", { ...rest, out: dir });
+  Grid.agree(comm, "files", sharedInputs(dir, { stage, ...config }));
   whoIsWho(comm);
   return comm;
 }

@@ -194,6 +194,13 @@ export class RunFolder {
     return path;
   }
 
+  /** What each process has of its own: NAME.json, of the processes after the first NAME-RANK.json. */
+  writeOwn(name: string, text: string): string {
+    const path = `${this.dir}/${this.first ? name : `${name}-${this.world?.rank}`}.json`;
+    writeWhole(path, text);
+    return path;
+  }
+
   /** Lists records that were set aside; and tells how many they are. */
   setAside(records: readonly { file: string; line: number; reason: string }[]): void {
     if (records.length === 0) return;

@@ -6,7 +6,8 @@ import { createHash, type Hash } from "node:crypto";
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readSync, realpathSync, statSync } from "node:fs";
 import { join, resolve, sep } from "node:path";
 import { UserError } from "./errors.js";
-import { FILES } from "./resume.js";
+import { isRewardModule, namedBy } from "./named.js";
+import { clearData } from "./resume.js";
 
 interface Fingerprint {
   name: string;
@@ -27,23 +28,27 @@ const asksFrom = ({ stage, lora, klCoef }: { stage?: unknown; lora?: unknown; kl
 
 /**
  * Compares what the run in `dir` goes on with at `step` with what it began with, and returns what is to be told of it. At step 0 it notes what
- * it begins with: the text of a new inputs.json. Throws UserError (exit code 2) where data or weights are others; a reward module may be mended.
+ * it begins with: the text of a new inputs.json; tokens that were made of other data are thrown away. Throws UserError (exit code 2) where data or weights are
+ * others; a reward module may be mended.
  */
 export function checkInputs(dir: string, config: unknown, step: number): { changes: string[]; text?: string } {
-  const inputs = inputsOf(config, existsSync(dir) ? realpathSync(dir) : resolve(dir));
-  if (step === 0) return { changes: [], text: `${JSON.stringify(inputs, null, 2)}\n` };
-  const path = `${dir}/${FILE}`;
-  if (!existsSync(path)) return { changes: [] }; // of an earlier version
-  let before: Inputs;
-  try {
-    before = { ...(JSON.parse(readFileSync(path, "utf8")) as Inputs) };
-  } catch {
-    return { changes: [] };
+  const { stage } = (config ?? {}) as { stage?: unknown };
+  const skipped = ["tokenizer", "critic", ...(asksFrom(config ?? {}) ? [] : ["from"])];
+  const inputs = inputsOf(config, existsSync(dir) ? realpathSync(dir) : resolve(dir), skipped);
+  const before = notedIn(`${dir}/${FILE}`);
+  const isOther = ([key, now]: [string, Fingerprint]): boolean =>
+    before?.[key]?.sha256 !== undefined && before[key].sha256 !== now.sha256;
+  if (step === 0) {
+    if (stage === "pretrain" && Object.entries(inputs).some(isOther)) clearData(dir);
+    return { changes: [], text: `${JSON.stringify(inputs, null, 2)}\n` };
   }
+  if (before === undefined) return { changes: [] };
+  // Documents that a run has made tokens of are not read again.
+  const keepsTokens = stage === "pretrain" && existsSync(`${dir}/data/train/manifest.json`);
   const changed = Object.entries(inputs).filter(
-    ([key, now]) => before[key]?.sha256 !== undefined && before[key].sha256 !== now.sha256,
+    (input) => isOther(input) && !(keepsTokens && !isShards(input[1].name)),
   );
-  const fixed = changed.find(([, { name }]) => !isModule(name));
+  const fixed = changed.find(([, { name }]) => !isRewardModule(name));
   if (fixed) {
     const [key, { name, bytes }] = fixed;
     const was = before[key].bytes === bytes ? "" : ` (it had ${before[key].bytes} bytes, now it has ${bytes})`;
@@ -55,35 +60,48 @@ export function checkInputs(dir: string, config: unknown, step: number): { chang
   return { changes: changed.map(([, { name }]) => `${name} has changed`) };
 }
 
-const isModule = (name: string): boolean => /\.[cm]?js$/.test(name);
+/** What all processes of a job read, each for itself, as hashes: pretraining's documents are read by the first one alone. */
+export function sharedInputs(dir: string, config: unknown): Record<string, string> {
+  const { stage } = (config ?? {}) as { stage?: unknown };
+  const inputs = Object.entries(inputsOf(config, resolve(dir), []));
+  const shared = inputs.filter(([key, { name }]) => stage !== "pretrain" || !key.startsWith("data.") || isShards(name));
+  return Object.fromEntries(shared.map(([key, { name, sha256 }]) => [key, `${name} (${sha256.slice(0, 12)})`]));
+}
 
-/** `own`: the run's folder, whose files are none of its inputs, wherever it lies. */
-function inputsOf(config: unknown, own: string): Inputs {
+/** Undefined where there is none: of an earlier version, or not to be read. */
+function notedIn(path: string): Inputs | undefined {
+  try {
+    return { ...(JSON.parse(readFileSync(path, "utf8")) as Inputs) };
+  } catch {
+    return undefined;
+  }
+}
+
+/** `own`: the run's folder, whose files are none of its inputs, wherever it lies. `skipped`: keys of what is not read again. */
+function inputsOf(config: unknown, own: string, skipped: readonly string[]): Inputs {
   const found: Inputs = {};
-  const settings = (config ?? {}) as Record<string, unknown>;
-  // Pretraining keeps its data as tokens, and its weights in the checkpoint.
-  if (settings.stage === "pretrain") return found;
-  const skipped = new Set(["tokenizer", "critic", ...(asksFrom(settings) ? [] : ["from"])]);
-  const visit = (value: unknown, path: string, isFile: boolean): void => {
+  const visit = (value: unknown, path: string, named: ReturnType<typeof namedBy>): void => {
     if (typeof value === "string") {
-      if (isFile && existsSync(value)) found[path] = { name: value, ...fingerprint(value, MODELS.has(path), own) };
+      if (named && existsSync(value)) found[path] = { name: value, ...fingerprint(value, named !== "data", own) };
     } else if (typeof value === "object" && value !== null)
       for (const [key, inner] of Object.entries(value)) {
         const at = path ? `${path}.${key}` : key;
-        if (at === "samples" || skipped.has(at)) continue;
-        visit(inner, at, Array.isArray(value) ? isFile : FILES.has(key));
+        if (at === "samples" || skipped.includes(at)) continue;
+        visit(inner, at, Array.isArray(value) ? named : namedBy(key));
       }
   };
-  visit(settings, "", false);
+  visit(config ?? {}, "", undefined);
   return found;
 }
 
-/** Keys that name models' folders. */
-const MODELS: ReadonlySet<string> = new Set(["from", "reward"]);
 /** What is read of a model's folder. Notes, exports and whole runs may lie beside it. */
 const OF_A_MODEL =
   /^(config|tokenizer|tokenizer_config|generation_config)\.json$|^chat_template\.jinja$|\.safetensors$/;
 
+/** Token shards: their folder, or that of the corpus build that made them. */
+const isShards = (path: string): boolean =>
+  existsSync(`${path}/manifest.json`) || existsSync(`${path}/shards/train/manifest.json`);
+const OF_SHARDS = /^(manifest\.json|tokens\.bin|documents\.bin)$/;
 /** Files in folders that are read as data, hidden ones too. */
 const OF_DATA = /\.(warc|wet|x?html?(\.[a-z]{2}(-[a-z]{2})?)?|jsonl?|ndjson|parquet|txt|md|text)(\.gz|\.zst)?$/i;
 
@@ -117,6 +135,7 @@ function dataFiles(path: string, own: string): string[] {
   if (!statSync(path).isDirectory()) return [""];
   const names: string[] = [];
   const seen = new Set<string>();
+  const ofData = isShards(path) ? OF_SHARDS : OF_DATA;
   const visit = (below: string): void => {
     const real = realpathSync(join(path, below));
     if (seen.has(real) || real === own || real.startsWith(`${own}${sep}`)) return;
@@ -125,7 +144,7 @@ function dataFiles(path: string, own: string): string[] {
       const name = join(below, entry);
       const stat = statSync(join(path, name), { throwIfNoEntry: false });
       if (stat?.isDirectory()) visit(name);
-      else if (stat && OF_DATA.test(entry)) names.push(name);
+      else if (stat && ofData.test(entry)) names.push(name);
     }
   };
   visit("");

@@ -84,12 +84,12 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
   let trained = 0;
   let [tokens, flops] = [0, 0];
   let told = "";
-  let sent = run.world?.bytesSent ?? 0;
   try {
     if (run.startStep > 0) progress.note(`going on after step ${run.startStep} of ${stage.steps}`);
     else showSample(run, stage, 0, progress);
     for (let step = run.startStep + 1; step <= stage.steps; step++) {
       const start = performance.now();
+      const sent = run.world?.bytesSent ?? 0;
       if (stage.prepare) await prepared(run, stage, step, alone);
       const result = await stage.step(step);
       const seconds = (performance.now() - start) / 1000;
@@ -117,7 +117,6 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       if (world && world.size > 1) {
         // A signal may reach the processes in different steps: when one stops, all do.
         const all = world.gatherNumbers([stopping ? 1 : 0, stage.stateBytes?.() ?? 0, world.bytesSent - sent]);
-        sent = world.bytesSent;
         stop = all.some(([asked]) => asked === 1);
         perRank = { modelStateBytes: all.map(([, bytes]) => bytes), bytesSent: all.map(([, , bytes]) => bytes) };
       }
@@ -195,14 +194,15 @@ function showSample(run: RunFolder, stage: LoopStage, step: number, progress: Pr
 }
 
 function explain(error: NonFiniteError, run: RunFolder, stage: LoopStage): UserError {
-  const path = run.write("not-finite.json", `${JSON.stringify(stage.batch())}\n`);
+  const path = run.writeOwn("not-finite", `${JSON.stringify(stage.batch())}\n`);
+  const others = (run.world?.size ?? 1) > 1 ? ", what the other processes had of it beside that" : "";
   const step = latestStep(run.dir);
   const goOn =
     step > 0
       ? `The checkpoint of step ${step} is unharmed: --resume goes on from there`
       : "There is no checkpoint yet: --resume begins again";
   return new UserError(
-    `${error.what} is not finite, so training stopped before it could reach the model. The batch of that step is in ${path}. ` +
+    `${error.what} is not finite, so training stopped before it could reach the model. The batch of that step is in ${path}${others}. ` +
       "Usual causes are a learning rate that is too high, or a warm-up that is too short. " +
       `${goOn}, for example with --set optimizer.learningRate=LOWER.`,
   );

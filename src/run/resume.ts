@@ -15,10 +15,11 @@ import {
 import { basename, dirname, resolve } from "node:path";
 import { parse } from "yaml";
 import { UserError } from "./errors.js";
+import { namedBy } from "./named.js";
 
 /** What a run leaves before its first step. */
 const BEFORE_TRAINING =
-  /^((config\.yaml|inputs\.json|rejected\.jsonl|reference\.json|not-finite\.json)(\.partial)?|run\.lock.*|data|samples|checkpoints|events\.out\.tfevents\..*)$/;
+  /^((config\.yaml|inputs\.json|rejected\.jsonl|reference\.json|not-finite(-\d+)?\.json)(\.partial)?|run\.lock.*|data|samples|checkpoints|events\.out\.tfevents\..*)$/;
 /** What stands in its folder before its settings do. */
 const BEFORE_CONFIG = /^(run\.lock.*|checkpoints|config\.yaml\.partial)$/;
 /** Checkpoints, and those that were not whole when the run was killed. Other names in their folder are somebody's. */
@@ -63,7 +64,7 @@ export function clearPreparation(dir: string): void {
   clear(dir, /^(?!config\.yaml$|run\.lock.*|data$|samples$|checkpoints$)/);
 }
 /** Removes the token shards, and the tokenizer, that a run made. */
-function clearData(dir: string): void {
+export function clearData(dir: string): void {
   for (const name of ["train", "validation", "train.partial", "validation.partial", "tokenizer"])
     clear(`${dir}/data/${name}`, PREPARED);
   clear(`${dir}/data`);
@@ -75,20 +76,6 @@ function clear(dir: string, names?: RegExp): void {
   for (const name of readdirSync(dir)) if (names?.test(name)) rmSync(`${dir}/${name}`, { recursive: true });
   if (readdirSync(dir).length === 0) rmdirSync(dir);
 }
-
-/** Keys whose values are files or folders. */
-export const FILES: ReadonlySet<string> = new Set([
-  "train",
-  "validation",
-  "from",
-  "tokenizer",
-  "file",
-  "reward",
-  "critic",
-  "prompts",
-  "models",
-  "reference",
-]);
 
 /** Settings that a run is: with another one it would be another run. A name stands for all keys under it. */
 const FIXED = ["stage", "seed", "precision", "model", "tokenizer", "from", "template", "lora", "data"];
@@ -182,7 +169,7 @@ function differences(before: unknown, after: unknown, was: string, path = ""): D
     const keys = [...new Set([...Object.keys(before), ...Object.keys(after)])];
     return keys.flatMap((key) => differences(before[key], after[key], was, path ? `${path}.${key}` : key));
   }
-  const files = !path.startsWith("samples.") && FILES.has(path.slice(path.lastIndexOf(".") + 1)); // those prompts are texts
+  const files = !path.startsWith("samples.") && namedBy(path.slice(path.lastIndexOf(".") + 1)) !== undefined; // those prompts are texts
   if (same(before, after, files ? was : undefined)) return [];
   const [from, to] = [told(before), told(after)];
   return [{ path, from: from === to ? `${from}, seen from ${was}` : from, to }];

@@ -90,12 +90,14 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
   const resumed = run.startStep > 0 ? run.checkpointDir(run.startStep) : undefined;
   const tokenizer = Tokenizer.load(resumed ?? config.from);
-  const knownTokens = resumed ? Tokenizer.load(config.from).vocabSize : tokenizer.vocabSize;
+  // A run that goes on has all weights of its own, but beneath adapters; the model it began with may be gone.
+  const base = resumed && !config.lora ? resumed : config.from;
+  const knownTokens = Tokenizer.load(base).vocabSize;
   if (config.template || tokenizer.chatTemplate === undefined) installTemplate(tokenizer, config.template ?? "notes");
   const { train, validation, rejected } = await encodedPreferences(
     config.data,
     tokenizer,
-    policyContext(config.from),
+    policyContext(base),
     config.loss === "kto",
   );
   run.setAside(rejected);
@@ -122,7 +124,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
     });
   }
 
-  const model = run.own(load(resumed && !config.lora ? resumed : config.from));
+  const model = run.own(load(base));
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   if (config.lora) attachLora(model, config.lora, seed, { from: knownTokens, to: tokenizer.vocabSize });
   const perStep = config.batchSize * config.gradientAccumulation;
@@ -230,6 +232,7 @@ function* partsOf(pairs: readonly Pair[]): Generator<Int32Array | number> {
 
 /** By what a folder's weights and settings are known: reading all of a large model would take as long as some steps. */
 function* filesOf(dir: string): Generator<string | number> {
+  if (!existsSync(dir)) return;
   for (const name of readdirSync(dir).sort()) {
     if (name !== "config.json" && !name.endsWith(".safetensors")) continue;
     const { size, mtimeMs } = statSync(`${dir}/${name}`);

@@ -12,11 +12,12 @@ import { Trainer } from "../optim/trainer.js";
 import type { Grid } from "../parallel/grid.js";
 import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
+import { isRewardModule } from "../run/named.js";
 import { mebibytes } from "../run/progress.js";
 import { holding } from "../tensor/parameters.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import { goOn, saveCheckpoint, saveResult, type Trained } from "./checkpoint.js";
-import { checkReads, isRewardModule, type Judge, openJudge, type Policy, rewardMean } from "./judge.js";
+import { checkReads, type Judge, openJudge, type Policy, rewardMean } from "./judge.js";
 import type { PpoConfig } from "./ppo-config.js";
 
 /** What a resumed run must know besides weights and optimizer states. */

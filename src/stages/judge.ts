@@ -13,13 +13,11 @@ import { hasScalarHead, loadLlama } from "../nn/folder.js";
 import type { Precision } from "../nn/llama.js";
 import type { Grid } from "../parallel/grid.js";
 import { NonFiniteError, UserError } from "../run/errors.js";
+import { isRewardModule } from "../run/named.js";
 import { holding } from "../tensor/parameters.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { scoreSequences } from "./reward.js";
 import type { Episode } from "./rollout.js";
-
-/** Whether a reward's name is that of a module, not of a model's folder. */
-export const isRewardModule = (source: string): boolean => /\.[cm]?js$/.test(source);
 
 export interface Judge {
   name: string;

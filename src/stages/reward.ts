@@ -176,7 +176,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   const { train, validation, rejected } = await encodedPreferences(
     config.data,
     tokenizer,
-    readLlamaConfig(config.from).maxPositionEmbeddings,
+    readLlamaConfig(resumed ?? config.from).maxPositionEmbeddings,
   );
   run.setAside(rejected);
 

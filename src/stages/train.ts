@@ -1,4 +1,5 @@
 /** A stage from code: its settings are those of its YAML file, checked in the same way, and what it leaves is in its folder. */
+import { launched } from "../parallel/mpi.js";
 import { check } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { RunFolder } from "../run/folder.js";
@@ -24,6 +25,12 @@ export async function train<S extends keyof StageSettings>(
 ): Promise<string> {
   if (!Object.hasOwn(STAGES, stage))
     throw new UserError(`There is no stage "${stage}"; known are ${Object.keys(STAGES).join(", ")}.`, 2);
+  const job = launched();
+  if (job)
+    throw new UserError(
+      `train() runs in one process, and ${job.size} were started. On several, a stage is run by its command: lyceum launch -n ${job.size} -- ${stage} CONFIG.yaml`,
+      2,
+    );
   const { schema, run } = STAGES[stage];
   const config = check(schema, { file: `settings of ${stage}`, value: settings, place: () => "" }) as object;
   const { keepCheckpoints = 1 } = config as { keepCheckpoints?: number };

@@ -2,6 +2,7 @@
 import {
   appendFileSync,
   cpSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readFileSync,
@@ -13,7 +14,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeEach, expect, test } from "vitest";
 import { UserError } from "../../src/run/errors.js";
-import { checkInputs } from "../../src/run/inputs.js";
+import { checkInputs, sharedInputs } from "../../src/run/inputs.js";
 
 const root = mkdtempSync(join(tmpdir(), "lyceum-inputs-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -77,7 +78,7 @@ test("a change anywhere in a large file is seen where a piece of it is read", ()
   }
 });
 
-test("weights count where they are asked while training goes on; pretraining reads nothing again", () => {
+test("weights count where they are asked while training goes on", () => {
   for (const config of [grpo, { ...sft, lora: { rank: 4 } }, { stage: "ppo", from: base, prompts: [data], reward }]) {
     writeFileSync(`${base}/model.safetensors`, "weights");
     begin(config);
@@ -90,10 +91,57 @@ test("weights count where they are asked while training goes on; pretraining rea
     writeFileSync(`${base}/model.safetensors`, String(Math.random()));
     expect(goOn(config)).toEqual([]);
   }
+});
+
+const tokens = (folder: string): void => {
+  mkdirSync(folder, { recursive: true });
+  for (const name of ["manifest.json", "tokens.bin", "documents.bin"]) writeFileSync(`${folder}/${name}`, name);
+};
+
+test("pretraining on documents does not read them again while the run has its tokens", () => {
   const pretrain = { ...sft, stage: "pretrain" };
   begin(pretrain);
+  tokens(`${dir}/data/train`);
   writeFileSync(data, "other");
   expect(goOn(pretrain)).toEqual([]);
+  rmSync(`${dir}/data`, { recursive: true });
+  expect(goOn(pretrain)).toMatch(/data\.jsonl \(data\.train\.0\) is not what the run/);
+});
+
+test("before its first checkpoint a run throws tokens away that were made of other documents", () => {
+  const pretrain = { ...sft, stage: "pretrain" };
+  begin(pretrain);
+  tokens(`${dir}/data/train`);
+  begin(pretrain);
+  expect(existsSync(`${dir}/data/train/tokens.bin`)).toBe(true);
+  appendFileSync(data, "three\n");
+  begin(pretrain);
+  expect(existsSync(`${dir}/data`)).toBe(false);
+});
+
+test.each(["", "shards/train/"])("token shards that are given are read again: %j", (below) => {
+  const folder = join(root, "shards");
+  tokens(`${folder}/${below}`);
+  const pretrain = { stage: "pretrain", data: { train: [folder] } };
+  begin(pretrain);
+  tokens(`${dir}/data/train`);
+  writeFileSync(`${folder}/notes.txt`, "new"); // what else lies there is not
+  expect(goOn(pretrain)).toEqual([]);
+  writeFileSync(`${folder}/${below}tokens.bin`, "other tokens");
+  expect(goOn(pretrain)).toMatch(/shards \(data\.train\.0\) is not what the run/);
+  rmSync(folder, { recursive: true });
+});
+
+test("what every process of a job reads is compared; pretraining's documents are read by the first one alone", () => {
+  const all = { ...sft, critic: base, reward };
+  const here = sharedInputs(dir, all);
+  expect(Object.keys(here).sort()).toEqual(["critic", "data.train.0", "from", "reward"]);
+  expect(sharedInputs(dir, all)).toEqual(here);
+  writeFileSync(`${base}/model.safetensors`, "weighty");
+  writeFileSync(reward, "export default () => 2;\n");
+  const there = sharedInputs(dir, all);
+  expect(Object.keys(here).filter((key) => here[key] !== there[key])).toEqual(["from", "critic", "reward"]);
+  expect(Object.keys(sharedInputs(dir, { ...sft, stage: "pretrain" }))).toEqual(["from"]);
 });
 
 test("a reward module may be mended, which is told", () => {

@@ -173,7 +173,7 @@ test("in a copy of a project its files are the same ones, while the first is sti
   cpSync(first, copy, { recursive: true });
   open("copy/run", settings(copy), true).close();
   writeFileSync(`${copy}/docs.jsonl`, "two");
-  expect(() => open("copy/run", settings(copy), true)).toThrow(/data.train was/);
+  expect(() => open("copy/run", settings(copy), true)).toThrow(/data\.train/);
   writeFileSync(`${copy}/docs.jsonl`, "one");
   writeFileSync(`${copy}/base/model/more`, "");
   expect(() => open("copy/run", settings(copy), true)).toThrow(/from was/);
