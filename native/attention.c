@@ -68,7 +68,8 @@ static void forward_body(void *ctx, int64_t item, int thread) {
           }
           put(t, p, i * KEYS, x, padded);
         }
-        ly_gemm(thread, tile, D, whole(keys, block.step), 1, p, KEYS, 1, &v, 0, j0, o, D, j0 > 0);
+        /* Past the last key that the last query sees, probabilities are zeros. */
+        ly_gemm(thread, tile, D, whole(smaller(keys, i0 + rows - j0), block.step), 1, p, KEYS, 1, &v, 0, j0, o, D, j0 > 0);
       }
       for (int64_t i = 0; i < rows; i++) {
         float inverse = 1.0f / sum[i];
@@ -150,8 +151,10 @@ static void backward_body(void *ctx, int64_t item, int thread) {
             put(t, p, j * QUERIES + skip, x, padded); put(t, ds, j * QUERIES + skip, g, padded);
             memset(ds + (size_t)(j * QUERIES) * t->size, 0, (size_t)skip * t->size); /* of the queries before the diagonal no gradient comes */
           }
-          ly_gemm(thread, block.rows, D, whole(seen, block.step), 1, at(t, p, r, QUERIES, skip), QUERIES, 1, &dout_rows, 0, i0 + skip, dv + (j0 + r) * D, D, 1);
-          ly_gemm(thread, block.rows, D, whole(seen, block.step), 1, at(t, ds, r, QUERIES, skip), QUERIES, 1, &q_rows, 0, i0 + skip, dk + (j0 + r) * D, D, 1);
+          /* Up to the query that is these keys' first, there are zeros. */
+          int64_t first = skip + (j0 + r - i0 > skip ? (j0 + r - i0 - skip) / block.step * block.step : 0), met = whole(cols - first, block.step);
+          ly_gemm(thread, block.rows, D, met, 1, at(t, p, r, QUERIES, first), QUERIES, 1, &dout_rows, 0, i0 + first, dv + (j0 + r) * D, D, 1);
+          ly_gemm(thread, block.rows, D, met, 1, at(t, ds, r, QUERIES, first), QUERIES, 1, &q_rows, 0, i0 + first, dk + (j0 + r) * D, D, 1);
         }
         memset(ds + (size_t)(rows * QUERIES) * t->size, 0, (size_t)((depth - rows) * QUERIES) * t->size);
         /* Of a block that goes on behind the last query those rows come out too; one in the middle may not run into the next. */

@@ -23,8 +23,8 @@ void *ly_scratch(int thread, int slot, size_t bytes);
 typedef struct { const char *panels; size_t panel; int64_t K; int dt; } ly_packed;
 /* B[K,N] into the scratch of this (thread, slot), to be read until that is asked for again. */
 ly_packed ly_pack(int thread, int slot, int64_t N, int64_t K, const void *B, int64_t brs, int64_t bcs, int dt);
-/* C[M,N] (+)= alpha A[M,K] B[k0 .. k0+K-1, n0 .. n0+N-1]; C fp32, rows ldc apart. n0 is a multiple of 32; where K does not reach
- * the end of B, it is a multiple of 32 too, and so is k0. */
+/* C[M,N] (+)= alpha A[M,K] B[k0 .. k0+K-1, n0 .. n0+N-1]; C fp32, rows ldc apart. n0 is a multiple of 32; k0, and K where it does
+ * not reach the end of B, are multiples of the block's step. */
 void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const void *A, int64_t ars, int64_t acs,
              const ly_packed *B, int64_t n0, int64_t k0, float *C, int64_t ldc, int accumulate);
 /* What products are made of: so many rows by so many columns, and steps of k. B is packed in whole blocks, with zeros past its end, so N and K may be
