@@ -1,11 +1,12 @@
 #!/usr/bin/env node
 /** The `lyceum` command. Each command's file is imported only when it runs, so that --help answers at once. */
 import { Command, InvalidArgumentError } from "commander";
+import { VERSION } from "../run/version.js";
 import type { StageFlags } from "./stage.js";
 
 const program = new Command("lyceum")
   .description("Raises a language model from raw text to a chat model, on one machine, without Python.")
-  .version("0.1.0")
+  .version(VERSION)
   .showSuggestionAfterError()
   // Commands take this over: they must be made after it. 2: what was typed is not understood.
   .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));

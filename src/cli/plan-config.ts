@@ -1,11 +1,13 @@
 /** What `lyceum plan` plans for: a name, a Hugging Face config, or a YAML file of Lyceum's, told apart and read. */
 import { existsSync, statSync } from "node:fs";
 import { basename, dirname, extname } from "node:path";
+import type { z } from "zod";
 import { PLANNED_STAGES, type PlannedStage, type Workload, workload } from "../plan/layout.js";
 import { hubShape, llamaShape, type ModelShape, namedShape } from "../plan/shape.js";
 import { check, readYaml } from "../run/config.js";
 import { UserError } from "../run/errors.js";
 import { isRewardModule } from "../run/named.js";
+import type { LORA_TARGETS, loraSchema } from "../run/settings.js";
 import { locate } from "./stage.js";
 import { coveredStage, stageOf } from "./stage-of.js";
 
@@ -77,7 +79,7 @@ async function workloadOf(stage: PlannedStage, config: Json, earlier: Earlier, f
   const pairs = stage === "reward" || stage === "dpo" ? 2 : 1; // a preference is a chosen and a rejected reply
   const rows = (config.batchSize as number) * ((config.gradientAccumulation as number | undefined) ?? 1);
   const others = stage === "ppo" ? await otherModels(config, shape, earlier, file) : {};
-  const lora = config.lora as { rank: number; targets: string[] } | undefined;
+  const lora = config.lora as z.output<typeof loraSchema> | undefined;
   return workload({
     stage,
     shape,
@@ -99,9 +101,9 @@ async function otherModels(config: Json, shape: ModelShape, earlier: Earlier, fi
 }
 
 /** Parameters of LoRA's two factors beside the chosen matrices. */
-function adapterParameters(s: ModelShape, { rank, targets }: { rank: number; targets: string[] }): number {
+function adapterParameters(s: ModelShape, { rank, targets }: z.output<typeof loraSchema>): number {
   const q = s.numHeads * s.headDim;
-  const sizes: Record<string, number> = {
+  const sizes: Record<(typeof LORA_TARGETS)[number], number> = {
     qkv: s.hiddenSize + q + 2 * s.numKvHeads * s.headDim,
     o_proj: q + s.hiddenSize,
     gate_up: s.hiddenSize + 2 * s.intermediateSize,

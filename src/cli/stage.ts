@@ -6,9 +6,10 @@ import { readLlamaConfig } from "../nn/config.js";
 import type { Comm } from "../parallel/comm.js";
 import { type ConfigSource, check, overridden, placeOf, readYaml } from "../run/config.js";
 import { systemMessage, UserError } from "../run/errors.js";
-import { latestStep, RunFolder, VERSION } from "../run/folder.js";
+import { latestStep, RunFolder } from "../run/folder.js";
 import { sharedInputs } from "../run/inputs.js";
 import { isRewardModule, namedBy } from "../run/named.js";
+import { VERSION } from "../run/version.js";
 import { joinWorld } from "./world.js";
 
 type Json = Record<string, unknown>;

@@ -8,7 +8,7 @@
 import { UserError } from "../run/errors.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import { Renderer, type Rendering, RenderingEncoder, type Span } from "./rendering.js";
-import { type ChatTemplate, type Message, RecordError, templateOf } from "./templates.js";
+import { type ChatTemplate, type Message, REPLY_START, RecordError, templateOf } from "./templates.js";
 
 export interface Sample {
   ids: Int32Array;
@@ -51,7 +51,7 @@ export class DialogueEncoder {
 
   /** What the template writes between the generation prompt and a reply: an empty thought (Qwen3), mostly nothing. */
   beforeReply(messages: readonly Message[]): string {
-    const mark = "\uE0F2";
+    const mark = REPLY_START;
     const [prompt, whole] = [messages, [...messages, { role: "assistant" as const, content: mark }]].map((list, i) =>
       this.renderer.text(list, i === 0),
     );

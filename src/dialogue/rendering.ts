@@ -26,7 +26,7 @@ export interface Rendering {
 const OPEN = "\uE0F0";
 const CLOSE = "\uE0F1";
 const PLACEHOLDER = new RegExp(`${OPEN}(\\d+)${CLOSE}`);
-const MARKS = new RegExp(`[${REPLY_START}${REPLY_END}]`);
+const MARKS = new RegExp(`([${REPLY_START}${REPLY_END}])`); // in a group, so that `split` keeps them
 
 interface Content {
   content: string;
@@ -164,7 +164,7 @@ const spellings = (text: string): string[] => [text, text.trim(), text.trimEnd()
 /** The piece without its marks; the places of the marks go to `spans`, `at` being the place of the piece. */
 function unmarked(piece: string, at: number, spans: Span[] | undefined): string {
   let out = "";
-  for (const part of piece.split(/([\uE0F2\uE0F3])/)) {
+  for (const part of piece.split(MARKS)) {
     if (part === REPLY_START) spans?.push({ start: at + out.length, end: Number.POSITIVE_INFINITY });
     else if (part === REPLY_END) {
       const open = spans?.at(-1);

@@ -36,7 +36,10 @@ const turns = (system: string, user: string, assistant: string, prompt = ""): st
 const ALPACA_TASK = "Below is an instruction that describes a task";
 const ALPACA_WRITE = "Write a response that appropriately completes the request.\\n\\n";
 
-export const TEMPLATES: Record<string, NamedTemplate> = {
+export const TEMPLATE_NAMES = ["notes", "alpaca", "chatml"] as const;
+type TemplateName = (typeof TEMPLATE_NAMES)[number];
+
+export const TEMPLATES: Record<TemplateName, NamedTemplate> = {
   notes: {
     jinja: turns(
       "{{- message.content + '\\n\\n' -}}",
@@ -66,12 +69,10 @@ export const TEMPLATES: Record<string, NamedTemplate> = {
     specialTokens: ["<|im_end|>", "<|im_start|>", PAD],
   },
 };
-export const TEMPLATE_NAMES = Object.keys(TEMPLATES);
 
 /** Puts a named template into the tokenizer: its special tokens (new ones get the next ids), eos, pad and chat_template. */
-export function installTemplate(tokenizer: Tokenizer, name: string): void {
-  const template = Object.hasOwn(TEMPLATES, name) ? TEMPLATES[name] : undefined;
-  if (!template) throw new UserError(`template is "${name}"; it must be ${TEMPLATE_NAMES.join(", ")}.`, 2);
+export function installTemplate(tokenizer: Tokenizer, name: TemplateName): void {
+  const template = TEMPLATES[name];
   tokenizer.addSpecialTokens(template.specialTokens);
   Object.assign(tokenizer.config, { chat_template: template.jinja, eos_token: template.endOfTurn, pad_token: PAD });
 }

@@ -1,5 +1,6 @@
 /** Keys and values of past tokens, which decoding reads instead of computing them again. */
-import type { Device, Ptr } from "../device/device.js";
+import { type Device, dtypeBytes, type Ptr } from "../device/device.js";
+import { dtypeOf } from "../tensor/tensor.js";
 
 /** Per layer [rows, KV, maxLength, D]. */
 export interface KvCache {
@@ -20,7 +21,7 @@ export function makeCache(
   precision: "bf16" | "fp32",
 ): KvCache & { close(): void } {
   const rowSize = numKvHeads * maxLength * headDim;
-  const each = rows * rowSize * (precision === "bf16" ? 2 : 4);
+  const each = rows * rowSize * dtypeBytes(dtypeOf(precision));
   // In one piece, so that it lies in large pages: a step writes to as many places as there are rows, heads and layers.
   const bytes = 2 * layers * each;
   const memory = device.alloc(bytes);

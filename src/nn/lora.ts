@@ -8,12 +8,12 @@
 import type { Device } from "../device/device.js";
 import { UserError } from "../run/errors.js";
 import { openSafetensors, SharedWriter } from "../run/safetensors.js";
+import type { LORA_TARGETS } from "../run/settings.js";
 import { ParameterSet, type ParameterSpec } from "../tensor/parameters.js";
 import { dtypeOf } from "../tensor/tensor.js";
 import { inMatrix, type LoraAdapter } from "./adapter.js";
 import type { Llama } from "./llama.js";
 
-export const LORA_TARGETS = ["qkv", "o_proj", "gate_up", "down_proj"] as const;
 export type LoraTarget = (typeof LORA_TARGETS)[number];
 export interface LoraConfig {
   rank: number;

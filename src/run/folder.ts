@@ -27,8 +27,8 @@ import { checkInputs } from "./inputs.js";
 import { holdsLock, takeLock } from "./lock.js";
 import { Metrics, type MetricValues } from "./metrics.js";
 import { CHECKPOINT, changedSettings, clearPreparation, configText, contentsOf, PARTIAL } from "./resume.js";
+import { VERSION } from "./version.js";
 
-export const VERSION = "0.1.0";
 const stepName = (step: number): string => String(step).padStart(6, "0");
 
 export class RunFolder {

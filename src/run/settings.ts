@@ -36,13 +36,16 @@ export const scheduleSchema = z.strictObject({
   decayShare: z.number().min(0).max(1).default(0.2),
 });
 
+/** Matrices that adapters can sit on: queries, keys and values together, gate and up together. */
+export const LORA_TARGETS = ["qkv", "o_proj", "gate_up", "down_proj"] as const;
+
 export const loraSchema = z.strictObject({
   rank: natural.default(8),
   alpha: z.number().positive().default(16),
   targets: z
-    .array(z.enum(["qkv", "o_proj", "gate_up", "down_proj"]))
+    .array(z.enum(LORA_TARGETS))
     .min(1)
-    .default(["qkv", "o_proj", "gate_up", "down_proj"]),
+    .default([...LORA_TARGETS]),
 });
 
 /** For stages that have both: `.refine(...averageOfAll)`. Told before a recipe's first stage begins. */

@@ -14,7 +14,7 @@ import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { fingerprintOf } from "../dialogue/pack.js";
 import { type EncodedReply, replyBatch } from "../dialogue/preference.js";
-import { installTemplate } from "../dialogue/templates.js";
+import { installTemplate, TEMPLATE_NAMES } from "../dialogue/templates.js";
 import { loadLlama } from "../nn/folder.js";
 import type { Llama } from "../nn/llama.js";
 import { attachLora } from "../nn/lora.js";
@@ -45,7 +45,7 @@ export const dpoSchema = z
     ...trainingSettings,
     /** The SFT model: where the policy starts, and the reference. */
     from: z.string().min(1),
-    template: z.enum(["notes", "alpaca", "chatml"]).optional(),
+    template: z.enum(TEMPLATE_NAMES).optional(),
     data: preferenceData,
     /** Pairs of a micro-batch. */
     batchSize: batchSizeSchema.default(8),

@@ -11,7 +11,7 @@ import { openCpu } from "../device/cpu.js";
 import { F32 } from "../device/device.js";
 import { fingerprintOf } from "../dialogue/pack.js";
 import type { EncodedReply } from "../dialogue/preference.js";
-import { installTemplate, templateOf } from "../dialogue/templates.js";
+import { installTemplate, TEMPLATE_NAMES, templateOf } from "../dialogue/templates.js";
 import { readLlamaConfig } from "../nn/config.js";
 import { loadLlama } from "../nn/folder.js";
 import { type Llama, packSequences, type TokenBatch } from "../nn/llama.js";
@@ -34,7 +34,7 @@ export const rewardSchema = z
     from: z.string().min(1),
     /** Random weights in the shape of `from`: a reward model from scratch. */
     fromScratch: z.boolean().default(false),
-    template: z.enum(["notes", "alpaca", "chatml"]).optional(),
+    template: z.enum(TEMPLATE_NAMES).optional(),
     data: preferenceData,
     /** Prompts of a micro-batch, each with all its replies. */
     batchSize: batchSizeSchema.default(8),

@@ -13,7 +13,7 @@ import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../dialogue/mask.js
 import { canonicalType, drawMixture, mixtureWeights } from "../dialogue/mixture.js";
 import { fingerprintOf, packRows, sampleBatch } from "../dialogue/pack.js";
 import { type Conversation, readConversations } from "../dialogue/records.js";
-import { installTemplate, RecordError } from "../dialogue/templates.js";
+import { installTemplate, RecordError, TEMPLATE_NAMES } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
 import { describePositions, readLlamaConfig } from "../nn/config.js";
 import { loadLlama } from "../nn/folder.js";
@@ -48,7 +48,7 @@ export const sftSchema = z
     /** The base model: any Hugging Face folder. */
     from: z.string().min(1),
     /** Default: the template that the base model's tokenizer brings, else `notes`. */
-    template: z.enum(["notes", "alpaca", "chatml"]).optional(),
+    template: z.enum(TEMPLATE_NAMES).optional(),
     data: z.strictObject({
       train: pathsSchema,
       validation: pathsSchema.optional(),

@@ -6,7 +6,8 @@ import { generate, generateAsync } from "../../src/generate/generate.js";
 import { Int8Weights, PackedWeights } from "../../src/generate/weights.js";
 import { type ModelType, parseLlamaConfig } from "../../src/nn/config.js";
 import { Llama, type Precision, packSequences } from "../../src/nn/llama.js";
-import { attachLora, LORA_TARGETS } from "../../src/nn/lora.js";
+import { attachLora } from "../../src/nn/lora.js";
+import { LORA_TARGETS } from "../../src/run/settings.js";
 import { Tape } from "../../src/tensor/tensor.js";
 
 /** Grouped queries, sizes that fit no block, a matrix of its own for the output; prompts of over 64 tokens go another way. */

@@ -4,7 +4,8 @@ import { currentCpu } from "../../src/device/cpu.js";
 import { type KernelEvent, profiled } from "../../src/device/profile.js";
 import { parseLlamaConfig } from "../../src/nn/config.js";
 import { Llama, packSequences } from "../../src/nn/llama.js";
-import { attachLora, LORA_TARGETS } from "../../src/nn/lora.js";
+import { attachLora } from "../../src/nn/lora.js";
+import { LORA_TARGETS } from "../../src/run/settings.js";
 import { Tape } from "../../src/tensor/tensor.js";
 
 const PRODUCTS = /^(matmul|logprob|attention)/;
