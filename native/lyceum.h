@@ -239,6 +239,14 @@ int64_t ly_minhash_shingles(const uint16_t *text, int64_t n, const uint8_t *clas
 double ly_minhash_jaccard(const uint64_t *a, int64_t na, const uint64_t *b, int64_t nb); /* of ascending sets; 0 of two empty ones */
 /* signatures[documents, bands * rows] -> keys[bands, documents]. */
 void ly_minhash_bands(const uint32_t *signatures, int64_t documents, int bands, int rows, uint64_t *keys);
+/* others[n] are documents: those whose signatures[documents, hashes] agree with the document's in `least` places or more come first. Returns how many. */
+int64_t ly_minhash_likely(const uint32_t *signatures, int hashes, int64_t document, int least, uint32_t *others, int64_t n);
+/* A sketch of n different shingles: a power of two of words, at most `most` (one itself). Returns how many. */
+int64_t ly_minhash_sketch(const uint64_t *shingles, int64_t n, int64_t most, uint64_t *sketch);
+/* A document's sketch begins at sketches[at[document]]; sizes[document] shingles. As `likely`: those whose sketches allow the similarity
+ * `least`, and those that have none (size 0). */
+int64_t ly_minhash_possible(const uint64_t *sketches, const uint32_t *at, const uint32_t *sizes, int64_t most, int64_t document, double least,
+                            uint32_t *others, int64_t n);
 /* Sorts keys[n]; order[i] = where key i stood; equal keys stay in order. The work arrays hold n elements. */
 void ly_minhash_order(uint64_t *keys, uint32_t *order, uint64_t *key_work, uint32_t *order_work, int64_t n);
 

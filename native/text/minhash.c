@@ -124,3 +124,67 @@ void ly_minhash_order(uint64_t *keys, uint32_t *order, uint64_t *key_work, uint3
   for (int64_t i = 0; i < n; i++) order[i] = (uint32_t)i;
   ly_radix64(keys, order, key_work, order_work, n);
 }
+
+int64_t ly_minhash_likely(const uint32_t *signatures, int hashes, int64_t document, int least, uint32_t *others, int64_t n) {
+  const uint32_t *own = signatures + document * hashes;
+  int64_t kept = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const uint32_t *other = signatures + (int64_t)others[i] * hashes;
+    int equal = 0;
+    for (int h = 0; h < hashes; h++) equal += own[h] == other[h];
+    if (equal >= least) others[kept++] = others[i];
+  }
+  return kept;
+}
+
+/* Eight bits a shingle or more, so that few of two sets' differences fall on the same bit. */
+static int64_t sketch_words(int64_t shingles, int64_t most) {
+  int64_t words = 1;
+  while (words < most && words * 8 < shingles) words *= 2;
+  return words;
+}
+
+int64_t ly_minhash_sketch(const uint64_t *shingles, int64_t n, int64_t most, uint64_t *sketch) {
+  int64_t words = sketch_words(n, most);
+  memset(sketch, 0, (size_t)words * sizeof *sketch);
+  for (int64_t i = 0; i < n; i++) sketch[(shingles[i] >> 6) & (uint64_t)(words - 1)] ^= 1ULL << (shingles[i] & 63);
+  return words;
+}
+
+/* Sketches lie far apart, and there may be more of them than a cache holds: that of a few places on is asked for early. */
+static inline void fetch(const uint64_t *sketch, int64_t words) {
+  for (int64_t w = 0; w < words; w += 8) __builtin_prefetch(sketch + w);
+}
+
+/* A bit is 1 where an odd number of shingles fall. Where two sketches differ there is a shingle that one of the sets has alone: they have at least as
+ * many of those as bits that differ. Halves put on each other by XOR are the sketch of half the width. (The Xor variant of Sandes, Teodoro & Melo 2020,
+ * "Bitmap filter: speeding up exact set similarity joins with bitwise operations".) */
+int64_t ly_minhash_possible(const uint64_t *sketches, const uint32_t *at, const uint32_t *sizes, int64_t most, int64_t document, double least,
+                            uint32_t *others, int64_t n) {
+  enum { AHEAD = 6, FETCHED = 128 };
+  int64_t kept = 0;
+  for (int64_t i = 0; i < n; i++) {
+    if (i + AHEAD < n && sizes[others[i + AHEAD]]) {
+      int64_t words = sketch_words(sizes[others[i + AHEAD]], most);
+      fetch(sketches + at[others[i + AHEAD]], words < FETCHED ? words : FETCHED);
+    }
+    if (!sizes[others[i]]) {
+      others[kept++] = others[i];
+      continue;
+    }
+    int64_t wide = document, narrow = others[i];
+    if (sizes[wide] < sizes[narrow]) wide = others[i], narrow = document;
+    const uint64_t *a = sketches + at[wide], *b = sketches + at[narrow];
+    int64_t words = sketch_words(sizes[wide], most), width = sketch_words(sizes[narrow], most), differ = 0;
+    for (int64_t w = 0; w < width; w++) {
+      uint64_t x = a[w] ^ b[w];
+      for (int64_t v = w + width; v < words; v += width) x ^= a[v];
+      differ += __builtin_popcountll(x);
+    }
+    int64_t all = (int64_t)sizes[wide] + sizes[narrow], common = (all - differ) / 2;
+    if (common > sizes[narrow]) common = sizes[narrow];
+    /* Of a whole shingle more than is possible, so that no rounding counts. */
+    if ((double)(common + 1) >= least * (double)(all - common - 1)) others[kept++] = others[i];
+  }
+  return kept;
+}

@@ -114,19 +114,41 @@ function instructions(country, code) {
   return records;
 }
 
+/** A turn: a question in a drawn form, and the reply. `kind`: questions, which name the country, or followUps, which do not. */
+function turn(country, code, field, kind, key) {
+  const language = languages[code];
+  const [form] = shuffled(language[kind][field], key);
+  return [
+    { role: "user", content: fill(form, country[code]) },
+    { role: "assistant", content: fill(language.replies[field], country[code]) },
+  ];
+}
+
 /** One conversation: a question that names the country, then one or two that refer back to it. */
 function conversation(country, code) {
-  const language = languages[code];
-  const facts = country[code];
   const key = `dialogue/${code}/${country.iso}`;
   const order = shuffled(fields, key).slice(0, 2 + (hash(key) % 2));
-  const messages = order.flatMap((field, turn) => {
-    const forms = turn === 0 ? language.questions[field] : language.followUps[field];
-    const [form] = shuffled(forms, `${key}/${turn}`);
-    return [
-      { role: "user", content: fill(form, facts) },
-      { role: "assistant", content: fill(language.replies[field], facts) },
-    ];
+  const messages = order.flatMap((field, i) =>
+    turn(country, code, field, i === 0 ? "questions" : "followUps", `${key}/${i}`),
+  );
+  return { messages, type: "chat" };
+}
+
+/** One that goes on to other countries, now and then in the other language: "it" is the one that was named last. */
+function changesOfSubject(country, code, taught) {
+  const key = `change/${code}/${country.iso}`;
+  const others = shuffled(
+    taught.filter((c) => c !== country),
+    key,
+    (c) => c.iso,
+  ).slice(0, 2);
+  let spoken = code;
+  const messages = [country, ...others].flatMap((subject, i) => {
+    if (i > 0 && hash(`${key}/language/${i}`) % 2 === 0) spoken = codes.find((c) => c !== spoken);
+    const asked = shuffled(fields, `${key}/${i}`).slice(0, 1 + (hash(`${key}/turns/${i}`) % 2));
+    return asked.flatMap((field, t) =>
+      turn(subject, spoken, field, t === 0 ? "questions" : "followUps", `${key}/${i}/${t}`),
+    );
   });
   return { messages, type: "chat" };
 }
@@ -169,7 +191,9 @@ const files = {
     "sft",
   ),
   "sft-dialogue.jsonl": shuffled(
-    codes.flatMap((code) => taught.map((country) => conversation(country, code))),
+    codes.flatMap((code) =>
+      taught.flatMap((country) => [conversation(country, code), changesOfSubject(country, code, taught)]),
+    ),
     "dialogue",
   ),
   "prompts.jsonl": shuffled(

@@ -4,7 +4,7 @@ import { type SharedBands, shareBands } from "./bands.js";
 import { applySpans, type Span, spanMap } from "./document.js";
 import { exactDuplicates, type Overlap, overlapTable, type Standing, type Twin } from "./exact.js";
 import { type BuildFolder, readRows, toRows } from "./folder.js";
-import { checkMinHash, type MinHashOptions, nearDuplicates } from "./minhash.js";
+import { checkMinHash, type MinHashOptions, type NearDuplicates, nearDuplicates } from "./minhash.js";
 import { AGAINST, type Recipe } from "./recipe.js";
 import { RepeatFinder, textSpans, tokensOf } from "./substring.js";
 import type { IndexEntry, Row } from "./unit.js";
@@ -35,6 +35,8 @@ export interface Duplicates {
   nearBytes: number;
   candidates: number;
   verified: number;
+  /** Documents that were not compared with all that share a band with them, as these are too many. */
+  limited: number;
   overlaps: Overlap[];
   /** Repeated runs that were cut out of documents that stay, and their characters. */
   repeats: number;
@@ -68,6 +70,7 @@ export function findDuplicates(
     nearBytes: 0,
     candidates: 0,
     verified: 0,
+    limited: 0,
     overlaps: [],
     repeats: 0,
     repeatCharacters: 0,
@@ -92,6 +95,7 @@ export function findDuplicates(
       const near = findNear(folder, units, entries, left, options, first, bands);
       result.candidates = near.candidates;
       result.verified = near.verified;
+      result.limited = near.limited;
       mark(near.twins, "near", entries, rows);
       // An exact copy of a document that went for a near twin belongs to that twin now.
       const moved = new Map(near.twins.map((t) => [t.index, t]));
@@ -156,7 +160,7 @@ function findNear(
   options: MinHashOptions,
   fixed: number,
   bands = shareBands(folder, units, options),
-): { twins: Twin[]; candidates: number; verified: number } {
+): NearDuplicates {
   const hashes = options.bands * options.rows;
   const { documents, buckets } = bands.among(left);
   const signatures = new Uint32Array(documents.length * hashes);

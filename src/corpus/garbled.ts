@@ -28,7 +28,8 @@ function encoder(table: Table): Uint16Array {
   codes = new Uint16Array(65536);
   const decoder = new TextDecoder(table);
   const put = (bytes: number[]): void => {
-    const char = decoder.decode(Uint8Array.from(bytes));
+    // As a stream, where no byte waits for another: Node 20 takes windows-1252 for ISO 8859-1 otherwise.
+    const char = decoder.decode(Uint8Array.from(bytes), { stream: table.startsWith("windows") });
     const code = char.charCodeAt(0);
     // Two-byte tables hold Cyrillic and Greek too, whose bytes look like UTF-8 by chance; what is read wrongly becomes ideographs.
     if (bytes.length === 2 && code < 0x2000) return;

@@ -136,9 +136,11 @@ export interface Corpus {
 
 export interface NearDuplicates {
   twins: Twin[];
-  /** Pairs that shared a band, and pairs whose shingles were compared. */
+  /** Pairs that shared a band, and pairs whose shingles were compared: of the others, signatures or sketches told enough. */
   candidates: number;
   verified: number;
+  /** Documents that share bands with so many others that they were not compared with all of these. */
+  limited: number;
 }
 
 /** For every band the bucket of each document, of[band * documents + i] (-1: alone in it, or in none), a number below `count`. */
@@ -180,14 +182,7 @@ export function isEmpty(signatures: Uint32Array, index: number, hashes: number):
   return true;
 }
 
-/** Fraction of equal minima: an estimate of the similarity with standard deviation sqrt(J (1 - J) / hashes). */
-function estimate(signatures: Uint32Array, a: number, b: number, hashes: number): number {
-  let equal = 0;
-  for (let i = 0, x = a * hashes, y = b * hashes; i < hashes; i++) if (signatures[x + i] === signatures[y + i]) equal++;
-  return equal / hashes;
-}
-
-/** Shingles on demand, the most recently used ones kept within a budget of bytes. */
+/** Shingles on demand, those that were made last kept within a budget of bytes. */
 class ShingleCache {
   private readonly sets = new Map<number, BigUint64Array>();
   private bytes = 0;
@@ -197,12 +192,10 @@ class ShingleCache {
     private readonly budget = 256e6,
   ) {}
   get(index: number): BigUint64Array {
-    let set = this.sets.get(index);
-    if (set) this.sets.delete(index);
-    else {
-      set = this.hasher.shingles(this.textOf(index));
-      this.bytes += set.byteLength;
-    }
+    const known = this.sets.get(index);
+    if (known) return known;
+    const set = this.hasher.shingles(this.textOf(index));
+    this.bytes += set.byteLength;
     this.sets.set(index, set);
     for (const [oldest, old] of this.sets) {
       if (this.bytes <= this.budget || this.sets.size <= 2) break;
@@ -213,58 +206,200 @@ class ShingleCache {
   }
 }
 
+/** Memory for sketches, in bytes; and below how many bytes none is cut for it. */
+const SKETCHES = 256e6;
+const SHORTEST = 256;
+
+/** Sketches of documents' shingles. Two of them tell at once of most pairs that they are not similar enough, and never of one that is. */
+class Sketches {
+  private readonly kernels = openTextKernels();
+  private readonly at: Uint32Array;
+  /** Of each document the number of its shingles; 0: it has no sketch yet. */
+  private readonly sizes: Uint32Array;
+  /** Words of one at most. */
+  private readonly most: number;
+  private words = new BigUint64Array(1 << 12);
+  private used = 0;
+
+  constructor(documents: number) {
+    this.at = new Uint32Array(documents);
+    this.sizes = new Uint32Array(documents);
+    let bytes = 65_536;
+    while (bytes > SHORTEST && bytes * documents > SKETCHES) bytes /= 2;
+    this.most = bytes / 8;
+  }
+
+  has(document: number): boolean {
+    return this.sizes[document] > 0;
+  }
+
+  add(document: number, shingles: BigUint64Array): void {
+    const { used, most, words } = this;
+    if (words.length < used + most) {
+      this.words = new BigUint64Array(2 * words.length + most);
+      this.words.set(words.subarray(0, used));
+    }
+    this.at[document] = used;
+    this.sizes[document] = shingles.length;
+    this.used += this.kernels.minhashSketch(shingles, shingles.length, most, this.words.subarray(used));
+  }
+
+  /** Puts those first that may be as similar as `least`, and returns how many they are. */
+  possible(document: number, least: number, others: Uint32Array, n: number): number {
+    return this.kernels.minhashPossible(this.words, this.at, this.sizes, this.most, document, least, others, n);
+  }
+}
+
+/** What one document is compared with at most: members of a bucket, the last ones, and bytes of their shingles. */
+interface Bounds {
+  members: number;
+  bytes: number;
+}
+
+const CROWD = 32;
+
+/** Documents that were there before, found by the bands that they share with one, and asked how similar they are: the cheap questions first. */
+class Search {
+  candidates = 0;
+  verified = 0;
+  limited = 0;
+  private readonly head: Int32Array;
+  private readonly next: Int32Array;
+  private readonly seen: Int32Array;
+  private readonly met: Uint32Array;
+  private readonly cache: ShingleCache;
+  private readonly sketches: Sketches;
+  /** Numbers of a signature that two documents have in common at least. */
+  private readonly least: number;
+
+  constructor(
+    private readonly hasher: MinHasher,
+    private readonly signatures: Uint32Array,
+    textOf: (index: number) => string,
+    private readonly n: number,
+    private readonly buckets: Buckets,
+    private readonly bounds: Bounds = { members: Infinity, bytes: Infinity },
+  ) {
+    const { hashes, options } = hasher;
+    this.head = new Int32Array(buckets.count).fill(-1);
+    this.next = new Int32Array(n * options.bands);
+    this.seen = new Int32Array(n).fill(-1);
+    this.met = new Uint32Array(n);
+    this.cache = new ShingleCache(hasher, textOf);
+    this.sketches = new Sketches(n);
+    this.least = Math.ceil((options.threshold - estimateSlack(options.threshold, hashes)) * hashes);
+  }
+
+  /** Calls `found` with those that share a band with a document and have the similarity of the threshold. */
+  each(index: number, found: (other: number, similarity: number) => void): void {
+    const { met, hasher, cache, bounds } = this;
+    const { threshold } = hasher.options;
+    let { count, whole } = this.meet(index);
+    this.candidates += count;
+    // Of a crowd most have a sketch, which says more than a signature; of strangers none need be made.
+    if (count > CROWD) {
+      this.sketch(index);
+      count = this.sketches.possible(index, threshold, met, count);
+    }
+    count = openTextKernels().minhashLikely(this.signatures, hasher.hashes, index, this.least, met, count);
+    if (count > 0) {
+      this.sketch(index);
+      for (let i = 0; i < count; i++) this.sketch(met[i]);
+      count = this.sketches.possible(index, threshold, met, count);
+    }
+    const own = count > 0 ? cache.get(index) : undefined;
+    let bytes = 0;
+    for (let i = 0; own && i < count; i++) {
+      const shingles = cache.get(met[i]);
+      bytes += shingles.byteLength;
+      if (bytes > bounds.bytes && i > 0) {
+        whole = false;
+        break;
+      }
+      this.verified++;
+      const similarity = hasher.similarity(own, shingles);
+      if (similarity >= threshold) found(met[i], similarity);
+    }
+    if (!whole) this.limited++;
+  }
+
+  add(index: number): void {
+    const { n, head, next, buckets } = this;
+    for (let band = 0; band < this.hasher.options.bands; band++) {
+      const bucket = buckets.of[band * n + index];
+      if (bucket < 0) continue;
+      next[band * n + index] = head[bucket];
+      head[bucket] = index;
+    }
+  }
+
+  /** Fills `met`. `whole`: with all there are. */
+  private meet(index: number): { count: number; whole: boolean } {
+    const { n, head, next, seen, met, buckets, bounds } = this;
+    let count = 0;
+    let whole = true;
+    for (let band = 0; band < this.hasher.options.bands; band++) {
+      const bucket = buckets.of[band * n + index];
+      if (bucket < 0) continue;
+      let at = head[bucket];
+      for (let left = bounds.members; at >= 0 && left > 0; left--, at = next[band * n + at]) {
+        if (seen[at] === index) continue;
+        seen[at] = index;
+        met[count++] = at;
+      }
+      whole &&= at < 0;
+    }
+    return { count, whole };
+  }
+
+  private sketch(document: number): void {
+    if (!this.sketches.has(document)) this.sketches.add(document, this.cache.get(document));
+  }
+}
+
+/**
+ * So that a site of any size from one template, whose pages share bands with each other and are just not similar enough, takes a time that
+ * grows with it and not with its square. The last ones of a bucket are the nearest in length. The shingles lie in the cache.
+ */
+const BOUNDS: Bounds = { members: 20_000, bytes: 128e6 };
+
 /**
  * Which documents go, and for whom. Documents are taken in the order of `keepBefore`; one goes if a document that stays, and
  * shares a band with it, has true similarity >= threshold; the most similar one is its twin. So nothing goes by way of a third.
  */
-export function nearDuplicates(corpus: Corpus, options: Partial<MinHashOptions> = {}): NearDuplicates {
+export function nearDuplicates(
+  corpus: Corpus,
+  options: Partial<MinHashOptions> = {},
+  bounds: Bounds = BOUNDS,
+): NearDuplicates {
   const hasher = new MinHasher(options);
-  const { bands, rows, threshold } = hasher.options;
+  const { bands, rows } = hasher.options;
   const { documents, signatures, fixed = 0 } = corpus;
   const n = documents.length;
   const buckets = corpus.buckets ?? bucketsOf(signatures, n, bands, rows);
   const order = Uint32Array.from({ length: n }, (_, i) => i);
   order.sort((a, b) => (a < fixed ? 0 : 1) - (b < fixed ? 0 : 1) || keepBefore(documents[a], documents[b]));
-  const head = new Int32Array(buckets.count).fill(-1);
-  const next = new Int32Array(n * bands);
-  const seen = new Int32Array(n).fill(-1);
-  const cache = new ShingleCache(hasher, corpus.textOf);
-  const slack = estimateSlack(threshold, hasher.hashes);
-  const result: NearDuplicates = { twins: [], candidates: 0, verified: 0 };
+  const search = new Search(hasher, signatures, corpus.textOf, n, buckets, bounds);
+  const twins: Twin[] = [];
   for (const index of order) {
     let best: Twin | undefined;
-    for (let band = 0; index >= fixed && band < bands; band++) {
-      const bucket = buckets.of[band * n + index];
-      if (bucket < 0) continue;
-      for (let at = head[bucket]; at >= 0; at = next[band * n + at]) {
-        if (seen[at] === index) continue;
-        seen[at] = index;
-        result.candidates++;
-        if (estimate(signatures, index, at, hasher.hashes) < threshold - slack) continue;
-        result.verified++;
-        const similarity = hasher.similarity(cache.get(index), cache.get(at));
-        if (similarity < threshold) continue;
+    if (index >= fixed)
+      search.each(index, (kept, similarity) => {
         const better =
           !best ||
           similarity > best.similarity ||
-          (similarity === best.similarity && keepBefore(documents[at], documents[best.kept]) < 0);
-        if (better) best = { index, kept: at, similarity };
-      }
-    }
-    if (best) result.twins.push(best);
-    else
-      for (let band = 0; band < bands; band++) {
-        const bucket = buckets.of[band * n + index];
-        if (bucket < 0) continue;
-        next[band * n + index] = head[bucket];
-        head[bucket] = index;
-      }
+          (similarity === best.similarity && keepBefore(documents[kept], documents[best.kept]) < 0);
+        if (better) best = { index, kept, similarity };
+      });
+    if (best) twins.push(best);
+    else search.add(index);
   }
-  result.twins.sort((a, b) => a.index - b.index);
-  return result;
+  twins.sort((a, b) => a.index - b.index);
+  const { candidates, verified, limited } = search;
+  return { twins, candidates, verified, limited };
 }
 
-/** Five standard deviations of the estimate: a pair at the threshold is passed over once in 3.5 million (normal tail). */
+/** Five standard deviations of the share of equal minima, which estimates the similarity: a pair at the threshold is passed over once in 3.5 million (normal tail). */
 const estimateSlack = (threshold: number, hashes: number): number =>
   5 * Math.sqrt((threshold * (1 - threshold)) / hashes) + 1 / hashes;
 
@@ -280,27 +415,13 @@ export function nearPairs(
   options: Partial<MinHashOptions> = {},
 ): Pair[] {
   const hasher = new MinHasher(options);
-  const { bands, rows, threshold } = hasher.options;
-  const n = corpus.count;
-  const buckets = bucketsOf(corpus.signatures, n, bands, rows);
-  const members: number[][] = Array.from({ length: buckets.count }, () => []);
-  const seen = new Int32Array(n).fill(-1);
-  const cache = new ShingleCache(hasher, corpus.textOf);
-  const slack = estimateSlack(threshold, hasher.hashes);
+  const { bands, rows } = hasher.options;
+  const { signatures, textOf, count } = corpus;
+  const search = new Search(hasher, signatures, textOf, count, bucketsOf(signatures, count, bands, rows));
   const pairs: Pair[] = [];
-  for (let b = 0; b < n; b++) {
-    for (let band = 0; band < bands; band++) {
-      const bucket = buckets.of[band * n + b];
-      if (bucket < 0) continue;
-      for (const a of members[bucket]) {
-        if (seen[a] === b) continue;
-        seen[a] = b;
-        if (estimate(corpus.signatures, a, b, hasher.hashes) < threshold - slack) continue;
-        const similarity = hasher.similarity(cache.get(a), cache.get(b));
-        if (similarity >= threshold) pairs.push({ a, b, similarity });
-      }
-      members[bucket].push(b);
-    }
+  for (let b = 0; b < count; b++) {
+    search.each(b, (a, similarity) => void pairs.push({ a, b, similarity }));
+    search.add(b);
   }
   return pairs.sort((x, y) => x.a - y.a || x.b - y.b);
 }

@@ -31,15 +31,9 @@ export async function parseRecord(record: RawRecord, context: ParseContext): Pro
   if (record.reason !== undefined) return rejected(record.reason);
   if (record.kind === "json") return fromJson(record, context, rejected);
   if (record.kind === "text") {
-    let text: string;
-    try {
-      text = utf8.decode(record.bytes);
-    } catch {
-      const { decode } = await import("./html/charset.js");
-      const decoded = decode(record.bytes, record.contentType);
-      if (decoded.replaced > 0.01) return rejected("not text in any encoding that could be told");
-      text = decoded.text;
-    }
+    const { decode } = await import("./html/charset.js");
+    const { text, replaced } = decode(record.bytes, record.contentType);
+    if (replaced > 0.01) return rejected("not text in any encoding that could be told");
     if (isBinary(text)) return rejected(NO_TEXT);
     return document(record, context, { text: storable(text.replace(/^\uFEFF/, "")) });
   }

@@ -31,6 +31,9 @@ const DOMAIN = new RegExp(`[${LETTERS}0-9.-]`);
 /** Labels, the last of letters only (RFC 1123; in letters as RFC 5890 allows them). */
 const HOST = new RegExp(`^(?:[${LETTERS}0-9](?:[${LETTERS}0-9-]{0,61}[${LETTERS}0-9])?\\.)+[${LETTERS}]{2,24}$`);
 
+/** logo@2x.png: no domain ends so. */
+const PICTURE = /\.(?:png|jpe?g|gif|webp|svg|avif)$/i;
+
 /** Grows an address to both sides of every @: a search by pattern would try each letter of a long line. */
 function emails(text: string): Found[] {
   const found: Found[] = [];
@@ -43,6 +46,7 @@ function emails(text: string): Found[] {
     while (end > at + 1 && /[.-]/.test(text[end - 1])) end--;
     const domain = text.slice(at + 1, end);
     if (start === at || !HOST.test(domain)) continue;
+    if (PICTURE.test(domain)) continue;
     if (/^(?:[\w-]+\.)*example\.(?:com|org|net)$/i.test(domain)) continue;
     found.push({ start, end, kind: "email" });
   }

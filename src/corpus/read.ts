@@ -8,7 +8,7 @@ import { statSync } from "node:fs";
 import { chanceKey, type Document, isBinary, NO_TEXT, type Rejected } from "./document.js";
 import { readPieces } from "./input/bytes.js";
 import { documentsOf } from "./input/documents.js";
-import { formatOf, KNOWN, listFiles } from "./input/source.js";
+import { formatOf, listFiles, noFormat } from "./input/source.js";
 
 export { type Document, firstReason, type Rejected } from "./document.js";
 
@@ -32,7 +32,7 @@ export async function* readDocuments(
   for (const [f, file] of files.entries()) {
     if (byFile && f % size !== rank) continue;
     if (formatOf(file) === undefined) {
-      reject({ file, line: 0, reason: `its format cannot be told by its name. Known are ${KNOWN}` });
+      reject({ file, line: 0, reason: noFormat(file) });
       continue;
     }
     const documents = isPlainText(file) ? readText(file, reject) : documentsOf([file], "", reject);
@@ -75,7 +75,9 @@ async function* readText(file: string, reject: (record: Rejected) => void): Asyn
     held.push(piece);
     if (separated === undefined && size > HEAD) {
       const head = Buffer.concat(held);
-      separated = isUtf8(head.subarray(0, head.lastIndexOf(10) + 1)) && separatorIn(head, true, false) !== undefined;
+      const { hasEscapes } = await import("./html/charset.js");
+      const readable = isUtf8(head.subarray(0, head.lastIndexOf(10) + 1)) && !hasEscapes(head);
+      separated = readable && separatorIn(head, true, false) !== undefined;
       held = [head];
       if (separated) yield* documents.add(head);
     }
@@ -175,17 +177,15 @@ function separatorIn(bytes: Buffer, begins: boolean, ends: boolean): { start: nu
 
 /** The text of bytes in whatever encoding; whether it is text at all is asked of each document. */
 async function textOf(bytes: Uint8Array): Promise<{ text?: string; reason?: string }> {
-  let text: string;
+  const { decodePieces, hasEscapes } = await import("./html/charset.js");
   try {
-    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes); // drops the byte order mark
+    if (!hasEscapes(bytes)) return { text: new TextDecoder("utf-8", { fatal: true }).decode(bytes) }; // drops the byte order mark
   } catch {
     // Not UTF-8; or of more bytes than a string has characters, which Node decodes only piece by piece.
-    const { decodePieces } = await import("./html/charset.js");
-    const decoded = decodePieces(bytes);
-    if (decoded.replaced > 0.01) return { reason: "not text in any encoding that could be told" };
-    if (decoded.pieces.reduce((n, piece) => n + piece.length, 0) > constants.MAX_STRING_LENGTH)
-      return { reason: TOO_LARGE };
-    text = decoded.pieces.join("");
   }
-  return { text };
+  const decoded = decodePieces(bytes);
+  if (decoded.replaced > 0.01) return { reason: "not text in any encoding that could be told" };
+  if (decoded.pieces.reduce((n, piece) => n + piece.length, 0) > constants.MAX_STRING_LENGTH)
+    return { reason: TOO_LARGE };
+  return { text: decoded.pieces.join("") };
 }

@@ -14,6 +14,9 @@ export interface TextKernels {
   minhashShingles(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array, size: number, out: BigUint64Array): number;
   minhashJaccard(a: BigUint64Array, na: number, b: BigUint64Array, nb: number): number;
   minhashBands(signatures: Uint32Array, documents: number, bands: number, rows: number, keys: BigUint64Array): void;
+  minhashLikely(signatures: Uint32Array, hashes: number, document: number, least: number, others: Uint32Array, n: number): number;
+  minhashSketch(shingles: BigUint64Array, n: number, most: number, sketch: BigUint64Array): number;
+  minhashPossible(sketches: BigUint64Array, at: Uint32Array, sizes: Uint32Array, most: number, document: number, least: number, others: Uint32Array, n: number): number;
   minhashOrder(keys: BigUint64Array, order: Uint32Array, keyWork: BigUint64Array, orderWork: Uint32Array, n: number): void;
   suffixTokens(text: Uint16Array, n: number, classes: Uint8Array, fold: Uint16Array | null, tokens: Uint32Array, starts: Int32Array): number;
   suffixSort(tokens: Uint32Array, n: number, depth: number, sa: Uint32Array, rank: Uint32Array, work: Uint8Array): number;

@@ -3,7 +3,17 @@
  * with its line. Bytes are checked before they are text: an invalid one would otherwise become U+FFFD, and be trained on.
  */
 import { constants } from "node:buffer";
-import { closeSync, existsSync, fstatSync, openSync, readdirSync, readFileSync, readSync, statSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  realpathSync,
+  statSync,
+} from "node:fs";
 import { join } from "node:path";
 import { readLines } from "../corpus/input/lines.js";
 import { readParquet } from "../corpus/input/parquet.js";
@@ -18,9 +28,9 @@ export interface JsonRecord {
 }
 
 const PARQUET = /\.parquet$/i;
-const PACKED = /\.(jsonl|ndjson)\.(gz|zst)$/i;
-const OF_RECORDS = /\.(jsonl?|ndjson|(jsonl|ndjson)\.(gz|zst)|parquet)$/i;
-const KNOWN = ".jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet";
+const PACKED = /\.(jsonl?|ndjson)\.(gz|zst)$/i;
+const OF_RECORDS = /\.((jsonl?|ndjson)(\.(gz|zst))?|parquet)$/i;
+const KNOWN = ".jsonl, .jsonl.gz, .jsonl.zst, .json, .json.gz, .json.zst, .parquet";
 const LIMITS = { maxRecordBytes: 2 ** 28 };
 
 /**
@@ -53,11 +63,13 @@ export async function* recordsOf(
 function filesOf(path: string, holds: string): string[] {
   if (!existsSync(path)) throw new UserError(`${path} does not exist; it should hold ${holds}.`, 2);
   if (!statSync(path).isDirectory()) return [path];
+  const seen = new Set<string>();
   const found = (readdirSync(path, { recursive: true }) as string[])
     .filter((name) => !/(?:^|[/\\])\./.test(name))
     .map((name) => join(path, name))
     .filter((file) => statSync(file, { throwIfNoEntry: false })?.isFile())
-    .sort((a, b) => (a < b ? -1 : 1));
+    .sort((a, b) => (a < b ? -1 : 1))
+    .filter((file) => seen.size < seen.add(realpathSync(file)).size); // what several links lead to is read once
   if (found.some((file) => OF_RECORDS.test(file))) return found;
   throw new UserError(`${path}: there is no file of ${holds} in this folder. Known are ${KNOWN}.`, 2);
 }

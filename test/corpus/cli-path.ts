@@ -16,6 +16,7 @@ export function buildProgram(): string {
     "--outDir",
     `${out}/dist`,
   ]);
-  if (!existsSync(`${out}/native`)) symlinkSync(`${root}native`, `${out}/native`);
+  for (const beside of ["native", "package.json"])
+    if (!existsSync(`${out}/${beside}`)) symlinkSync(`${root}${beside}`, `${out}/${beside}`);
   return `${out}/dist/cli/main.js`;
 }

@@ -321,6 +321,68 @@ describe("Parquet, pages, texts, folders", () => {
     const all = told(await read(put("damaged.parquet", bytes)));
     expect(all[all.length - 1]).toMatch(/^the Parquet file cannot be read on: .*ZSTD/);
   });
+  it("reads strings of Parquet that do not say that they are, and sets aside what is none", async () => {
+    const { DuckDBInstance } = await import("@duckdb/node-api");
+    const db = await (await DuckDBInstance.create(":memory:")).connect();
+    const rows = [
+      `encode('北京 "a" \\ b\nc') AS text, 9007199254740993 AS id, [{'role': encode('ü'), 'n': 1.5::DOUBLE}, NULL] AS m, MAP {encode('k'): encode('w')} AS k, '\\xFF'::BLOB AS "b""c"`,
+      "'\\xFF\\xFE'::BLOB, 2, NULL, NULL, NULL",
+      "NULL, 3, [{'role': NULL, 'n': 'nan'::DOUBLE}], NULL, encode('nan')",
+      "encode('end'), 4, NULL, NULL, NULL",
+    ];
+    const file = join(dir, "bytes.parquet");
+    await db.run(`COPY (SELECT ${rows.join(" UNION ALL SELECT ")}) TO '${file}' (FORMAT parquet)`);
+    const all = told(await read(file));
+    expect(JSON.parse(all[0])).toEqual({
+      text: '北京 "a" \\ b\nc',
+      id: 9007199254740992,
+      m: [{ role: "ü", n: 1.5 }, null],
+      k: { k: "w" },
+      'b"c': { bytes: 1 },
+    });
+    expect(all[0]).toContain('"id":9007199254740993');
+    expect(all[1]).toBe('what stands in the column "text" is not UTF-8');
+    expect(JSON.parse(all[2])).toEqual({ text: null, id: 3, m: [{ role: null, n: null }], k: null, 'b"c': "nan" });
+    expect(JSON.parse(all[3]).text).toBe("end");
+    await checkResume(file);
+    const only = join(dir, "only.parquet");
+    await db.run(`COPY (SELECT encode('alone') AS text) TO '${only}' (FORMAT parquet)`);
+    expect(told(await read(only))).toEqual(['{"text":"alone"}']);
+  });
+  it("reads .json.gz as JSONL", async () => {
+    const file = put("c4-train.00000-of-01024.json.gz", gzipSync('{"text":"a"}\n{"text":"b"}\n'));
+    expect(told(await read(file))).toEqual(['{"text":"a"}', '{"text":"b"}']);
+  });
+  it("reads what several links lead to once, under its own name, and a link that leads back has an end", () => {
+    const of = (...names: string[]): string[] => names.map((name) => join(dir, "linked", name));
+    mkdirSync(join(dir, "linked/b/c"), { recursive: true });
+    put("linked/b/x.jsonl", "{}");
+    put("linked/b/c/y.jsonl", "{}");
+    put("elsewhere.jsonl", "{}");
+    symlinkSync("..", join(dir, "linked/b/up"));
+    symlinkSync("b", join(dir, "linked/a"));
+    symlinkSync("b/x.jsonl", join(dir, "linked/again.jsonl"));
+    symlinkSync("../elsewhere.jsonl", join(dir, "linked/there.jsonl"));
+    expect(listFiles([join(dir, "linked")], "x")).toEqual(of("b/c/y.jsonl", "b/x.jsonl", "there.jsonl"));
+    expect(listFiles([join(dir, "linked/a")], "x")).toEqual(of("a/c/y.jsonl", "a/up/there.jsonl", "a/x.jsonl"));
+  });
+  it("sets aside a file whose name is not UTF-8, and says so", async () => {
+    mkdirSync(join(dir, "names"));
+    const good = put("names/a.jsonl", "{}");
+    const bytes = Buffer.concat([Buffer.from(join(dir, "names/")), Buffer.of(0xb1, 0xb1), Buffer.from(".jsonl")]);
+    writeFileSync(bytes, "{}");
+    const [first, second] = listFiles([join(dir, "names")], "x", true);
+    expect(first).toBe(good);
+    expect(told(await read(second))).toEqual(["its name is not UTF-8, and it cannot be read by another: rename it"]);
+    await checkResume(second);
+    expect(() => listFiles([join(dir, "names")], "sources.web.files")).toThrow(
+      /\.jsonl cannot be read: its name is not UTF-8/,
+    );
+    rmSync(bytes);
+    // One that has such a character by right is read.
+    const right = put("names/\ufffd.jsonl", "{}");
+    expect(told(await read(right))).toEqual(["{}"]);
+  });
   it("names what is missing or unknown", () => {
     expect(() => listFiles([join(dir, "none.jsonl")], "sources.web")).toThrow(
       /does not exist. It is named under sources.web/,
@@ -423,6 +485,19 @@ describe("parseHttp", () => {
     const plain = "Added in 2024\nThe text goes on here.\n";
     expect(bodyOf(answer("Transfer-Encoding: chunked", plain))).toBe(plain);
     expect(bodyOf(answer("Transfer-Encoding: chunked", "3;name=x\r\nabc\r\n2 \r\nde\r\n0\r\n\r\n"))).toBe("abcde");
+    // A size that is wrong ends the page before its chunk, if it is not the first; the last one may be cut off.
+    const chunks = "3\r\nabc\r\n2\r\nde\r\n";
+    for (const [body, text] of [
+      [`${chunks}zz\r\nfg\r\n0\r\n\r\n`, "abcde"],
+      [`${chunks}1\r\nfg\r\n0\r\n\r\n`, "abcde"],
+      [`${chunks}ffff\r\nfg\r\n0\r\n\r\n`, "abcde"],
+      [`${chunks}4\r\nfg`, "abcdefg"],
+      [chunks.slice(0, -1), "abcde"],
+    ])
+      expect(bodyOf(answer("Transfer-Encoding: chunked", body)), body).toBe(text);
+    expect(parseHttp(answer("Transfer-Encoding: chunked", `2\r\nabc\r\n0\r\n\r\n`), 1000).reason).toMatch(
+      /first chunk is wrong/,
+    );
     expect(bodyOf(answer("Transfer-Encoding: chunked", " 3\r\nabc\r\n0x2\r\nde\r\n0\r\n\r\n"))).toBe("abcde");
   });
 });

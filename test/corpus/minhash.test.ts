@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { exactDuplicates, exactKey, overlapTable, type Standing } from "../../src/corpus/exact.js";
 import { checkMinHash, MinHasher, nearDuplicates, nearPairs } from "../../src/corpus/minhash.js";
+import { openTextKernels } from "../../src/device/text.js";
 
 /** Numbers that repeat for a seed (mulberry32), so that a failure can be looked at again. */
 function random(seed: number): () => number {
@@ -242,6 +243,87 @@ describe("near duplicates", () => {
       [2, 0],
       [3, 0],
     ]);
+  });
+
+  /** Pages from one template: words that all have, and some of their own. */
+  function pages(count: number, shared: number, own: (i: number) => number): string[] {
+    const next = random(11);
+    const words = (n: number): string => Array.from({ length: n }, () => `w${Math.floor(next() * 3000)}`).join(" ");
+    const template = words(shared);
+    return Array.from({ length: count }, (_, i) => `${template} ${words(own(i))}`);
+  }
+  const read = (all: readonly string[], by = hasher) => ({
+    documents: standing(all),
+    signatures: signaturesOf(all, by),
+    textOf: (i: number) => all[i],
+  });
+
+  it("tells at once of pages from one template that they are not similar enough", () => {
+    const { twins, candidates, verified, limited } = nearDuplicates(read(pages(1000, 400, () => 66)));
+    expect(twins).toEqual([]);
+    expect(candidates).toBeGreaterThan(300_000);
+    expect(verified).toBeLessThan(candidates / 1000);
+    expect(limited).toBe(0);
+  });
+
+  it("finds among them every pair that is similar enough, of whatever sizes", () => {
+    for (const threshold of [0.5, 0.8, 0.95]) {
+      const wide = new MinHasher({ threshold, bands: 256, rows: 1 });
+      const all = pages(150, 100, (i) => 2 + ((i * i) % 90));
+      const pairs = nearPairs({ ...read(all, wide), count: all.length }, wide.options);
+      const exact: string[] = [];
+      const own = all.map((text) => shingleSet(text));
+      for (let b = 0; b < all.length; b++)
+        for (let a = 0; a < b; a++) if (jaccard(own[a], own[b]) >= threshold) exact.push(`${a} ${b}`);
+      expect(exact.length).toBeGreaterThan(10);
+      expect(pairs.map(({ a, b }) => `${a} ${b}`).sort()).toEqual(exact.sort());
+    }
+  });
+
+  it("has sketches of every width that allow what is similar enough", () => {
+    const kernels = openTextKernels();
+    const all = pages(60, 100, (i) => 2 + ((i * i) % 90)).map((text) => hasher.shingles(text));
+    let [refused, pairs] = [0, 0];
+    for (const most of [1, 2, 16, 1024]) {
+      const sketches = new BigUint64Array(all.length * 64);
+      const at = new Uint32Array(all.length);
+      const sizes = Uint32Array.from(all, (set) => set.length);
+      let used = 0;
+      for (const [i, set] of all.entries()) {
+        at[i] = used;
+        used += kernels.minhashSketch(set, set.length, most, sketches.subarray(used));
+      }
+      for (const least of [0.3, 0.6, 0.8, 0.9, 1])
+        for (const [i, set] of all.entries()) {
+          const others = Uint32Array.from(all.keys());
+          const n = kernels.minhashPossible(sketches, at, sizes, most, i, least, others, others.length);
+          const possible = new Set(others.subarray(0, n));
+          for (const [j, other] of all.entries())
+            if (hasher.similarity(set, other) >= least) expect(possible.has(j)).toBe(true);
+          refused += most === 1024 ? all.length - n : 0;
+          pairs += most === 1024 ? all.filter((other) => hasher.similarity(set, other) < least).length : 0;
+        }
+    }
+    // What is not similar enough is refused nearly always.
+    expect(refused).toBeGreaterThan(0.9 * pairs);
+  });
+
+  it("counts the documents that are not compared with all they share a band with", () => {
+    const all = pages(300, 400, (i) => (i % 2 === 0 ? 50 : 20));
+    const whole = nearDuplicates(read(all));
+    expect(whole.limited).toBe(0);
+    for (const bounds of [
+      { members: 2, bytes: Infinity },
+      { members: Infinity, bytes: 10_000 },
+    ]) {
+      const { twins, limited } = nearDuplicates(read(all), {}, bounds);
+      expect(limited).toBeGreaterThan(10);
+      expect(twins.length).toBeGreaterThan(100);
+      for (const { index, kept, similarity } of twins) {
+        expect(similarity).toBeCloseTo(jaccard(shingleSet(all[index]), shingleSet(all[kept])), 12);
+        expect(similarity).toBeGreaterThanOrEqual(0.8);
+      }
+    }
   });
 
   it("does not take texts without words for twins", () => {

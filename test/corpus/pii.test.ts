@@ -36,6 +36,7 @@ describe("stays", () => {
   for (const text of [
     "on 2024-01-02 10:11:12, pages 100-200",
     "email@example.com, me@localhost, @user, a@b",
+    "logo@2x.png, icons/menu@3x.JPG",
     "192.168.0.1, 127.0.0.1, 10.1.2.3, 256.1.1.1, version 1.2.3.4, v4.0.30319.1",
     "12:30:45, fe80::1, ::1, std::vector, a::b::c",
     "3.14159265358979, 1,234,567,890, 1000000000000",

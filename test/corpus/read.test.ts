@@ -136,6 +136,23 @@ test("what is no document is set aside with its line; text in another encoding i
   ]);
 });
 
+test("a stray byte costs a text one character, and ISO-2022-JP is read, also between separators", async () => {
+  const lines = "Все люди рождаются свободными и равными.\n".repeat(600);
+  const stray = Buffer.concat([Buffer.from(lines), Buffer.of(0xff), Buffer.from(lines)]);
+  const japanese = "\x1b$B$3$s$K$A$O\x1b(B.\n";
+  const marked = `${japanese}<|endoftext|>\n`.repeat(60_000);
+  for (const [name, data, expected] of [
+    ["stray.txt", stray, [`${lines}\ufffd${lines}`]],
+    ["jp.txt", japanese, ["こんにちは.\n"]],
+    ["jp-long.txt", marked, Array(60_000).fill("こんにちは.\n")],
+  ] as const)
+    expect((await read(put(name, data))).texts, name).toEqual(expected);
+  const texts: string[] = [];
+  for await (const { text } of documentsOf([join(dir, "stray.txt"), join(dir, "jp.txt")], "", () => {}))
+    texts.push(text);
+  expect(texts).toEqual([`${lines}\ufffd${lines}`, "こんにちは.\n"]);
+});
+
 test("a program or an archive with the name of a text is set aside", async () => {
   const program = Buffer.from("\x7fELF\x02\x01\x01\0\0\0\0\xe9\xff", "latin1");
   const aside: Rejected[] = [];

@@ -1,5 +1,5 @@
 import { constants } from "node:buffer";
-import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -222,7 +222,7 @@ test("what is no file of records is an error that says so", async () => {
   const empty = join(dir, "empty");
   mkdirSync(empty);
   await expect(readConversations([empty], [])).rejects.toThrow(/no file of conversations in this folder/);
-  await expect(readConversations([write("z.json.gz", gzipSync("{}"))], [])).rejects.toThrow(/z.json.gz is compressed/);
+  await expect(readConversations([write("z.json", gzipSync("{}"))], [])).rejects.toThrow(/z.json is compressed/);
   // The reason that is told is of this call, not of a file read before.
   const rejected: Rejected[] = [{ file: "other", line: 9, reason: "old" }];
   await expect(readConversations([write("y.jsonl", "5\n")], rejected)).rejects.toThrow(
@@ -234,6 +234,17 @@ test("the atlas's own records are all usable", async () => {
   const rejected: Rejected[] = [];
   const files = ["sft.jsonl", "sft-dialogue.jsonl"].map((f) => `recipes/atlas/${f}`);
   expect((await readConversations(files, rejected)).length).toBeGreaterThan(4000);
+  expect(rejected).toEqual([]);
+});
+
+test("JSONL that is packed as .json.gz is read; a link that leads back gives no record twice", async () => {
+  const folder = join(dir, "linked");
+  mkdirSync(folder);
+  const line = JSON.stringify({ instruction: "Say hello.", output: "Hello!" });
+  writeFileSync(join(folder, "part-0.json.gz"), gzipSync(`${line}\n${line}\n`));
+  symlinkSync(".", join(folder, "again"));
+  const rejected: Rejected[] = [];
+  expect(await readConversations([folder], rejected)).toHaveLength(2);
   expect(rejected).toEqual([]);
 });
 

@@ -6,8 +6,8 @@
  * using Shallow Text Features", WSDM 2010; votes passed to the ancestors as in Arc90's Readability). The element with most votes is
  * widened to the ancestor that holds its fellow candidates, and what is left inside of menus, shares and link lists goes.
  */
-import { HEADINGS, isAround, liesAround, linkDensity, misleadingNames } from "./around.js";
-import { type Facts, measureInside, measurePage } from "./measure.js";
+import { isAround, liesAround, linkDensity, misleadingNames } from "./around.js";
+import { type Facts, HEADINGS, headingOf, measureInside, measurePage } from "./measure.js";
 import { kindOfPage, type PageKind } from "./page-kind.js";
 import { isDataTable } from "./render.js";
 import { type Element, inTime, type Page, rawText, walk } from "./tree.js";
@@ -49,7 +49,7 @@ export function findContent(page: Page, strict = true): Content {
   for (const element of page.elements) {
     const f = of(element);
     const above = element.parent !== undefined && of(element.parent).out;
-    const trusted = strict && !misleading.has(element.names);
+    const trusted = strict && !misleading.has(f.called);
     f.out = above === true ? true : isAround(element, f, all, trusted, kind) || above;
     if (f.out || f.own <= 0) continue;
     let at: Element | undefined = LEAVES.has(element.tag) ? element.parent : element;
@@ -311,7 +311,7 @@ function clean(part: Element, of: (e: Element) => Facts, without: Set<Element>, 
   walk(part, (element) => {
     const f = of(element);
     if (element === part) return undefined;
-    if (f.out === true || isLinkList(element, f, top, kind) || isCall(element, f)) {
+    if (f.out === true || (!f.code && (isLinkList(element, f, top, kind) || isCall(element, of, top, kind)))) {
       without.add(element);
       return false;
     }
@@ -321,19 +321,46 @@ function clean(part: Element, of: (e: Element) => Facts, without: Set<Element>, 
 
 /** Short lines that ask to do something, or name what is not shown. */
 const CALLS =
-  /^(?:advertisements?|ad|sponsored(?: content)?|share(?: (?:this|on)\b.{0,20})?|tweet|print|e-?mail|save|follow us\b.{0,20}|read more\W*|continue reading\W*|click here\W*|sign up\W*|log ?in\W*|subscribe(?: now| to our newsletter)?\W*|leave a (?:reply|comment)\W*|loading\W*|skip to (?:main )?content|back to top|edit(?: this page)?|copy|reply|report|anzeige|werbung|publicité|publicidad|广告|分享到?[:：]?|广告位?)$/i;
+  /^(?:advertisements?|ad|sponsored(?: content)?|share (?:this|on)\b.{0,20}|follow us\b.{0,20}|read more\W*|continue reading\W*|click here\W*|subscribe (?:now|to our newsletter)\W*|leave a (?:reply|comment)\W*|skip to (?:main )?content|back to top|edit this page|anzeige|werbung|publicité|publicidad|广告|分享到[:：]?|广告位)$/i;
+/** The same in one word, which is as often the name of what a part of the text is about. */
+const SHORT_CALLS =
+  /^(?:share|tweet|print|e-?mail|save|sign up\W*|log ?in\W*|subscribe\W*|loading\W*|edit|copy|reply|report|分享[:：]?)$/i;
+const ITEMS = new Set(["li", "dt", "dd", "td", "th"]);
 
-function isCall(element: Element, f: Facts): boolean {
-  if (f.length > 40 || f.length < 2 || !/^(?:p|div|span|li|button|small|strong|h[2-6]|section)$/.test(element.tag))
-    return false;
-  return CALLS.test(rawText(element).trim());
+/** A block that says no more than a call, or a list of nothing but calls and links. */
+function isCall(element: Element, of: (e: Element) => Facts, top: Facts, kind: PageKind): boolean {
+  const { tag } = element;
+  if (tag === "ul" || tag === "ol") return isListOfCalls(element, of, top, kind);
+  if (!/^(?:p|div|h[2-6]|section)$/.test(tag) || !asksAlone(element, of(element), SHORT_CALLS, CALLS)) return false;
+  const heading = headingOf(element, of);
+  if (heading && of(heading).length === of(element).length) return asksAlone(element, of(element), CALLS);
+  // What is all of a list's item or of a cell's data is judged with the list or the table.
+  let at = element;
+  while (at.parent && !ITEMS.has(at.tag) && of(at.parent).length === of(element).length) at = at.parent;
+  return !ITEMS.has(at.tag) || (at.tag === "td" && !isDataTable(tableOf(at)));
+}
+
+function isListOfCalls(list: Element, of: (e: Element) => Facts, top: Facts, kind: PageKind): boolean {
+  let calls = false;
+  for (const item of list.children) {
+    if (typeof item === "string" || of(item).length === 0) continue;
+    if (asksAlone(item, of(item), SHORT_CALLS, CALLS)) calls = true;
+    else if (of(item).out !== true && !isLinkList(item, of(item), top, kind)) return false;
+  }
+  return calls;
+}
+
+function asksAlone(element: Element, f: Facts, ...calls: readonly RegExp[]): boolean {
+  if (f.length > 40 || f.length < 2) return false;
+  const text = rawText(element).trim();
+  return calls.some((call) => call.test(text));
 }
 
 function isLinkList(element: Element, f: Facts, top: Facts, kind: PageKind): boolean {
   const { tag } = element;
   if (f.length === 0) return false;
   // In documentation a list of links is a list of functions, or of pages to go on with.
-  if (kind.reference && tag !== "header" && !f.names.around) return false;
+  if (kind.reference && tag !== "header" && (!f.names.around || (HEADINGS.has(tag) && !f.names.unseen))) return false;
   const density = linkDensity(f);
   if (tag === "header") return f.prose < 4 || density > 0.4;
   if (tag === "ul" || tag === "ol" || tag === "dl") {

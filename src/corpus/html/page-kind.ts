@@ -27,8 +27,8 @@ export function kindOfPage(page: Page, of: (e: Element) => Facts): PageKind {
   let posts = 0;
   for (const element of page.elements) {
     if (element.tag === "code" || element.tag === "pre" || element.tag === "dt") code++;
-    else if (element.tag === "body" || element.tag === "html") names += ` ${element.names}`;
     const f = of(element);
+    if (element.tag === "body" || element.tag === "html") names += ` ${f.called}`;
     if (f.names.post) posts++;
     const inComments: boolean = f.names.comments || (element.parent !== undefined && of(element.parent).inComments);
     f.inComments = inComments;

@@ -191,7 +191,9 @@ class Lines {
       }
       return;
     }
-    const collapsed = text.replace(/[\s\u00a0\u200b\ufeff]+/g, " ");
+    // Where a line may be broken, in Khmer between all words: nothing that is seen.
+    const seen = text.includes("\u200b") ? text.replaceAll("\u200b", "") : text;
+    const collapsed = seen.replace(/\s+/g, " ");
     const more = this.line === "" || this.spaced ? collapsed.replace(/^ /, "") : collapsed;
     if (more === "") return;
     this.line += more;

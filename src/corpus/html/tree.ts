@@ -10,8 +10,10 @@ export interface Element {
   parent: Element | undefined;
   /** Place in Page.elements: document order. */
   index: number;
-  /** id, class and itemprop, with spaces between. */
+  /** class and itemprop, with spaces between. */
   names: string;
+  /** Empty where it is made like an address, and no name of a role. */
+  id: string;
   role: string;
   class: string;
   /** A link that leaves the page's own text: its href is not "#...". */
@@ -62,6 +64,8 @@ const SKIPPED = new Set(
 );
 /** A button in one of these is the heading of a part that unfolds. */
 const HEADS = /^(?:h[1-6]|dt|summary)$/;
+/** All that a link says that is there to be copied: it leads to the heading or the signature that it stands in. */
+const PERMALINKS = new Set<Element | string>(["¶", "#", "§", "\u{1f517}", "\u200b"]);
 const VOID = new Set("area base br col embed hr img input link meta param source track wbr".split(" "));
 
 /** Parses a page, whole or cut anywhere. `deadline`: see Page. Throws PageError. */
@@ -168,6 +172,8 @@ export function parsePage(html: string | readonly string[], deadline = Number.PO
         if (skip > 0) skip--;
         else if (tooDeep > 0) tooDeep--;
         else if (at.parent) {
+          if (at.tag === "a" && !at.link && at.children.length === 1 && PERMALINKS.has(at.children[0]))
+            at.children = [];
           at = at.parent;
           depth--;
         }
@@ -191,6 +197,7 @@ const newElement = (tag: string, parent: Element | undefined, index: number): El
   parent,
   index,
   names: "",
+  id: "",
   role: "",
   class: "",
   link: false,
@@ -204,8 +211,8 @@ function readAttribute(element: Element, name: string, value: string): void {
       element.names += ` ${value}`;
       break;
     case "id":
-      // A longer one is made of a heading's words, which say nothing of the element's role.
-      if (value.split(/[-_]/, 4).length < 4) element.names += ` ${value}`;
+      // A longer one is made of a heading's words. "method.next", "print(int)" and "next/2" are parts of a program, and so is a defined term.
+      if (element.tag !== "dt" && !/[./(]/.test(value) && value.split(/[-_]/, 4).length < 4) element.id = value;
       break;
     case "itemprop":
       element.names += ` ${value}`;

@@ -25,7 +25,11 @@ export function parseHttp(bytes: Uint8Array, maxBytes: number): HttpBody {
   let body: Uint8Array = buffer.subarray(end.at + end.size);
   const contentType = fields.get("content-type") ?? "";
   // Crawlers often store the body unpacked and leave the header as it was: what does not look packed is taken as it stands.
-  if (/chunked/i.test(fields.get("transfer-encoding") ?? "")) body = dechunk(body) ?? body;
+  if (/chunked/i.test(fields.get("transfer-encoding") ?? "")) {
+    const whole = dechunk(body);
+    if (typeof whole === "string") return { status, contentType, body, reason: whole };
+    body = whole;
+  }
   const codings = (fields.get("content-encoding") ?? "").toLowerCase().split(",").map(nameOf).filter(packs);
   // The last one was put on last.
   for (const [i, coding] of codings.reverse().entries()) {
@@ -81,18 +85,28 @@ function unpack(body: Uint8Array, encoding: string, maxOutputLength: number): Ui
   return `the page is packed as "${encoding}", which is not known`;
 }
 
-function dechunk(body: Uint8Array): Uint8Array | undefined {
+/**
+ * The whole chunks (RFC 9112, section 7.1): a size that is wrong, or none, ends them as the end of the bytes does. A reason where not even the
+ * first is whole; where it looks like none, the body was stored without them.
+ */
+function dechunk(body: Uint8Array): Uint8Array | string {
   const pieces: Uint8Array[] = [];
-  let at = 0;
-  for (;;) {
+  const ended = Buffer.from(body.subarray(-7)).toString("latin1") === "\r\n0\r\n\r\n";
+  for (let at = 0; at < body.length; ) {
     const end = body.indexOf(10, at);
-    if (end < 0 || end - at > 64) return pieces.length > 0 ? Buffer.concat(pieces) : undefined;
+    if (end < 0 || end - at > 64) break;
     const line = Buffer.from(body.subarray(at, end)).toString("latin1");
-    if (!/^\s*(?:0x)?[0-9a-f]+\s*(?:;|$)/i.test(line)) return undefined;
+    if (!/^\s*(?:0x)?[0-9a-f]+\s*(?:;|$)/i.test(line)) break;
     const size = Number.parseInt(line, 16);
     if (size === 0) return Buffer.concat(pieces);
-    pieces.push(body.subarray(end + 1, end + 1 + size));
-    at = end + 1 + size + 2;
-    if (at >= body.length) return Buffer.concat(pieces);
+    const after = end + 1 + size;
+    const close = body[after] === 10 ? 1 : body[after] === 13 && body[after + 1] === 10 ? 2 : 0;
+    // A crawler's limit cuts the last one off.
+    const cut = !ended && after >= body.length - 1;
+    if (close === 0 && !cut) break;
+    pieces.push(body.subarray(end + 1, after));
+    at = after + Math.max(close, 1);
   }
+  if (pieces.length > 0) return Buffer.concat(pieces);
+  return ended ? "the size of the HTTP answer's first chunk is wrong" : body;
 }

@@ -1,4 +1,6 @@
-/** Parquet by DuckDB, row by row in bounded memory. */
+/** Parquet by DuckDB, row by row in bounded memory. Strings that were written without saying that they are (old Spark, Impala) are texts too. */
+import { isUtf8 } from "node:buffer";
+import type { DuckDBType } from "@duckdb/node-api";
 import { UserError } from "../../run/errors.js";
 import { oversized } from "./lines.js";
 import type { Limits, Position, RawRecord } from "./record.js";
@@ -21,10 +23,11 @@ export async function* readParquet(
   try {
     // As a name and not as a pattern: a bracket stands for itself in brackets.
     const quoted = `'${file.replace(/[[*?]/g, "[$&]").replaceAll("'", "''")}'`;
-    let columns: [string, string][];
+    let columns: { name: string; type: string; texts: Texts | undefined }[];
     try {
-      const described = await connection.runAndReadAll(`DESCRIBE SELECT * FROM read_parquet(${quoted})`);
-      columns = described.getRows().map((row) => [String(row[0]), String(row[1])]);
+      const none = await connection.runAndReadAll(`SELECT * FROM read_parquet(${quoted}) LIMIT 0`);
+      const types = none.columnTypes();
+      columns = none.columnNames().map((name, i) => ({ name, type: `${types[i]}`, texts: textsIn(types[i]) }));
     } catch (error) {
       yield {
         record: unusable(file, 1, `not a readable Parquet file: ${(error as Error).message.split("\n")[0]}`),
@@ -32,35 +35,48 @@ export async function* readParquet(
       };
       return;
     }
-    if (needed !== undefined && !columns.some(([name]) => name === needed))
+    if (needed !== undefined && !columns.some(({ name }) => name === needed))
       throw new UserError(
-        `${file} has no column "${needed}". Its columns are: ${columns.map(([name, type]) => `${name} (${type})`).join(", ")}. Rename the one that holds the text.`,
+        `${file} has no column "${needed}". Its columns are: ${columns.map(({ name, type }) => `${name} (${type})`).join(", ")}. Rename the one that holds the text.`,
         2,
       );
-    // One JSON object a row, so that every record is treated as a JSONL line is from here on.
-    const fields = columns.map(([name]) => `"${name.replaceAll('"', '""')}"`).join(", ");
-    const keys = columns.map(([name]) => `'${name.replaceAll("'", "''")}', "${name.replaceAll('"', '""')}"`).join(", ");
-    const query = `SELECT json_object(${keys})::VARCHAR FROM (SELECT ${fields} FROM read_parquet(${quoted}) OFFSET ${from.records})`;
+    // One JSON object a row, so that every record is treated as a JSONL line is from here on. Columns with bytes stand beside it until these are text.
+    const quote = (name: string): string => `"${name.replaceAll('"', '""')}"`;
+    const ofBytes = columns.filter(({ texts }) => texts);
+    const keys = columns
+      .filter(({ texts }) => !texts)
+      .map(({ name }) => `'${name.replaceAll("'", "''")}', ${quote(name)}`);
+    const values = [`json_object(${keys.join(", ")})`, ...ofBytes.map(({ name }) => `to_json(${quote(name)})`)];
+    const fields = columns.map(({ name }) => quote(name)).join(", ");
+    const query = `SELECT ${values.map((value) => `${value}::VARCHAR`).join(", ")} FROM (SELECT ${fields} FROM read_parquet(${quoted}) OFFSET ${from.records})`;
     let result: Awaited<ReturnType<typeof connection.stream>> | undefined;
-    const fractions = columns.some(([, type]) => /FLOAT|DOUBLE/.test(type));
+    const fractions = columns.some(({ type }) => /FLOAT|DOUBLE/.test(type));
+    const json = (value: unknown): string => (fractions ? withoutNaN(String(value)) : String(value));
     let line = from.records;
     for (;;) {
-      let values: unknown[];
+      let rows: unknown[][];
       try {
         result ??= await connection.stream(query);
-        const chunk = await result.fetchChunk();
-        values = chunk && chunk.rowCount > 0 ? chunk.getColumnValues(0) : [];
+        rows = (await result.fetchChunk())?.getRows() ?? [];
       } catch (error) {
         const reason = (error as Error).message.split("\n")[0];
         yield { record: unusable(file, line + 1, `the Parquet file cannot be read on: ${reason}`), next: undefined };
         return;
       }
-      if (values.length === 0) break;
-      for (const value of values) {
+      if (rows.length === 0) break;
+      for (const [whole, ...others] of rows) {
         line++;
-        const bytes = Buffer.from(fractions ? withoutNaN(String(value)) : String(value));
-        const record: RawRecord =
-          bytes.length > limits.maxRecordBytes
+        let row = json(whole);
+        let noText = false;
+        for (const [i, { name, texts }] of ofBytes.entries()) {
+          const value = others[i] === null ? null : texts!(JSON.parse(json(others[i])));
+          noText ||= name === needed && value !== null && typeof value !== "string";
+          row = `${row.slice(0, -1)}${row === "{}" ? "" : ","}${JSON.stringify(name)}:${JSON.stringify(value)}}`;
+        }
+        const bytes = Buffer.from(row);
+        const record: RawRecord = noText
+          ? unusable(file, line, `what stands in the column "${needed}" is not UTF-8`)
+          : bytes.length > limits.maxRecordBytes
             ? unusable(file, line, oversized(bytes.length, limits))
             : { kind: "json", bytes, file, line };
         yield { record, next: undefined };
@@ -70,6 +86,45 @@ export async function* readParquet(
     connection.closeSync();
     instance.closeSync();
   }
+}
+
+/** Makes the bytes in a value of JSON texts, at whatever depth. */
+type Texts = (value: unknown) => unknown;
+
+/** Undefined for a type that has no bytes in it. */
+function textsIn(type: DuckDBType): Texts | undefined {
+  const inside = (texts: Texts | undefined, each: (texts: Texts, value: object) => unknown): Texts | undefined =>
+    texts && ((value) => (value === null ? null : each(texts, value as object)));
+  if ("entryTypes" in type && "entryNames" in type) {
+    const { entryNames } = type;
+    const fields = new Map(type.entryTypes.map((of, i) => [entryNames[i], textsIn(of)]));
+    const one = [...fields.values()].some(Boolean) ? (value: unknown) => value : undefined;
+    return inside(one, (_, value) =>
+      Object.fromEntries(Object.entries(value).map(([key, field]) => [key, (fields.get(key) ?? one!)(field)])),
+    );
+  }
+  if ("keyType" in type) {
+    const [key, value] = [textsIn(type.keyType), textsIn(type.valueType)];
+    const named = (name: string): string => {
+      const text = key?.(name);
+      return typeof text === "string" ? text : name;
+    };
+    return inside(key ?? value, (_, map) =>
+      Object.fromEntries(Object.entries(map).map(([name, of]) => [named(name), value ? value(of) : of])),
+    );
+  }
+  if ("valueType" in type) return inside(textsIn(type.valueType), (of, list) => (list as unknown[]).map(of));
+  return `${type}` === "BLOB" ? textOfBytes : undefined;
+}
+
+/** DuckDB writes \xE5 for a byte that is no printable ASCII, and for a backslash. Bytes that are no text are told by their number: no reader takes that for one. */
+function textOfBytes(value: unknown): unknown {
+  if (value === null) return null;
+  const bytes = Buffer.from(
+    (value as string).replace(/\\x(..)/g, (_, hex) => String.fromCharCode(Number.parseInt(hex, 16))),
+    "latin1",
+  );
+  return isUtf8(bytes) ? bytes.toString() : { bytes: bytes.length };
 }
 
 /** DuckDB writes what is no number as it is called; JSON has null for it. What stands in strings stays. */

@@ -1,6 +1,6 @@
 /** The files of one source of a recipe, as one stream of raw records; the format is told by the name. */
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, readdirSync, readFileSync, realpathSync, type Stats, statSync } from "node:fs";
+import { join, relative } from "node:path";
 import { UserError } from "../../run/errors.js";
 import { readPieces } from "./bytes.js";
 import { oversized, readLines } from "./lines.js";
@@ -10,32 +10,46 @@ import { readWarc } from "./warc.js";
 
 const FORMATS = {
   warc: /\.(?:warc|wet)(?:\.gz)?$/i,
-  jsonl: /\.(?:jsonl|ndjson)(?:\.gz|\.zst)?$/i,
+  // Packed .json is JSONL in C4 and Dolma.
+  jsonl: /\.(?:jsonl|ndjson)(?:\.gz|\.zst)?$|\.json\.(?:gz|zst)$/i,
   parquet: /\.parquet$/i,
   html: /\.x?html?$|\.html?\.[a-z]{2}(?:-[a-z]{2})?$|\.[a-z]{2}(?:-[a-z]{2})?\.html?$/i,
   text: /\.(?:txt|md|text)(?:\.gz|\.zst)?$/i,
 } as const;
 export type Format = keyof typeof FORMATS;
 
-export const formatOf = (file: string): Format | undefined =>
+/** A name that is not UTF-8 is told with replacement characters in it, and by that one there is no file. */
+const isMisnamed = (file: string): boolean => file.includes("\ufffd") && !existsSync(file);
+
+const formatByName = (file: string): Format | undefined =>
   (Object.keys(FORMATS) as Format[]).find((format) => FORMATS[format].test(file));
 
-export const KNOWN = ".warc, .warc.gz, .wet.gz, .html, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .md";
+export const formatOf = (file: string): Format | undefined => (isMisnamed(file) ? undefined : formatByName(file));
+
+const KNOWN =
+  ".warc, .warc.gz, .wet.gz, .html, .jsonl, .jsonl.gz, .jsonl.zst, .json.gz, .json.zst, .parquet, .txt, .md";
+const MISNAMED = "its name is not UTF-8, and it cannot be read by another: rename it";
+
+/** Why a file of no known format is none that can be read. */
+export const noFormat = (file: string): string =>
+  isMisnamed(file) ? MISNAMED : `its format cannot be told by its name. Known are ${KNOWN}`;
 
 /**
  * Files as they will be read: folders are walked, in the order of their names. Throws UserError for what is not there. `all`: also those
- * files of a folder whose format is not known (hidden ones aside); `readSource` lists them.
+ * files of a folder whose format is not known (hidden ones aside), and whose names are not UTF-8; `readSource` lists them.
  */
 export function listFiles(paths: readonly string[], where: string, all = false): string[] {
   const files: string[] = [];
   for (const path of paths) {
     if (!existsSync(path)) throw new UserError(`${path} does not exist. It is named under ${where}.`, 2);
     if (statSync(path).isDirectory()) {
-      const found = (readdirSync(path, { recursive: true }) as string[])
-        .filter((name) => formatOf(name) !== undefined || (all && !/(?:^|[/\\])\./.test(name)))
-        .map((name) => join(path, name))
-        .filter((file) => isFile(file, where))
+      const isListed = (file: string): boolean =>
+        (all || isMisnamed(file)) && !/(?:^|[/\\])\./.test(relative(path, file));
+      const found = filesIn(path, where)
+        .filter((file) => formatByName(file) !== undefined || isListed(file))
         .sort((a, b) => (a < b ? -1 : 1));
+      const misnamed = all ? undefined : found.find(isMisnamed);
+      if (misnamed !== undefined) throw unreadable(misnamed, MISNAMED, where);
       if (!found.some(formatOf))
         throw new UserError(`${path}: there is no file in this folder that can be read. Known are ${KNOWN}.`, 2);
       for (const file of found) files.push(file);
@@ -46,14 +60,48 @@ export function listFiles(paths: readonly string[], where: string, all = false):
   return files;
 }
 
-function isFile(file: string, where: string): boolean {
+const unreadable = (file: string, why: string, where: string): UserError =>
+  new UserError(`${file} cannot be read: ${why}. It lies in a folder that is named under ${where}.`, 2);
+
+/**
+ * All files in a folder and below, and folders whose names are not UTF-8. What several links lead to is there once, and under its own name
+ * where that lies in the folder too, so links are followed when all else is known: one that leads back would have no end.
+ */
+function filesIn(root: string, where: string): string[] {
+  const files: string[] = [];
+  const links: string[] = [];
+  const seen = new Set<string>();
+  const walk = (folder: string, real: string): void => {
+    if (seen.has(real)) return;
+    seen.add(real);
+    for (const entry of readdirSync(folder, { withFileTypes: true })) {
+      const file = join(folder, entry.name);
+      if (isMisnamed(file)) files.push(file);
+      else if (entry.isSymbolicLink()) links.push(file);
+      else if (entry.isDirectory()) walk(file, join(real, entry.name));
+      else if (entry.isFile()) add(file, join(real, entry.name));
+    }
+  };
+  const add = (file: string, real: string): void => {
+    if (!seen.has(real)) files.push(file);
+    seen.add(real);
+  };
+  walk(root, realpathSync(root));
+  for (let link = links.shift(); link !== undefined; link = links.shift()) {
+    const target = targetOf(link, where);
+    if (target?.isDirectory()) walk(link, realpathSync(link));
+    else if (target?.isFile()) add(link, realpathSync(link));
+  }
+  return files;
+}
+
+function targetOf(link: string, where: string): Stats | undefined {
   try {
-    return statSync(file).isFile();
+    return statSync(link);
   } catch (error) {
-    if (formatOf(file) === undefined) return false;
+    if (formatByName(link) === undefined) return undefined;
     const { code, message } = error as NodeJS.ErrnoException;
-    const why = code === "ENOENT" ? "it is a link to a file that is not there" : message;
-    throw new UserError(`${file} cannot be read: ${why}. It lies in a folder that is named under ${where}.`, 2);
+    throw unreadable(link, code === "ENOENT" ? "it is a link to a file that is not there" : message, where);
   }
 }
 
@@ -81,8 +129,8 @@ type Stream = AsyncIterable<Read>;
 function readFile(file: string, from: Position, limits: Limits, asText: boolean): Stream {
   const listed = (reason: string): Stream =>
     once(from.records > 0 ? undefined : { record: unusable(file, 1, reason, 0), next: undefined });
-  const format = formatOf(file) ?? (asText ? "text" : undefined);
-  if (format === undefined) return listed(`its format cannot be told by its name. Known are ${KNOWN}`);
+  const format = formatOf(file) ?? (asText && !isMisnamed(file) ? "text" : undefined);
+  if (format === undefined) return listed(noFormat(file));
   if (statSync(file).size === 0) return listed("the file is empty");
   if (format === "jsonl") return readLines(file, from, limits);
   if (format === "warc") return readWarc(file, from, limits);

@@ -219,6 +219,34 @@ describe("decode", () => {
     expect(decode(gb).text).toContain("你好世界，这是一个测试");
     expect(decode(Buffer.from("\ufefföffentlich", "utf16le"))).toMatchObject({ text: "öffentlich", from: "bom" });
   });
+  it("takes UTF-8 with a stray byte for UTF-8, whatever is declared, and no other encoding", () => {
+    const texts = [
+      "Все люди рождаются свободными и равными в своём достоинстве и правах. ",
+      "人人生而自由，在尊严和权利上一律平等。",
+      "Les élèves français étaient déjà à l’été, près du café. ",
+    ];
+    for (const text of texts) {
+      const bytes = Buffer.concat([Buffer.from(text.repeat(6)), Buffer.of(0xff), Buffer.from(text.repeat(30))]);
+      const whole = `${text.repeat(6)}\ufffd${text.repeat(30)}`;
+      expect(decode(bytes)).toMatchObject({ text: whole, charset: "utf-8" });
+      expect(decode(bytes, "text/html; charset=windows-1252").text).toBe(whole);
+    }
+    const legacy = Buffer.from("d\xe9j\xe0 vu, l'\xe9t\xe9 \xe0 No\xebl. ".repeat(40), "latin1");
+    expect(decode(legacy).text).toContain("déjà vu, l'été à Noël.");
+  });
+  it("reads ISO-2022-JP, declared or not", () => {
+    const bytes = Buffer.from("\x1b$B$3$s$K$A$O\x1b(B, and ASCII.", "latin1");
+    const meta = Buffer.from('<meta charset="iso-2022-jp">');
+    expect(decode(bytes)).toMatchObject({ text: "こんにちは, and ASCII.", charset: "iso-2022-jp" });
+    expect(decode(Buffer.concat([meta, bytes])).text).toBe(`${meta}こんにちは, and ASCII.`);
+    // Colours of a terminal are no Japanese.
+    expect(decode(Buffer.from("\x1b[31mred\x1b[0m")).charset).toBe("utf-8");
+  });
+  it("reads quotes and dashes of windows-1252, wherever they stand", () => {
+    const bytes = Buffer.concat([Buffer.alloc(16_384, "a"), Buffer.from("\x93caf\xe9\x94 \x96 \x80 5", "latin1")]);
+    for (const part of [bytes, bytes.subarray(16_300)])
+      expect(decode(part, "text/html; charset=windows-1252").text).toMatch(/a“café” – € 5$/);
+  });
   it("cuts a long text into pieces, and nowhere inside of a character", () => {
     for (let shift = 0; shift < 4; shift++) {
       const long = "a".repeat(shift) + "é漢😀x".repeat(9000);
