@@ -14,9 +14,10 @@ import {
   realpathSync,
   statSync,
 } from "node:fs";
-import { join } from "node:path";
+import { relative } from "node:path";
 import { readLines } from "../corpus/input/lines.js";
 import { readParquet } from "../corpus/input/parquet.js";
+import { filesIn } from "../corpus/input/source.js";
 import { UserError } from "../run/errors.js";
 
 export interface JsonRecord {
@@ -63,13 +64,9 @@ export async function* recordsOf(
 function filesOf(path: string, holds: string): string[] {
   if (!existsSync(path)) throw new UserError(`${path} does not exist; it should hold ${holds}.`, 2);
   if (!statSync(path).isDirectory()) return [path];
-  const seen = new Set<string>();
-  const found = (readdirSync(path, { recursive: true }) as string[])
-    .filter((name) => !/(?:^|[/\\])\./.test(name))
-    .map((name) => join(path, name))
-    .filter((file) => statSync(file, { throwIfNoEntry: false })?.isFile())
-    .sort((a, b) => (a < b ? -1 : 1))
-    .filter((file) => seen.size < seen.add(realpathSync(file)).size); // what several links lead to is read once
+  const found = filesIn(path)
+    .filter((file) => !/(?:^|[/\\])\./.test(relative(path, file)))
+    .sort((a, b) => (a < b ? -1 : 1));
   if (found.some((file) => OF_RECORDS.test(file))) return found;
   throw new UserError(`${path}: there is no file of ${holds} in this folder. Known are ${KNOWN}.`, 2);
 }

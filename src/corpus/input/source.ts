@@ -60,14 +60,17 @@ export function listFiles(paths: readonly string[], where: string, all = false):
   return files;
 }
 
-const unreadable = (file: string, why: string, where: string): UserError =>
-  new UserError(`${file} cannot be read: ${why}. It lies in a folder that is named under ${where}.`, 2);
+const unreadable = (file: string, why: string, where?: string): UserError =>
+  new UserError(
+    `${file} cannot be read: ${why}.${where === undefined ? "" : ` It lies in a folder that is named under ${where}.`}`,
+    2,
+  );
 
 /**
  * All files in a folder and below, and folders whose names are not UTF-8. What several links lead to is there once, and under its own name
  * where that lies in the folder too, so links are followed when all else is known: one that leads back would have no end.
  */
-function filesIn(root: string, where: string): string[] {
+export function filesIn(root: string, where?: string): string[] {
   const files: string[] = [];
   const links: string[] = [];
   const seen = new Set<string>();
@@ -95,7 +98,7 @@ function filesIn(root: string, where: string): string[] {
   return files;
 }
 
-function targetOf(link: string, where: string): Stats | undefined {
+function targetOf(link: string, where?: string): Stats | undefined {
   try {
     return statSync(link);
   } catch (error) {
