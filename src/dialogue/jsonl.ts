@@ -3,17 +3,7 @@
  * with its line. Bytes are checked before they are text: an invalid one would otherwise become U+FFFD, and be trained on.
  */
 import { constants } from "node:buffer";
-import {
-  closeSync,
-  existsSync,
-  fstatSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  readSync,
-  realpathSync,
-  statSync,
-} from "node:fs";
+import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync, statSync } from "node:fs";
 import { relative } from "node:path";
 import { readLines } from "../corpus/input/lines.js";
 import { readParquet } from "../corpus/input/parquet.js";
