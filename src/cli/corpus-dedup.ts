@@ -2,7 +2,7 @@
 
 import type { Rejected } from "../corpus/document.js";
 import { documentsOf } from "../corpus/input/documents.js";
-import { bandsFor, checkMinHash, MinHasher, nearPairs } from "../corpus/minhash.js";
+import { bandingFor, checkMinHash, MinHasher, nearPairs } from "../corpus/minhash.js";
 import { UserError } from "../run/errors.js";
 
 export interface DedupFlags {
@@ -24,9 +24,8 @@ export async function command(files: string[], flags: DedupFlags): Promise<void>
   const asked = { threshold, shingle: number("shingle")!, bands, rows };
   checkMinHash(asked, (name) => `--${name}`);
   // A build may overlook a twin that is just similar enough, as FineWeb's does; a list of all pairs shall not.
-  const hasher = new MinHasher(
-    bands === undefined && rows === undefined ? { ...asked, ...bandsFor(threshold) } : asked,
-  );
+  const given = { ...(bands !== undefined && { bands }), ...(rows !== undefined && { rows }) };
+  const hasher = new MinHasher({ ...asked, ...bandingFor(threshold, given) });
   const ids: string[] = [];
   const texts: string[] = [];
   let rejected = 0;

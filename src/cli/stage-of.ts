@@ -33,6 +33,7 @@ export async function stageOf<S extends string>(file: string, settings: Json, c:
   const fitting = stagesWithKeys(settings, STAGES);
   if (fitting.length === 1) return coveredStage(fitting[0], `${file} has the keys of the stage ${fitting[0]}`, c);
   const possible = c.stages.filter((s) => fitting.includes(s));
+  if (possible.length === 1) return possible[0];
   const choice = possible.length > 0 ? possible : c.stages;
   const suits = fitting.length > 0 ? `, and its keys suit ${fitting.join(", ")}` : "";
   throw new UserError(

@@ -39,11 +39,16 @@ export function bandsFor(threshold: number): { bands: number; rows: number } {
   return { bands: HASHES, rows: 1 };
 }
 
-/** The same where one of the two is given. */
-function otherOf(threshold: number, given: { bands?: number; rows?: number }): { bands: number; rows: number } {
+/** What is left out of a banding, so that no more is overlooked than MISS, as far as a signature has room for it. */
+export function bandingFor(
+  threshold: number,
+  given: { bands?: number; rows?: number },
+): { bands: number; rows: number } {
+  if (given.bands === undefined && given.rows === undefined) return bandsFor(threshold);
   let { bands = 1, rows = 1 } = given;
-  if (given.bands === undefined) while (missed(threshold, bands, rows) > MISS && bands * rows < MOST - rows) bands++;
-  else while (rows < 16 && missed(threshold, bands, rows + 1) <= MISS) rows++;
+  if (given.bands === undefined) while (missed(threshold, bands, rows) > MISS && (bands + 1) * rows <= MOST) bands++;
+  else if (given.rows === undefined)
+    while ((rows + 1) * bands <= MOST && rows < 16 && missed(threshold, bands, rows + 1) <= MISS) rows++;
   return { bands, rows };
 }
 
@@ -66,13 +71,10 @@ export function checkMinHash(
   whole("shingle", 64);
   whole("bands", MOST);
   whole("rows", MOST);
-  if (all.threshold < MINHASH_DEFAULTS.threshold && (options.bands === undefined || options.rows === undefined))
-    Object.assign(
-      all,
-      options.bands === undefined && options.rows === undefined
-        ? bandsFor(all.threshold)
-        : otherOf(all.threshold, given),
-    );
+  if (all.threshold < MINHASH_DEFAULTS.threshold) Object.assign(all, bandingFor(all.threshold, given));
+  // What was not given makes room for what was.
+  if (options.rows === undefined) all.rows = Math.max(1, Math.min(all.rows, Math.floor(MOST / all.bands)));
+  else if (options.bands === undefined) all.bands = Math.max(1, Math.min(all.bands, Math.floor(MOST / all.rows)));
   whole("rows", Math.floor(MOST / all.bands));
   return all;
 }

@@ -7,7 +7,7 @@ import { closeSync, existsSync, fstatSync, openSync, readFileSync, readSync, sta
 import { relative } from "node:path";
 import { readLines } from "../corpus/input/lines.js";
 import { readParquet } from "../corpus/input/parquet.js";
-import { filesIn } from "../corpus/input/source.js";
+import { filesIn, isMisnamed, MISNAMED } from "../corpus/input/source.js";
 import { UserError } from "../run/errors.js";
 
 export interface JsonRecord {
@@ -16,6 +16,8 @@ export interface JsonRecord {
   value?: unknown;
   /** Why it could not be read. */
   error?: string;
+  /** It stands for a file of a folder that is none of records: notes, licences. */
+  unread?: true;
 }
 
 const PARQUET = /\.parquet$/i;
@@ -33,8 +35,9 @@ export async function* recordsOf(
   holds: string,
 ): AsyncGenerator<JsonRecord & { file: string }> {
   for (const file of paths.flatMap((path) => filesOf(path, holds))) {
-    if (!OF_RECORDS.test(file) && !paths.includes(file)) {
-      yield { file, line: 1, error: `its format cannot be told by its name. Known are ${KNOWN}` };
+    if (!paths.includes(file) && (isMisnamed(file) || !OF_RECORDS.test(file))) {
+      const error = isMisnamed(file) ? MISNAMED : `its format cannot be told by its name. Known are ${KNOWN}`;
+      yield { file, line: 1, error, unread: true };
       continue;
     }
     const isParquet = PARQUET.test(file);
@@ -54,7 +57,7 @@ export async function* recordsOf(
 function filesOf(path: string, holds: string): string[] {
   if (!existsSync(path)) throw new UserError(`${path} does not exist; it should hold ${holds}.`, 2);
   if (!statSync(path).isDirectory()) return [path];
-  const found = filesIn(path)
+  const found = filesIn(path, (file) => OF_RECORDS.test(file))
     .filter((file) => !/(?:^|[/\\])\./.test(relative(path, file)))
     .sort((a, b) => (a < b ? -1 : 1));
   if (found.some((file) => OF_RECORDS.test(file))) return found;

@@ -60,11 +60,15 @@ export function checkInputs(dir: string, config: unknown, step: number): { chang
   return { changes: changed.map(([, { name }]) => `${name} has changed`) };
 }
 
-/** What all processes of a job read, each for itself, as hashes: pretraining's documents are read by the first one alone. */
+/**
+ * What all processes of a job read, each for itself, as hashes. Pretraining's documents are read by the first one alone, unless a tokenizer is made of them as well, by all
+ * together.
+ */
 export function sharedInputs(dir: string, config: unknown): Record<string, string> {
-  const { stage } = (config ?? {}) as { stage?: unknown };
+  const { stage, tokenizer } = (config ?? {}) as { stage?: unknown; tokenizer?: unknown };
+  const ofFirst = stage === "pretrain" && typeof tokenizer !== "object";
   const inputs = Object.entries(inputsOf(config, resolve(dir), []));
-  const shared = inputs.filter(([key, { name }]) => stage !== "pretrain" || !key.startsWith("data.") || isShards(name));
+  const shared = inputs.filter(([key, { name }]) => !ofFirst || !key.startsWith("data.") || isShards(name));
   return Object.fromEntries(shared.map(([key, { name, sha256 }]) => [key, `${name} (${sha256.slice(0, 12)})`]));
 }
 
@@ -80,9 +84,13 @@ function notedIn(path: string): Inputs | undefined {
 /** `own`: the run's folder, whose files are none of its inputs, wherever it lies. `skipped`: keys of what is not read again. */
 function inputsOf(config: unknown, own: string, skipped: readonly string[]): Inputs {
   const found: Inputs = {};
+  const { stage } = (config ?? {}) as { stage?: unknown };
   const visit = (value: unknown, path: string, named: ReturnType<typeof namedBy>): void => {
     if (typeof value === "string") {
-      if (named && existsSync(value)) found[path] = { name: value, ...fingerprint(value, named !== "data", own) };
+      if (named && existsSync(value)) {
+        const kind = named !== "data" ? OF_A_MODEL : stage === "pretrain" && isShards(value) ? OF_SHARDS : OF_DATA;
+        found[path] = { name: value, ...fingerprint(value, kind, own) };
+      }
     } else if (typeof value === "object" && value !== null)
       for (const [key, inner] of Object.entries(value)) {
         const at = path ? `${path}.${key}` : key;
@@ -106,10 +114,10 @@ const OF_SHARDS = /^(manifest\.json|tokens\.bin|documents\.bin)$/;
 const OF_DATA = /\.(warc|wet|x?html?(\.[a-z]{2}(-[a-z]{2})?)?|jsonl?|ndjson|parquet|txt|md|text)(\.gz|\.zst)?$/i;
 
 /** Of a file, or of what is read in a folder, by the names in it. What cannot be read is told by who reads it. */
-function fingerprint(path: string, isModel: boolean, own: string): { bytes: number; sha256: string } {
+function fingerprint(path: string, read: RegExp, own: string): { bytes: number; sha256: string } {
   const hash = createHash("sha256");
   let bytes = 0;
-  for (const name of isModel ? modelFiles(path) : dataFiles(path, own)) {
+  for (const name of read === OF_A_MODEL ? modelFiles(path) : dataFiles(path, read, own)) {
     const file = name === "" ? path : join(path, name);
     try {
       const stat = statSync(file);
@@ -131,11 +139,10 @@ function modelFiles(path: string): string[] {
 }
 
 /** The same below it too, once each, wherever links lead; without what lies in `own`. */
-function dataFiles(path: string, own: string): string[] {
+function dataFiles(path: string, read: RegExp, own: string): string[] {
   if (!statSync(path).isDirectory()) return [""];
   const names: string[] = [];
   const seen = new Set<string>();
-  const ofData = isShards(path) ? OF_SHARDS : OF_DATA;
   const visit = (below: string): void => {
     const real = realpathSync(join(path, below));
     if (seen.has(real) || real === own || real.startsWith(`${own}${sep}`)) return;
@@ -144,7 +151,7 @@ function dataFiles(path: string, own: string): string[] {
       const name = join(below, entry);
       const stat = statSync(join(path, name), { throwIfNoEntry: false });
       if (stat?.isDirectory()) visit(name);
-      else if (stat && ofData.test(entry)) names.push(name);
+      else if (stat && read.test(entry)) names.push(name);
     }
   };
   visit("");

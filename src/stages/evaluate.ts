@@ -60,7 +60,8 @@ type SourcedQuestion = Question & { source: { file: string; line: number } };
 
 export async function readQuestions(path: string): Promise<SourcedQuestion[]> {
   const questions: SourcedQuestion[] = [];
-  for await (const { file, line, value, error } of recordsOf([path], "questions")) {
+  for await (const { file, line, value, error, unread } of recordsOf([path], "questions")) {
+    if (unread) continue;
     const question = error ?? questionOf((value ?? {}) as Record<string, unknown>);
     if (typeof question === "string") throw new UserError(`${file}:${line}: ${question}.`);
     questions.push({ ...question, source: { file, line } });

@@ -129,7 +129,13 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const trained = { run, model, trainer, tokenizer };
   if (resumed) goOn(trained, resumed);
   const { pretrainMix, gradientAccumulation } = config;
-  const mixed = grid.share(pretrainMix?.batchSize ?? grid.data.size, "pretrainMix.batchSize");
+  // Rows of text beside each micro-batch; too few for all processes, they go through in one piece.
+  const pieces = (pretrainMix?.batchSize ?? 0) % grid.data.size === 0 ? gradientAccumulation : 1;
+  const textRows = ((pretrainMix?.batchSize ?? 0) * gradientAccumulation) / pieces;
+  const mixed = grid.share(
+    textRows,
+    pieces === gradientAccumulation ? "pretrainMix.batchSize" : "pretrainMix.batchSize x gradientAccumulation",
+  );
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${model.trainable.count.toLocaleString("en-US")} of them trained (LoRA)` : ""}, ` +
       `${train.length} records, ${steps} steps of ${rowsPerStep} rows of up to ${config.data.contextLength} tokens`,
@@ -142,16 +148,21 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     steps,
     peakFlops: () => grid.peakFlops(config.precision),
     step(step) {
-      /** This process's share of each micro-batch, of so many rows. */
-      const microBatches = <T>(size: number, share: { from: number; to: number }, row: (index: number) => T): T[][] =>
-        Array.from({ length: gradientAccumulation }, (_, micro) => {
-          const first = ((step - 1) * gradientAccumulation + micro) * size + share.from;
-          return Array.from({ length: share.to - share.from }, (_, i) => row(first + i));
+      /** This process's share of each of the step's `count` pieces, of `size` rows. */
+      const shares = <T>(
+        count: number,
+        size: number,
+        { from, to }: { from: number; to: number },
+        row: (index: number) => T,
+      ): T[][] =>
+        Array.from({ length: count }, (_, piece) => {
+          const first = ((step - 1) * count + piece) * size + from;
+          return Array.from({ length: to - from }, (_, i) => row(first + i));
         });
-      batches = microBatches(config.batchSize, mine, (index) => rows.at(index)).map((samples) =>
+      batches = shares(gradientAccumulation, config.batchSize, mine, (index) => rows.at(index)).map((samples) =>
         sampleBatch(samples.flat()),
       );
-      const texts = mix && pretrainMix ? microBatches(pretrainMix.batchSize, mixed, mix).map(allTargets) : [];
+      const texts = mix ? shares(pieces, textRows, mixed, mix).map(allTargets) : [];
       let pretrainLoss: number | undefined;
       const metrics = trainer.step(step, () => {
         const { loss } = backwardMeanLoss(model, tape, batches, 1, texts.length === 0);

@@ -112,6 +112,9 @@ describe("shingles and signatures", () => {
       expect(all).toMatchObject(given);
       expect((1 - 0.5 ** all.rows) ** all.bands).toBeLessThan(1e-4);
     }
+    // What was not given makes room.
+    expect(checkMinHash({ threshold: 0.5, bands: 300 })).toMatchObject({ bands: 300, rows: 3 });
+    expect(checkMinHash({ threshold: 0.8, bands: 300 })).toMatchObject({ bands: 300, rows: 3 });
     // So many rows find little of what is less similar than that, whatever the bands.
     expect(checkMinHash({ threshold: 0.3, rows: 8 }).bands).toBeGreaterThan(100);
   });

@@ -1,7 +1,7 @@
 import { constants } from "node:buffer";
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, expect, test } from "vitest";
 import type { Rejected } from "../../src/corpus/read.js";
@@ -235,6 +235,23 @@ test("the atlas's own records are all usable", async () => {
   const files = ["sft.jsonl", "sft-dialogue.jsonl"].map((f) => `recipes/atlas/${f}`);
   expect((await readConversations(files, rejected)).length).toBeGreaterThan(4000);
   expect(rejected).toEqual([]);
+});
+
+test("files that the Hub's cache or git-annex keeps under names of no format, or hidden, are read by the links to them", async () => {
+  const line = JSON.stringify({ instruction: "Say hello.", output: "Hello!" });
+  for (const [kept, link] of [
+    ["blobs/0a1b", "snapshots/rev/train.jsonl"],
+    [".git/annex/MD5-s1--abc.jsonl", "train.jsonl"],
+  ]) {
+    const folder = mkdtempSync(join(dir, "cache-"));
+    for (const path of [kept, link]) mkdirSync(dirname(join(folder, path)), { recursive: true });
+    writeFileSync(join(folder, kept), line);
+    symlinkSync(join(folder, kept), join(folder, link));
+    const rejected: Rejected[] = [];
+    const found = await readConversations([folder], rejected);
+    expect(found.map(({ source }) => source.file)).toEqual([join(folder, link)]);
+    expect(rejected).toEqual([]);
+  }
 });
 
 test("JSONL that is packed as .json.gz is read; a link that leads back gives no record twice", async () => {

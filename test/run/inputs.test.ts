@@ -132,6 +132,17 @@ test.each(["", "shards/train/"])("token shards that are given are read again: %j
   rmSync(folder, { recursive: true });
 });
 
+test("a folder of records with some manifest.json is compared as one of records", () => {
+  const folder = join(root, "with-manifest");
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(`${folder}/manifest.json`, "{}");
+  writeFileSync(`${folder}/a.jsonl`, "one");
+  const config = { ...sft, data: { train: [folder] } };
+  begin(config);
+  writeFileSync(`${folder}/a.jsonl`, "two");
+  expect(goOn(config)).toMatch(/with-manifest \(data\.train\.0\) is not what the run/);
+});
+
 test("what every process of a job reads is compared; pretraining's documents are read by the first one alone", () => {
   const all = { ...sft, critic: base, reward };
   const here = sharedInputs(dir, all);
@@ -142,6 +153,8 @@ test("what every process of a job reads is compared; pretraining's documents are
   const there = sharedInputs(dir, all);
   expect(Object.keys(here).filter((key) => here[key] !== there[key])).toEqual(["from", "critic", "reward"]);
   expect(Object.keys(sharedInputs(dir, { ...sft, stage: "pretrain" }))).toEqual(["from"]);
+  const tokenizer = { vocabSize: 300 };
+  expect(Object.keys(sharedInputs(dir, { ...sft, stage: "pretrain", tokenizer }))).toContain("data.train.0");
 });
 
 test("a reward module may be mended, which is told", () => {

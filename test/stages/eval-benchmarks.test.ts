@@ -68,7 +68,19 @@ test("C-Eval and CMMLU: the answer is a letter", () => {
   };
   expect(taskOf({ id: 0, question: "1+1=____", ...options, answer: "B", explanation: "" })).toEqual(wanted);
   expect(taskOf({ Question: "1+1=____", ...options, Answer: "B" })).toEqual(wanted);
-  expect(taskOf({ id: 0, question: "1+1=____", ...options, answer: "" })).toContain('"answer" is ""');
+  expect(taskOf({ id: 0, question: "1+1=____", ...options, answer: "" })).toContain("is hidden");
+  expect(taskOf({ id: 0, question: "1+1=____", ...options, answer: "BC" })).toContain('"answer" is "BC"');
+});
+
+test("somebody's own record is no benchmark's, whatever else it says", () => {
+  const own = { question: "Q", choices: ["a", "b"], answer: 0, subject: "law" };
+  expect(taskOf({ ...own, field: "mine" })).toEqual({ kind: "choice", ...own, subject: undefined, group: "mine" });
+  const answers = ["Paris", "B"];
+  expect(taskOf({ question: "Q", answers, A: "1", B: "2", C: "3", D: "4" })).toMatchObject({
+    kind: "question",
+    answers,
+  });
+  expect(taskOf({ question: "Q", answers, answer: "so\n#### 7" })).toMatchObject({ answers });
 });
 
 test("GSM8K's number and TriviaQA's aliases are accepted answers", () => {
@@ -83,10 +95,9 @@ test("GSM8K's number and TriviaQA's aliases are accepted answers", () => {
 
 test("a record whose right answer is hidden, as in test splits, is told", () => {
   const endings = ["a", "b", "c", "d"];
-  expect(taskOf({ activity_label: "Ski", ctx_a: "A man.", ctx_b: "he", endings, label: "" })).toContain(
-    '"answer" is ""',
-  );
-  expect(taskOf({ goal: "Open", sol1: "a", sol2: "b", label: -1 })).toContain('"answer" is -1');
+  expect(taskOf({ activity_label: "Ski", ctx_a: "A man.", ctx_b: "he", endings, label: "" })).toContain("is hidden");
+  expect(taskOf({ goal: "Open", sol1: "a", sol2: "b", label: -1 })).toContain("is hidden");
+  expect(taskOf({ question: "Q", answer: { value: "<unk>", aliases: [] } })).toContain("is hidden");
   const choices = { text: ["a", "b"], label: ["A", "B"] };
   expect(taskOf({ question: "Q", choices, answerKey: "E" })).toContain('"answer" is "E"');
 });

@@ -7,7 +7,7 @@
  * widened to the ancestor that holds its fellow candidates, and what is left inside of menus, shares and link lists goes.
  */
 import { isAround, liesAround, linkDensity, misleadingNames } from "./around.js";
-import { type Facts, HEADINGS, headingOf, measureInside, measurePage } from "./measure.js";
+import { type Facts, forgetHeadingIds, HEADINGS, headingOf, measureInside, measurePage } from "./measure.js";
 import { kindOfPage, type PageKind } from "./page-kind.js";
 import { isDataTable } from "./render.js";
 import { type Element, inTime, type Page, rawText, walk } from "./tree.js";
@@ -44,7 +44,7 @@ export function findContent(page: Page, strict = true): Content {
   const all = facts[0];
   const nothing = { parts: [], without: new Set<Element>(), index: false };
   if (all.length === 0) return nothing;
-  const kind = kindOfPage(page, of);
+  const kind = kindWith(page, facts);
   const misleading = kind.article ? new Set<string>() : misleadingNames(page.elements, of);
   for (const element of page.elements) {
     const f = of(element);
@@ -122,11 +122,19 @@ function linksOf(page: Page, of: (e: Element) => Facts, kind: PageKind): LinkLis
   return { length, around };
 }
 
+function kindWith(page: Page, facts: readonly Facts[]): PageKind {
+  const of = (element: Element): Facts => facts[element.index];
+  const kind = kindOfPage(page, of);
+  if (!kind.reference) return kind;
+  forgetHeadingIds(page, facts);
+  return kindOfPage(page, of);
+}
+
 /** The page's declared main element, if most of what is not around it lies in there: for lists and tables without a sentence. */
 export function findMain(page: Page): Content {
   const facts = measurePage(page);
   const of = (element: Element): Facts => facts[element.index];
-  const kind = kindOfPage(page, of);
+  const kind = kindWith(page, facts);
   for (const element of page.elements) {
     const above = element.parent !== undefined && of(element.parent).out;
     of(element).out = above === true ? true : isAround(element, of(element), facts[0], true, kind) || above;
@@ -331,6 +339,8 @@ const ITEMS = new Set(["li", "dt", "dd", "td", "th"]);
 function isCall(element: Element, of: (e: Element) => Facts, top: Facts, kind: PageKind): boolean {
   const { tag } = element;
   if (tag === "ul" || tag === "ol") return isListOfCalls(element, of, top, kind);
+  if (/^(?:span|small|strong|b|em|button)$/.test(tag))
+    return !of(element).inLine && asksAlone(element, of(element), CALLS);
   if (!/^(?:p|div|h[2-6]|section)$/.test(tag) || !asksAlone(element, of(element), SHORT_CALLS, CALLS)) return false;
   const heading = headingOf(element, of);
   if (heading && of(heading).length === of(element).length) return asksAlone(element, of(element), CALLS);

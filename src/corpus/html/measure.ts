@@ -122,6 +122,8 @@ export interface Facts {
   /** Its class, itemprop and id, as far as these are names of what it is for. */
   called: string;
   names: Names;
+  /** Its id repeats the heading that it begins with. */
+  ofHeading: boolean;
   /** Is code, or in it. */
   code: boolean;
   /** An inline element that stands in a line with text. */
@@ -143,6 +145,24 @@ export function measurePage(page: Page): Facts[] {
 /** Letters that stand beside a word; what separates the entries of a line of names and dates is shorter. */
 const TEXT_BESIDE = 3;
 
+/** Letters of a word, or a label of two, in a sentence; what asks for something says more. */
+const LONGEST_WORD = 16;
+
+/**
+ * In documentation ids are made of headings: what one says that its heading says too is not the element's role. (Elsewhere `comments` with the heading "Comments" is what
+ * it is called.)
+ */
+export function forgetHeadingIds(page: Page, facts: readonly Facts[]): void {
+  for (const element of page.elements) {
+    const f = facts[element.index];
+    if (f.ofHeading) forgetId(element, f);
+  }
+}
+function forgetId(element: Element, f: Facts): void {
+  f.called = element.names;
+  f.names = f.code ? NAMELESS : namesOf(element.names);
+}
+
 /** What the names of an element say where it stands: those of words and of code say what these mean, and not what they are for. */
 function nameInPlace(element: Element, facts: readonly Facts[]): void {
   const { tag, id, names } = element;
@@ -155,15 +175,26 @@ function nameInPlace(element: Element, facts: readonly Facts[]): void {
   if (names === "" && id === "") return;
   f.called = id === "" ? names : `${names} ${id}`;
   f.names = namesOf(f.called);
-  if (id !== "" && speakAgainst(f.names) && isOfHeading(element, facts)) {
-    f.called = names;
-    f.names = namesOf(names);
-  }
+  const heading = id !== "" && speakAgainst(f.names) ? ownHeading(element, facts) : undefined;
+  f.ofHeading = heading !== undefined;
+  if (heading && isGenerated(element, heading)) forgetId(element, f);
   if (f.names === NAMELESS) return;
   // A line may end with links to share or edit it, and have parts that are not seen.
-  const word = f.inLine && f.links * 2 <= f.length && !f.names.unseen;
-  if (f.code || word) f.names = f.names.gutter ? NUMBERS : NAMELESS;
+  const word = f.inLine && f.length <= LONGEST_WORD && f.links * 2 <= f.length && !f.names.unseen;
+  const gutter = f.names.gutter && (f.code || isBesideCode(element));
+  if (f.code || word) f.names = gutter ? NUMBERS : NAMELESS;
+  else if (f.names.gutter !== gutter) f.names = { ...f.names, gutter };
 }
+
+/** So many neighbours are asked for code. */
+const NEIGHBOURS = 20;
+const holdsCode = (e: Element | string, deep = 2): boolean =>
+  typeof e === "object" &&
+  (e.tag === "pre" ||
+    e.tag === "code" ||
+    (deep > 0 && e.children.slice(0, NEIGHBOURS).some((c) => holdsCode(c, deep - 1))));
+const isBesideCode = (element: Element): boolean =>
+  holdsCode(element) || (element.parent?.children.slice(0, NEIGHBOURS).some((c) => holdsCode(c)) ?? false);
 
 const speakAgainst = ({ around, beside, comments, signature }: Names): boolean =>
   around || beside || comments || signature;
@@ -184,18 +215,28 @@ export function headingOf(element: Element, of: (e: Element) => Facts): Element 
 /** "3.2. ", "A. ", "Chapter 3. "; and not "3 " as in "3 comments". */
 const NUMBERING = /^\s*(?:\p{L}+\s)?(?:(?:\d+|[A-Z])\.)+\d*\s+/u;
 
-/** Whether an id is an address that was made of a heading's words: of what stands below it says no more than these. */
-function isOfHeading(element: Element, facts: readonly Facts[]): boolean {
+/** The heading whose words an id repeats: it is an address then, and says no more of what stands below than these do. */
+function ownHeading(element: Element, facts: readonly Facts[]): Element | undefined {
   const of = (e: Element): Facts => facts[e.index];
   const heading = headingOf(element, of);
-  if (!heading || of(heading).length > 100) return false;
+  if (!heading || of(heading).length > 100) return undefined;
   // A menu may have a heading as well.
-  if (heading !== element && of(element).links * 2 > of(element).length) return false;
+  if (heading !== element && of(element).links * 2 > of(element).length) return undefined;
   const letters = (text: string): string => text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "");
   const words = letters(rawText(heading).replace(NUMBERING, ""));
   // The second "search" is "search-1".
-  return words === letters(element.id) || words === letters(element.id.replace(/[-_]\d+$/, ""));
+  const isSame = words === letters(element.id) || words === letters(element.id.replace(/[-_]\d+$/, ""));
+  return isSame ? heading : undefined;
 }
+
+/** Whether a program has made the id, as generators of documentation do: of a heading itself, of a section of a level, of one that has a number or an address to copy. */
+const isGenerated = (element: Element, heading: Element): boolean =>
+  element === heading ||
+  /\b(?:level|sect)\d\b/.test(element.names) ||
+  NUMBERING.test(rawText(heading)) ||
+  heading.children.some(
+    (c) => typeof c === "object" && c.tag === "a" && c.children.length === 0 && /link|anchor/i.test(c.names),
+  );
 
 /** Lengths and votes of every element without the elements that are `out`; to be called when that is known. */
 export function measureInside(page: Page, facts: readonly Facts[]): void {
@@ -229,6 +270,7 @@ function measure(element: Element, facts: readonly Facts[]): Facts {
     netProse: 0,
     called: "",
     names: NAMELESS,
+    ofHeading: false,
     code: false,
     inLine: false,
     inComments: false,

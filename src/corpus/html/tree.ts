@@ -66,6 +66,13 @@ const SKIPPED = new Set(
 const HEADS = /^(?:h[1-6]|dt|summary)$/;
 /** All that a link says that is there to be copied: it leads to the heading or the signature that it stands in. */
 const PERMALINKS = new Set<Element | string>(["¶", "#", "§", "\u{1f517}", "\u200b"]);
+const isPermalink = (a: Element): boolean =>
+  a.tag === "a" &&
+  !a.link &&
+  a.children.length === 1 &&
+  PERMALINKS.has(a.children[0]) &&
+  (HEADS.test(a.parent?.tag ?? "") ||
+    /\b(?:header-?link|(?:heading|header)?-?anchor|permalink|hash-link)\b/i.test(a.names));
 const VOID = new Set("area base br col embed hr img input link meta param source track wbr".split(" "));
 
 /** Parses a page, whole or cut anywhere. `deadline`: see Page. Throws PageError. */
@@ -172,8 +179,7 @@ export function parsePage(html: string | readonly string[], deadline = Number.PO
         if (skip > 0) skip--;
         else if (tooDeep > 0) tooDeep--;
         else if (at.parent) {
-          if (at.tag === "a" && !at.link && at.children.length === 1 && PERMALINKS.has(at.children[0]))
-            at.children = [];
+          if (isPermalink(at)) at.children = [];
           at = at.parent;
           depth--;
         }

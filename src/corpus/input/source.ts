@@ -19,7 +19,7 @@ const FORMATS = {
 export type Format = keyof typeof FORMATS;
 
 /** A name that is not UTF-8 is told with replacement characters in it, and by that one there is no file. */
-const isMisnamed = (file: string): boolean => file.includes("\ufffd") && !existsSync(file);
+export const isMisnamed = (file: string): boolean => file.includes("\ufffd") && !existsSync(file);
 
 const formatByName = (file: string): Format | undefined =>
   (Object.keys(FORMATS) as Format[]).find((format) => FORMATS[format].test(file));
@@ -28,7 +28,7 @@ export const formatOf = (file: string): Format | undefined => (isMisnamed(file) 
 
 const KNOWN =
   ".warc, .warc.gz, .wet.gz, .html, .jsonl, .jsonl.gz, .jsonl.zst, .json.gz, .json.zst, .parquet, .txt, .md";
-const MISNAMED = "its name is not UTF-8, and it cannot be read by another: rename it";
+export const MISNAMED = "its name is not UTF-8, and it cannot be read by another: rename it";
 
 /** Why a file of no known format is none that can be read. */
 export const noFormat = (file: string): string =>
@@ -45,7 +45,7 @@ export function listFiles(paths: readonly string[], where: string, all = false):
     if (statSync(path).isDirectory()) {
       const isListed = (file: string): boolean =>
         (all || isMisnamed(file)) && !/(?:^|[/\\])\./.test(relative(path, file));
-      const found = filesIn(path, where)
+      const found = filesIn(path, (file) => formatByName(file) !== undefined, where)
         .filter((file) => formatByName(file) !== undefined || isListed(file))
         .sort((a, b) => (a < b ? -1 : 1));
       const misnamed = all ? undefined : found.find(isMisnamed);
@@ -66,36 +66,46 @@ const unreadable = (file: string, why: string, where?: string): UserError =>
     2,
   );
 
+const isHidden = (name: string): boolean => name.startsWith(".");
+
 /**
- * All files in a folder and below, and folders whose names are not UTF-8. What several links lead to is there once, and under its own name
- * where that lies in the folder too, so links are followed when all else is known: one that leads back would have no end.
+ * All files in a folder and below, and folders whose names are not UTF-8. What several names lead to is there once: under one that says what it is (`readable`), else that is
+ * not hidden, else its own. So hidden folders come last, and links, whose way may lead back, before them: the Hub's cache and git-annex keep files under names of no format, and links to
+ * them beside.
  */
-export function filesIn(root: string, where?: string): string[] {
-  const files: string[] = [];
+export function filesIn(root: string, readable: (file: string) => boolean, where?: string): string[] {
+  const files = new Map<string, string>();
   const links: string[] = [];
+  const hidden: { folder: string; real: string }[] = [];
   const seen = new Set<string>();
   const walk = (folder: string, real: string): void => {
     if (seen.has(real)) return;
     seen.add(real);
     for (const entry of readdirSync(folder, { withFileTypes: true })) {
       const file = join(folder, entry.name);
-      if (isMisnamed(file)) files.push(file);
+      const inside = join(real, entry.name);
+      if (isMisnamed(file)) files.set(file, file);
       else if (entry.isSymbolicLink()) links.push(file);
-      else if (entry.isDirectory()) walk(file, join(real, entry.name));
-      else if (entry.isFile()) add(file, join(real, entry.name));
+      else if (entry.isDirectory() && isHidden(entry.name)) hidden.push({ folder: file, real: inside });
+      else if (entry.isDirectory()) walk(file, inside);
+      else if (entry.isFile()) add(file, inside);
     }
   };
   const add = (file: string, real: string): void => {
-    if (!seen.has(real)) files.push(file);
-    seen.add(real);
+    const known = files.get(real);
+    if (known === undefined || (readable(file) && !readable(known))) files.set(real, file);
   };
   walk(root, realpathSync(root));
-  for (let link = links.shift(); link !== undefined; link = links.shift()) {
-    const target = targetOf(link, where);
-    if (target?.isDirectory()) walk(link, realpathSync(link));
-    else if (target?.isFile()) add(link, realpathSync(link));
+  for (;;) {
+    const link = links.shift();
+    const folder = link === undefined ? hidden.shift() : undefined;
+    if (link !== undefined) {
+      const target = targetOf(link, where);
+      if (target?.isDirectory()) walk(link, realpathSync(link));
+      else if (target?.isFile()) add(link, realpathSync(link));
+    } else if (folder) walk(folder.folder, folder.real);
+    else return [...files.values()];
   }
-  return files;
 }
 
 function targetOf(link: string, where?: string): Stats | undefined {

@@ -28,6 +28,8 @@ export interface Known {
 
 /** Undefined for a record of no known benchmark. */
 export function benchmarkOf(r: Fields): Known | undefined {
+  // Somebody's own record, whatever else it says.
+  if (r.answers !== undefined || r.field !== undefined) return undefined;
   const { choices, answer } = r;
   if (isObject(choices) && isTexts(choices.text) && isTexts(choices.label)) {
     const { answerKey } = r;
@@ -56,7 +58,7 @@ export function benchmarkOf(r: Fields): Known | undefined {
   const options = [r.A, r.B, r.C, r.D];
   if (isTexts(options)) {
     const letter = answer ?? r.Answer;
-    const right = isText(letter) && letter !== "" ? "ABCD".indexOf(letter) : -1;
+    const right = isText(letter) && letter.length === 1 ? "ABCD".indexOf(letter) : -1;
     const question = r.question ?? r.Question;
     return { question, choices: options, answer: right < 0 ? letter : right, ...asked(question, (q) => q.trim()) };
   }
@@ -64,6 +66,7 @@ export function benchmarkOf(r: Fields): Known | undefined {
   if (number !== undefined)
     return { question: r.question, answers: [...new Set([number, number.replaceAll(",", "")])] };
   if (isObject(answer) && isText(answer.value)) {
+    if (answer.value === "<unk>") return { question: r.question, answers: [] };
     const aliases = isTexts(answer.aliases) ? answer.aliases : [];
     return { question: r.question, answers: [...new Set([answer.value, ...aliases])].filter((a) => a.trim() !== "") };
   }

@@ -58,7 +58,8 @@ const NAMED = 5;
 export async function readTasks(files: readonly string[]): Promise<Tasks> {
   const tasks: Tasks = { texts: [], questions: [], choices: [], prompts: [] };
   const bad: string[] = [];
-  for await (const { file, line, value, error } of recordsOf(files, "records to evaluate on")) {
+  for await (const { file, line, value, error, unread } of recordsOf(files, "records to evaluate on")) {
+    if (unread) continue; // what lies beside the records, as README.md does
     const task = error ?? taskOf(value);
     const source = { file, line };
     if (typeof task === "string") bad.push(`${file}:${line}: ${task}.`);
@@ -90,6 +91,7 @@ export function taskOf(record: unknown): Task | string {
   const known = benchmarkOf(own);
   const r = known ? { ...own, ...known } : own;
   if (r.choices !== undefined) return choiceOf(r, known);
+  if (Array.isArray(known?.answers) && known.answers.length === 0) return HIDDEN;
   if (r.question !== undefined || r.answers !== undefined) {
     const question = questionOf(r);
     return typeof question === "string" ? question : { kind: "question", ...question };
@@ -126,6 +128,7 @@ function choiceOf(r: Record<string, unknown>, known?: Known): Task | string {
   if (bad >= 0) return `choices[${bad}]${textError(choices[bad], "")}`;
   const twin = choices.findIndex((c, i) => choices.indexOf(c) !== i);
   if (twin >= 0 && !known) return `choices[${choices.indexOf(choices[twin])}] and choices[${twin}] are the same`;
+  if (known && (answer === undefined || answer === "" || answer === -1)) return HIDDEN;
   if (typeof answer !== "number" || !Number.isInteger(answer) || answer < 0 || answer >= choices.length)
     return `"answer" is ${JSON.stringify(answer) ?? "missing"}; it must be the index of the right choice, 0 to ${choices.length - 1}`;
   const query = known?.query === undefined ? {} : { query: known.query };
@@ -138,6 +141,8 @@ function choiceOf(r: Record<string, unknown>, known?: Known): Task | string {
     ...query,
   };
 }
+
+const HIDDEN = "the right answer is hidden, as in the test splits of many benchmarks: take the validation split";
 
 const groupOf = (r: Record<string, unknown>): string =>
   [r.language, r.field].filter((v) => typeof v === "string" && v !== "").join(" ") || "all";

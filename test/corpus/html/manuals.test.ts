@@ -122,6 +122,18 @@ describe("ids", () => {
       }
     }
   });
+  it("are what a part of a page is called where no program has made them, in an article", () => {
+    for (const [id, words] of [
+      ["comments", "Comments"],
+      ["newsletter", "Newsletter"],
+      ["related-posts", "Related posts"],
+    ]) {
+      const text = textOf(
+        `<article>${[1, 2, 3, 4, 5, 6].map(p).join("")}</article><section id="${id}"><h2>${words}</h2>${p(7)}</section>`,
+      );
+      expect(text, id).not.toContain("Paragraph 7");
+    }
+  });
   it("of terms and of parts of a program neither", () => {
     const text = textOf(
       `<main><h1>Iterators of the library</h1>${p(1)}<dl class="py function"><dt class="sig sig-object py" id="print"><span class="sig-name descname"><span class="pre">print</span></span><span class="sig-paren">(</span><em class="sig-param">value</em><span class="sig-paren">)</span><a class="headerlink" href="#print">¶</a></dt><dd>${p(2)}</dd></dl>` +
