@@ -8,6 +8,7 @@ const program = new Command("lyceum")
   .description("Raises a language model from raw text to a chat model, on one machine, without Python.")
   .version(VERSION)
   .showSuggestionAfterError()
+  .enablePositionalOptions()
   // Commands take this over: they must be made after it. 2: what was typed is not understood.
   .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2));
 
@@ -151,7 +152,7 @@ program
   .description("where the time of a training step goes: every kernel beside what the processor could do")
   .argument("<config>", "YAML file of a training stage")
   .option("--steps <n>", "steps that are measured, after two that are not", "10")
-  .option("--stage <stage>", "pretrain, sft, reward, dpo, ppo or grpo (default: what the YAML file says, or pretrain)")
+  .option("--stage <stage>", "pretrain, sft, reward, dpo, ppo or grpo (default: what the YAML file says, or its keys)")
   .option("--set <key=value...>", "override settings of the YAML file")
   .option("--trace <file>", "write every call as a Chrome trace (chrome://tracing, Perfetto)")
   .option("--json", "print a JSON object")
@@ -173,7 +174,8 @@ program
   .requiredOption("-n <n>", "processes")
   .option("--hosts <hosts>", "where they run, such as node1:8,node2:8 (default: here)")
   .option("--hostfile <file>", "the same from a file")
-  .argument("<command...>", "a command of lyceum and its arguments, after --")
+  .argument("<command...>", "a command of lyceum and its arguments, best after --")
+  .passThroughOptions() // what follows the command's name is the command's
   .action(async (args, flags) => (await import("./launch.js")).command(args, flags));
 program
   .command("plan")
@@ -182,7 +184,10 @@ program
     "--model <model>",
     "a size (7B, 7.5B, 13B, 70B), a Hugging Face config.json, or a YAML file of a stage or recipe",
   )
-  .option("--stage <stage>", "pretrain, sft, reward, dpo or ppo (default: what the YAML file says, or pretrain)")
+  .option(
+    "--stage <stage>",
+    "pretrain, sft, reward, dpo or ppo (default: what the YAML file says, or its keys; of a size, pretrain)",
+  )
   .option("--set <key=value...>", "override settings of the YAML file")
   .option("--cluster <file>", "YAML that describes the cluster")
   .option("--device <name>", "a100-80, a100-40, h100 or v100-32 (default: a100-80)")
@@ -194,7 +199,7 @@ program
   .option("--inter <GB/s>", "bandwidth of a device between nodes, one way")
   .option("--price <n>", "of a device for an hour")
   .option("--context <n>", "tokens of a sequence (default: the YAML file's, or 2048)")
-  .option("--batch <n>", "sequences of a step (default: the YAML file's, or 512)")
+  .option("--batch <n>", "sequences of a step (default: the YAML file's, or 512, made a multiple of the devices)")
   .option("--reply <n>", "tokens of a reply in PPO (default: the YAML file's, or half the context)")
   .option("--tokens <n>", "of the whole run, such as 300B (default for pretraining: 20 a parameter)")
   .option("--attention <kind>", "blocked (as flash attention) or full (scores are kept)", "blocked")
@@ -212,6 +217,7 @@ program
 const tokenizer = program.command("tokenizer").description("train a byte-level BPE tokenizer, or use one");
 tokenizer
   .command("train")
+  .description("tokenizer.json from the texts of files")
   .argument("<files...>", "text (.txt, .md) or JSONL with a text field (.jsonl, .jsonl.gz)")
   .requiredOption("--vocab-size <n>", "number of tokens, special ones included")
   .requiredOption("--out <dir>", "folder for tokenizer.json", named)

@@ -209,7 +209,7 @@ export class RunFolder {
     const counts = new Map<string, number>();
     for (const r of records) counts.set(r.reason, (counts.get(r.reason) ?? 0) + 1);
     const others = [...counts].filter(([why]) => why !== reason).sort((a, b) => b[1] - a[1]);
-    const more = others.slice(0, 3).map(([why, n]) => `; ${n}: ${why}`);
+    const more = others.slice(0, 3).map(([why, n]) => `; ${n} for: ${why}`);
     console.error(
       `${records.length} records set aside (${path}); the first is ${file}:${line}: ${reason}${more.join("")}${others.length > 3 ? "; ..." : ""}`,
     );
