@@ -34,20 +34,39 @@ import { backwardMeanLoss, meanLoss } from "./clm.js";
 
 const natural = z.int().min(1);
 
-export const modelSchema = z.strictObject({
-  modelType: z.enum(MODEL_TYPES).optional(),
-  hiddenSize: natural,
-  intermediateSize: natural,
-  numLayers: natural,
-  numHeads: natural,
-  numKvHeads: natural.optional(),
-  headDim: natural.optional(),
-  maxPositionEmbeddings: natural.optional(),
-  ropeTheta: z.number().positive().default(10000),
-  rmsNormEps: z.number().positive().default(1e-5),
-  tieWordEmbeddings: z.boolean().default(true),
-  initializerRange: z.number().positive().default(0.02),
-});
+export const modelSchema = z
+  .strictObject({
+    modelType: z.enum(MODEL_TYPES).optional(),
+    hiddenSize: natural,
+    intermediateSize: natural,
+    numLayers: natural,
+    numHeads: natural,
+    numKvHeads: natural.optional(),
+    headDim: natural.optional(),
+    maxPositionEmbeddings: natural.optional(),
+    ropeTheta: z.number().positive().default(10000),
+    rmsNormEps: z.number().positive().default(1e-5),
+    tieWordEmbeddings: z.boolean().default(true),
+    initializerRange: z.number().positive().default(0.02),
+  })
+  .superRefine(({ hiddenSize, numHeads, numKvHeads = 1, headDim }, { addIssue }) => {
+    const wrong = (key: string, input: number, message: string): void =>
+      addIssue({ code: "custom", path: [key], input, message });
+    if (numHeads % numKvHeads !== 0)
+      wrong(
+        "numKvHeads",
+        numKvHeads,
+        `a divisor of numHeads (${numHeads}): each key and value head serves as many query heads`,
+      );
+    // Rotary embeddings turn a head's numbers in pairs.
+    if (headDim !== undefined && headDim % 2 !== 0) wrong("headDim", headDim, "even");
+    else if (headDim === undefined && hiddenSize % (2 * numHeads) !== 0)
+      wrong(
+        "numHeads",
+        numHeads,
+        `such that hiddenSize (${hiddenSize}) divided by it is whole and even, unless headDim is given`,
+      );
+  });
 
 export const tokenizerSchema = z.union([
   z.string().min(1),
@@ -91,6 +110,14 @@ export const pretrainSchema = z
       })
       .prefault({}),
   })
+  .refine(
+    ({ from, model, data }) =>
+      from !== undefined || data.contextLength <= (model?.maxPositionEmbeddings ?? data.contextLength),
+    {
+      path: ["data", "contextLength"],
+      message: "at most model.maxPositionEmbeddings",
+    },
+  )
   .refine(...rateFalls);
 export type PretrainConfig = z.output<typeof pretrainSchema>;
 
@@ -345,22 +372,7 @@ function newModel(device: Device, config: PretrainConfig, tokenizer: Tokenizer, 
   const { model: shape, data } = config;
   if (!shape)
     throw new UserError("model is missing; give the shape of a new model, or a folder to start from with `from`.", 2);
-  if (shape.headDim === undefined && shape.hiddenSize % shape.numHeads !== 0)
-    throw new UserError(
-      `model.hiddenSize (${shape.hiddenSize}) is not a multiple of model.numHeads (${shape.numHeads}); change one of them, or give model.headDim.`,
-      2,
-    );
-  if (shape.numHeads % (shape.numKvHeads ?? 1) !== 0)
-    throw new UserError(
-      `model.numHeads (${shape.numHeads}) is not a multiple of model.numKvHeads (${shape.numKvHeads}): each key and value head serves as many query heads.`,
-      2,
-    );
   const headDim = shape.headDim ?? shape.hiddenSize / shape.numHeads;
-  if (headDim % 2 !== 0)
-    throw new UserError(
-      `A head of this model has ${headDim} numbers (model.headDim, or hiddenSize / numHeads); rotary embeddings turn them in pairs, so it must be even.`,
-      2,
-    );
   const llama: LlamaConfig = parseLlamaConfig(
     {
       model_type: shape.modelType,

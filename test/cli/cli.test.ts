@@ -206,12 +206,15 @@ test("a user's mistakes: what, where, what to do; exit code 2 for configuration,
     "gone.txt does not exist",
   );
   expect(complaint(["pretrain", "p.yaml", "--out", "x2", "--set", "model.numHeads=5"])).toContain(
-    "model.hiddenSize (32) is not a multiple of model.numHeads (5)",
+    "model.numHeads is 5; it must be such that hiddenSize (32) divided by it is whole and even",
   );
   expect(complaint(["pretrain", "p.yaml", "--out", "x2", "--set", "model.numKvHeads=3"])).toContain(
-    "model.numHeads (4) is not a multiple of model.numKvHeads (3)",
+    "model.numKvHeads is 3; it must be a divisor of numHeads (4)",
   );
   expect(complaint(["pretrain", "p.yaml", "--out", "x2", "--set", "model.headDim=7"])).toContain("must be even");
+  expect(complaint(["pretrain", "p.yaml", "--out", "x2", "--set", "model.maxPositionEmbeddings=8"])).toMatch(
+    /data.contextLength is \d+; it must be at most model.maxPositionEmbeddings/,
+  );
   expect(complaint(["sft", "s.yaml", "--out", "x3", "--set", "from=nowhere"])).toMatch(
     /^error: --set from=nowhere: from: nowhere does not exist\./,
   );
