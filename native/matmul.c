@@ -9,7 +9,7 @@
  * take as long as the sums: it is done in small parts while the tiles work on the next block.
  *
  *   fp32 panels  A[k][MR]        B[k][NR]
- *   bf16 panels  A[k/2][MR][2]   B[k/2][NR][2]    (vdpbf16ps multiplies pairs along k)
+ *   bf16 panels  A[k/2][16][2]   B[k/2][NR][2]    (vdpbf16ps multiplies pairs along k; MR of A's 16 are used)
  *   AMX panels   A[k/32][MR][32] B[k/2][NR][2]    (a tile of A is 16 rows x 32 of k, of B 16 pairs x 16 columns)
  */
 #include "pack.h"
@@ -68,12 +68,12 @@ static void store_some(Pending *p, int64_t rows);
 #if defined(LY_ISA_AMX)
 #include "matmul_amx.h"
 #define HAS_BF16 1
-enum { MR16 = AMX_MR, NR16 = 32, KSTEP = 32 };
+enum { MR16 = AMX_MR, WIDTH16 = MR16, NR16 = 32, KSTEP = 32 };
 #define kernel_bf16 kernel_amx
 #elif defined(LY_ISA_AVX512BF16)
 #include <immintrin.h>
 #define HAS_BF16 1
-enum { MR16 = 14, NR16 = 32, KSTEP = 2 };
+enum { MR16 = 14, WIDTH16 = 16 /* so that a row is one line of memory */, NR16 = 32, KSTEP = 2 };
 static inline __attribute__((always_inline)) void bf16_rows(int64_t K, const char *a, int64_t line, int64_t step, const bf16 *b, float *out, int64_t ldo, int first) {
   __m512 acc[MR16][2];
   const char *p[ROW_GROUPS(MR16)];
@@ -102,11 +102,11 @@ static inline __attribute__((always_inline)) void bf16_rows(int64_t K, const cha
 }
 static void kernel_bf16(int64_t K, const void *a, int64_t line, const void *b, float *out, int64_t ldo, int first) {
   if (line) bf16_rows(K, a, line, 4, b, out, ldo, first);
-  else bf16_rows(K, a, 4, 4 * MR16, b, out, ldo, first);
+  else bf16_rows(K, a, 4, 4 * WIDTH16, b, out, ldo, first);
 }
 #else
 #define HAS_BF16 0
-enum { MR16 = MR32, NR16 = NR32, KSTEP = 1 };
+enum { MR16 = MR32, WIDTH16 = MR32, NR16 = NR32, KSTEP = 1 };
 #endif
 enum { MAX_MR = (int)MR32 > (int)MR16 ? (int)MR32 : (int)MR16, MAX_NR = (int)NR32 > (int)NR16 ? (int)NR32 : (int)NR16 };
 /* How much of k is passed over at a time. Tiles read their panels from the second-level cache nearly as fast as from the first, so that k is cut
@@ -120,10 +120,10 @@ enum { KC16 = 4096, LONG16 = 4096, ROWS_FIRST = 0 };
 enum { KC32 = 1024 };
 
 /* How one product is carried out: in which element type its panels are, and their sizes. */
-typedef struct { int half; int64_t mr, nr, K, Kp, kc; size_t size; } Plan;
+typedef struct { int half; int64_t mr, width /* of a packed panel of A */, nr, K, Kp, kc; size_t size; } Plan;
 static Plan plan_of(int dtA, int dtB, int64_t K, int transposed) {
-  if (HAS_BF16 && dtA == LY_BF16 && dtB == LY_BF16) return (Plan){1, MR16, NR16, K, (K + KSTEP - 1) / KSTEP * KSTEP, K > KC16 || transposed ? LONG16 : KC16, 2};
-  return (Plan){0, MR32, NR32, K, K, KC32, 4};
+  if (HAS_BF16 && dtA == LY_BF16 && dtB == LY_BF16) return (Plan){1, MR16, WIDTH16, NR16, K, (K + KSTEP - 1) / KSTEP * KSTEP, K > KC16 || transposed ? LONG16 : KC16, 2};
+  return (Plan){0, MR32, MR32, NR32, K, K, KC32, 4};
 }
 static void run_kernel(int half, int64_t K, const void *a, int64_t line, const void *b, float *out, int64_t ldo, int first, Pending *before) {
 #if defined(LY_ISA_AMX)
@@ -137,24 +137,51 @@ static void run_kernel(int half, int64_t K, const void *a, int64_t line, const v
 
 /* ---- packing (pack.h), in the form that the plan asks for ---- */
 
+static const char *element(const void *base, int dt, int64_t index) { return (const char *)base + index * (dt == LY_F32 ? 4 : 2); }
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t parts(int64_t n, int64_t most) { return (n + most - 1) / most; }
+
 static void pack_a(void *out, const Plan *p, int64_t rows, const void *A, int dt, int64_t ars, int64_t acs) {
 #ifdef LY_ISA_AMX
   if (p->half) { pack_amx(out, rows, p->K, p->Kp, A, ars, acs); return; }
 #elif HAS_BF16
-  if (p->half) { pack_pairs(out, MR16, rows, p->K, p->Kp, A, ars, acs); return; }
+  if (p->half) { pack_pairs(out, WIDTH16, MR16, rows, p->K, p->Kp, A, ars, acs); return; }
 #endif
   pack_f32(out, MR32, rows, p->K, A, dt, ars, acs);
 }
 static void pack_b(void *out, const Plan *p, int64_t cols, const void *B, int dt, int64_t brs, int64_t bcs) {
 #if HAS_BF16
-  if (p->half) { pack_pairs(out, NR16, cols, p->K, p->Kp, B, bcs, brs); return; }
+  if (p->half) { pack_pairs(out, NR16, NR16, cols, p->K, p->Kp, B, bcs, brs); return; }
 #endif
   pack_f32(out, NR32, cols, p->K, B, dt, bcs, brs);
 }
-
-static const char *element(const void *base, int dt, int64_t index) { return (const char *)base + index * (dt == LY_F32 ? 4 : 2); }
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t parts(int64_t n, int64_t most) { return (n + most - 1) / most; }
+/* All panels of these rows, `panel` bytes apart. */
+static void pack_rows(char *out, size_t panel, const Plan *p, int64_t rows, const void *A, int dt, int64_t ars, int64_t acs) {
+#if HAS_BF16 && !defined(LY_ISA_AMX)
+  if (p->half && ars == 1) { pack_side_by_side((uint32_t *)out, (int64_t)panel / 4, WIDTH16, MR16, rows, p->K, p->Kp, A, acs); return; }
+#endif
+  /* Stored transposed, a cache line holds one k of several panels: all of them take their part of it while it is there. */
+  Plan part = *p;
+  int64_t piece = acs == 1 || rows <= p->mr ? p->Kp : acs % 1024 == 0 && KSTEP <= 16 ? 16 /* lines of one cache set */ : 32;
+  for (int64_t at = 0; at < p->Kp; at += piece) {
+    part.K = min64(piece, p->K - at); part.Kp = min64(piece, p->Kp - at);
+    for (int64_t i = 0; i * p->mr < rows; i++)
+      pack_a(out + i * panel + (size_t)(at * p->width) * p->size, &part, min64(p->mr, rows - i * p->mr), element(A, dt, i * p->mr * ars + at * acs), dt, ars, acs);
+  }
+}
+/* All panels of these columns. */
+static void pack_columns(char *out, size_t panel, const Plan *p, int64_t cols, const void *B, int dt, int64_t brs, int64_t bcs) {
+#if HAS_BF16
+  if (p->half && bcs == 1) { pack_side_by_side((uint32_t *)out, (int64_t)panel / 4, NR16, NR16, cols, p->K, p->Kp, B, brs); return; }
+#endif
+  Plan part = *p;
+  int64_t piece = brs == 1 || cols <= p->nr ? p->Kp : 32;
+  for (int64_t at = 0; at < p->Kp; at += piece) {
+    part.K = min64(piece, p->K - at); part.Kp = min64(piece, p->Kp - at);
+    for (int64_t j = 0; j * p->nr < cols; j++)
+      pack_b(out + j * panel + (size_t)(at * p->nr) * p->size, &part, min64(p->nr, cols - j * p->nr), element(B, dt, j * p->nr * bcs + at * brs), dt, brs, bcs);
+  }
+}
 
 /* ---- A block of A, as the kernel reads it: where it lies, or packed ---- */
 
@@ -173,14 +200,14 @@ static int readable(const Plan *p, int64_t N, int dt, int64_t ars, int64_t acs) 
 }
 /* From element k on, K of them (of p->K in all). */
 static Rows rows_of(const Plan *p, int thread, int64_t N, int64_t rows, const void *A, int dt, int64_t ars, int64_t acs, int64_t k, int64_t K) {
-  size_t panel = (size_t)(p->mr * K) * p->size;
+  size_t panel = (size_t)(p->width * K) * p->size;
   int64_t blocks = parts(rows, p->mr), whole = rows / p->mr;
   Plan part = *p;
+  part.K = min64(K, p->K - k); part.Kp = K;
   if (readable(p, N, dt, ars, acs)) {
     Rows r = {element(A, dt, k), ars * (int64_t)p->size, (size_t)(p->mr * ars) * p->size, NULL};
     if (whole < blocks) {
       char *tail = ly_scratch(thread, 18, panel);
-      part.K = part.Kp = K;
       pack_a(tail, &part, rows - whole * p->mr, element(A, dt, whole * p->mr * ars + k), dt, ars, acs);
       r.tail = tail;
     }
@@ -188,13 +215,7 @@ static Rows rows_of(const Plan *p, int thread, int64_t N, int64_t rows, const vo
   }
   panel += 64; /* or all panels would begin in the same set of the first-level cache */
   char *a = ly_scratch(thread, 18, panel * (size_t)blocks);
-  /* Stored transposed, a cache line holds one k of several panels: all of them take their part of it while it is there. */
-  int64_t piece = acs == 1 || blocks == 1 ? K : acs % 1024 == 0 && KSTEP <= 16 ? 16 /* lines of one cache set */ : 32;
-  for (int64_t at = 0; at < K; at += piece) {
-    part.K = min64(piece, p->K - k - at); part.Kp = min64(piece, K - at);
-    for (int64_t i = 0; i < blocks; i++)
-      pack_a(a + i * panel + (size_t)(at * p->mr) * p->size, &part, min64(p->mr, rows - i * p->mr), element(A, dt, i * p->mr * ars + (k + at) * acs), dt, ars, acs);
-  }
+  pack_rows(a, panel, &part, rows, element(A, dt, k * acs), dt, ars, acs);
   return (Rows){a, 0, panel, NULL};
 }
 /* Panel i of them by the same K elements of a panel of B, which begin at b. */
@@ -212,7 +233,7 @@ ly_packed ly_pack(int thread, int slot, int64_t N, int64_t K, const void *B, int
   size_t panel = (size_t)(p.nr * p.Kp) * p.size;
   int64_t panels = parts(N, p.nr);
   char *b = ly_scratch(thread, slot, panel * (size_t)panels);
-  for (int64_t j = 0; j < panels; j++) pack_b(b + j * panel, &p, min64(p.nr, N - j * p.nr), element(B, dt, j * p.nr * bcs), dt, brs, bcs);
+  pack_columns(b, panel, &p, N, B, dt, brs, bcs);
   return (ly_packed){b, panel, p.Kp, dt};
 }
 void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const void *A, int64_t ars, int64_t acs,
@@ -239,7 +260,7 @@ void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const voi
 
 /* ---- the parallel product ---- */
 
-enum { GROUP = 8 };
+enum { GROUP = 4, PIECE = 128 }; /* panels of B, and elements of k, that are packed as one item; KC and LEG are whole pieces */
 struct Product {
   Plan p; int64_t M, N; float alpha, beta;
   const void *A; int dtA; int64_t ars, acs; const void *B; int dtB; int64_t brs, bcs;
@@ -252,14 +273,10 @@ struct Product {
 static char *panel_of(const Product *t, int64_t k, int64_t K, int64_t j) { return t->packed + (size_t)(((k - t->from) * t->panels + j * K) * t->p.nr) * t->p.size; }
 static void pack_b_body(void *ctx, int64_t item, int thread) {
   const Product *t = ctx; Plan part = t->p; (void)thread;
-  int64_t k = t->from + item / t->groups * t->p.kc, K = min64(t->p.kc, t->to - k), from = item % t->groups * GROUP, to = min64(from + GROUP, t->panels);
-  /* Rows of B that lie as they are go into several panels: all of them take their part while a line is there. */
-  int64_t piece = t->brs == 1 ? K : 32;
-  for (int64_t at = 0; at < K; at += piece) {
-    part.K = min64(piece, t->p.K - k - at); part.Kp = min64(piece, K - at);
-    for (int64_t j = from; j < to; j++)
-      pack_b(panel_of(t, k, K, j) + (size_t)(at * part.nr) * part.size, &part, min64(part.nr, t->N - j * part.nr), element(t->B, t->dtB, j * part.nr * t->bcs + (k + at) * t->brs), t->dtB, t->brs, t->bcs);
-  }
+  int64_t at = t->from + item / t->groups * PIECE, from = item % t->groups * GROUP, block = t->from + (at - t->from) / t->p.kc * t->p.kc, K = min64(t->p.kc, t->to - block);
+  part.Kp = min64(PIECE, t->to - at); part.K = min64(part.Kp, t->p.K - at);
+  pack_columns(panel_of(t, block, K, from) + (size_t)((at - block) * part.nr) * part.size, (size_t)(K * part.nr) * part.size, &part, min64(GROUP * part.nr, t->N - from * part.nr),
+               element(t->B, t->dtB, from * part.nr * t->bcs + at * t->brs), t->dtB, t->brs, t->bcs);
 }
 
 /* Alpha, the old value, the residual, and the one rounding of `cols` elements. What is known where it is called decides which loops there are. */
@@ -382,7 +399,7 @@ void ly_matmul(int transA, int transB, int64_t M, int64_t N, int64_t K, float al
     t.packed = ly_scratch(-1, 19, (size_t)(t.panels * t.p.nr * leg) * t.p.size);
     do { /* once even when K is 0 */
       t.to = min64(t.from + leg, t.p.Kp);
-      ly_in_order(t.groups * parts(t.to - t.from, t.p.kc), pack_b_body, &t);
+      ly_in_order(t.groups * parts(t.to - t.from, PIECE), pack_b_body, &t);
       ly_parallel(rowItems * t.chunks, product_body, &t);
       t.from = t.to;
     } while (t.from < t.p.Kp);

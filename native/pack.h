@@ -67,6 +67,19 @@ static inline __attribute__((always_inline)) words pair_rows(const bf16 *even, c
 #endif
 }
 
+/* The first `count` of these pairs, zeros behind; no odd line: zeros for it. */
+static inline __attribute__((always_inline)) words pair_columns(const bf16 *even, const bf16 *odd, int64_t count) {
+#ifdef __AVX512BW__
+  __mmask16 some = (__mmask16)((1u << count) - 1);
+  __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, even));
+  return (words)low | (words)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(odd ? some : 0, odd)), 16);
+#else
+  words w = {0};
+  for (int64_t j = 0; j < count; j++) w[j] = (uint32_t)even[j] | (odd ? (uint32_t)odd[j] << 16 : 0);
+  return w;
+#endif
+}
+
 /* The same of 32 elements of each line, in the order that is cheap: low has columns 0-3, 8-11, 16-19, 24-27, high those between. */
 static inline __attribute__((always_inline)) void pair_lines(const bf16 *even, const bf16 *odd, words *low, words *high) {
 #ifdef __AVX512BW__
@@ -125,29 +138,40 @@ static inline __attribute__((always_inline)) int64_t pack_widened(uint32_t *out,
   return k;
 }
 
-/* Pairs along k as words: out[k / 2][width]. K elements of each line, Kp >= K of them in the panel. */
-static inline __attribute__((always_inline)) void pack_pairs(uint32_t *out, int64_t width, int64_t count, int64_t K, int64_t Kp, const bf16 *x, int64_t line, int64_t step) {
+/* Pairs along k as words: out[k / 2][width], of which `each` are used. K elements of each line, Kp >= K of them in the panel. */
+static inline __attribute__((always_inline)) void pack_pairs(uint32_t *out, int64_t width, int64_t each, int64_t count, int64_t K, int64_t Kp, const bf16 *x, int64_t line, int64_t step) {
   int64_t pairs = K / 2, rows = Kp / 2, k = 0;
-  int whole = count == width;
-  if (!whole || K < Kp) memset(out, 0, 4 * (size_t)(width * rows));
-  if (whole && step == 1) k = pack_transposed(out, width, width, pairs, rows, (const char *)x, 2 * line);
-  else if (step == 1 && width % 16 == 0) k = pack_transposed(out, width, count, pairs, rows, (const char *)x, 2 * line);
-  else if (whole && line == 1) {
-    /* Neither may writing run over the end of the panel, nor reading over the end of the matrix. */
-    int64_t reach = (width + 15) / 16 * 16, end = reach == width ? pairs : smaller(pairs, rows - 1);
-    for (; k < end && (K - 2 - 2 * k) * step + count >= reach; k++) {
-      __builtin_prefetch(x + (2 * k + 48) * step); __builtin_prefetch(x + (2 * k + 49) * step);
-      for (int64_t j = 0; j < width; j += 16)
-        *(words_at *)(out + k * width + j) = pair_rows(x + 2 * k * step + j, x + (2 * k + 1) * step + j);
-    }
-  }
-  if (step == 1) for (int64_t j = 0; j < count; j++) for (int64_t i = k; i < pairs; i++) memcpy(&out[i * width + j], x + j * line + 2 * i, 4);
-  else
-    for (int64_t i = k; i < pairs; i++) {
+  if (count < each || K < Kp) memset(out, 0, 4 * (size_t)(width * rows));
+  if (step == 1) {
+    k = count == each ? pack_transposed(out, width, each, pairs, rows, (const char *)x, 2 * line) : pack_transposed(out, width, count, pairs, rows, (const char *)x, 2 * line);
+    for (int64_t j = 0; j < count; j++) for (int64_t i = k; i < pairs; i++) memcpy(&out[i * width + j], x + j * line + 2 * i, 4);
+  } else
+    for (int64_t i = 0; i < pairs; i++) {
       const bf16 *even = x + 2 * i * step, *odd = even + step;
       for (int64_t j = 0; j < count; j++) out[i * width + j] = (uint32_t)even[j * line] | (uint32_t)odd[j * line] << 16;
     }
-  if (K & 1) for (int64_t j = 0; j < width; j++) out[pairs * width + j] = j < count ? x[j * line + (K - 1) * step] : 0;
+  if (K & 1) for (int64_t j = 0; j < count; j++) out[pairs * width + j] = x[j * line + (K - 1) * step];
+}
+
+/* The same where elements of a k lie side by side (line 1), for all panels, which are `panel` words apart: a line of memory holds elements of several, which all
+ * take their part while it is there. Lines of later k, which no processor foresees, are asked for; so many of them that they do not push each other out. */
+static inline __attribute__((always_inline)) void pack_side_by_side(uint32_t *out, int64_t panel, int64_t width, int64_t each, int64_t count, int64_t K, int64_t Kp, const bf16 *x, int64_t step) {
+  enum { FETCHED = 192 };
+  int64_t ahead = FETCHED / ((count + 31) / 32) / 2 * 2 + 2;
+  for (int64_t k = 0; k < Kp; k += 2) {
+    const bf16 *even = x + k * step, *odd = k + 1 < K ? even + step : NULL;
+    uint32_t *o = out + k / 2 * width;
+    if (k + ahead + 1 < K) for (int64_t j = 0; j < count; j += 32) { __builtin_prefetch(even + ahead * step + j); __builtin_prefetch(even + (ahead + 1) * step + j); }
+    int64_t done = 0;
+    if (odd)
+      for (; done + each <= count; done += each, o += panel)
+        for (int64_t j = 0; j < each; j += 16) *(words_at *)(o + j) = pair_columns(even + done + j, odd + done + j, smaller(each - j, 16));
+    for (; done < count; done += each, o += panel)
+      for (int64_t j = 0; j < width; j += 16) {
+        int64_t some = k < K ? smaller(smaller(count - done, each) - j, 16) : 0;
+        *(words_at *)(o + j) = some > 0 ? pair_columns(even + done + j, odd ? odd + done + j : NULL, some) : (words){0};
+      }
+  }
 }
 
 #endif
