@@ -64,6 +64,9 @@ static void kernel_f32(int64_t K, const void *a, int64_t line, const void *b, fl
 typedef struct Product Product;
 typedef struct { const Product *t; const float *sums; int64_t row, rows, col, cols, stored, next; /* elements from here to the block that follows, 0: none */ } Pending;
 static void store_some(Pending *p, int64_t rows);
+/* Where a block of sums goes: to out, whose rows are ldo apart, after what is there already unless it is the first. From vectors of bf16 it may go to its place
+ * at once: to c, rounded, together with r (NULL: nothing), rows ldc apart; c is NULL where not. */
+typedef struct { float *out; int64_t ldo; int first; bf16 *c; const bf16 *r; int64_t ldc; Pending *before; /* what tiles put into its place meanwhile */ } Sums;
 
 #if defined(LY_ISA_AMX)
 #include "matmul_amx.h"
@@ -74,15 +77,17 @@ enum { MR16 = AMX_MR, WIDTH16 = MR16, NR16 = 32, KSTEP = 32 };
 #include <immintrin.h>
 #define HAS_BF16 1
 enum { MR16 = 14, WIDTH16 = 16 /* so that a row is one line of memory */, NR16 = 32, KSTEP = 2 };
-static inline __attribute__((always_inline)) void bf16_rows(int64_t K, const char *a, int64_t line, int64_t step, const bf16 *b, float *out, int64_t ldo, int first) {
+static inline __m512 widened(const bf16 *x) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)x)), 16); }
+static inline __attribute__((always_inline)) void bf16_rows(int64_t K, const char *a, int64_t line, int64_t step, const bf16 *b, const Sums *s) {
   __m512 acc[MR16][2];
+  float *out = s->out; int64_t ldo = s->ldo;
   const char *p[ROW_GROUPS(MR16)];
 #pragma GCC unroll 14
   for (int i = 0; i < ROW_GROUPS(MR16); i++) p[i] = a + 3 * i * line;
 #pragma GCC unroll 14
   for (int i = 0; i < MR16; i++) {
-    acc[i][0] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(out + i * ldo);
-    acc[i][1] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(out + i * ldo + 16);
+    acc[i][0] = s->first ? _mm512_setzero_ps() : _mm512_loadu_ps(out + i * ldo);
+    acc[i][1] = s->first ? _mm512_setzero_ps() : _mm512_loadu_ps(out + i * ldo + 16);
   }
   for (int64_t k = 0; k < K; k += 2, b += 2 * NR16) {
     __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + 32);
@@ -97,12 +102,23 @@ static inline __attribute__((always_inline)) void bf16_rows(int64_t K, const cha
 #pragma GCC unroll 14
     for (int i = 0; i < ROW_GROUPS(MR16); i++) p[i] += step;
   }
+  bf16 *c = s->c; const bf16 *r = s->r; int64_t ldc = s->ldc;
+  if (!c) {
 #pragma GCC unroll 14
-  for (int i = 0; i < MR16; i++) { _mm512_storeu_ps(out + i * ldo, acc[i][0]); _mm512_storeu_ps(out + i * ldo + 16, acc[i][1]); }
+    for (int i = 0; i < MR16; i++) { _mm512_storeu_ps(out + i * ldo, acc[i][0]); _mm512_storeu_ps(out + i * ldo + 16, acc[i][1]); }
+    return;
+  }
+  if (r) {
+#pragma GCC unroll 14
+    for (int i = 0; i < MR16; i++) { acc[i][0] = _mm512_add_ps(acc[i][0], widened(r + i * ldc)); acc[i][1] = _mm512_add_ps(acc[i][1], widened(r + i * ldc + 16)); }
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < MR16; i++) _mm512_storeu_si512(c + i * ldc, (__m512i)_mm512_cvtne2ps_pbh(acc[i][1], acc[i][0]));
 }
-static void kernel_bf16(int64_t K, const void *a, int64_t line, const void *b, float *out, int64_t ldo, int first) {
-  if (line) bf16_rows(K, a, line, 4, b, out, ldo, first);
-  else bf16_rows(K, a, 4, 4 * WIDTH16, b, out, ldo, first);
+static void kernel_bf16(int64_t K, const void *a, int64_t line, const void *b, const Sums *s) {
+  if (s->c) for (int i = 0; i < MR16; i++) { __builtin_prefetch(s->c + i * s->ldc, 1); if (s->r) __builtin_prefetch(s->r + i * s->ldc); }
+  if (line) bf16_rows(K, a, line, 4, b, s);
+  else bf16_rows(K, a, 4, 4 * WIDTH16, b, s);
 }
 #else
 #define HAS_BF16 0
@@ -125,14 +141,14 @@ static Plan plan_of(int dtA, int dtB, int64_t K, int transposed) {
   if (HAS_BF16 && dtA == LY_BF16 && dtB == LY_BF16) return (Plan){1, MR16, WIDTH16, NR16, K, (K + KSTEP - 1) / KSTEP * KSTEP, K > KC16 || transposed ? LONG16 : KC16, 2};
   return (Plan){0, MR32, MR32, NR32, K, K, KC32, 4};
 }
-static void run_kernel(int half, int64_t K, const void *a, int64_t line, const void *b, float *out, int64_t ldo, int first, Pending *before) {
+static void run_kernel(int half, int64_t K, const void *a, int64_t line, const void *b, const Sums *s) {
 #if defined(LY_ISA_AMX)
-  if (half) { kernel_amx(K, a, line, b, out, ldo, first, before); return; }
+  if (half) { kernel_amx(K, a, line, b, s->out, s->ldo, s->first, s->before); return; }
 #elif HAS_BF16
-  if (half) { kernel_bf16(K, a, line, b, out, ldo, first); return; }
+  if (half) { kernel_bf16(K, a, line, b, s); return; }
 #endif
-  (void)half; (void)before;
-  kernel_f32(K, a, line, b, out, ldo, first);
+  (void)half;
+  kernel_f32(K, a, line, b, s->out, s->ldo, s->first);
 }
 
 /* ---- packing (pack.h), in the form that the plan asks for ---- */
@@ -219,10 +235,10 @@ static Rows rows_of(const Plan *p, int thread, int64_t N, int64_t rows, const vo
   return (Rows){a, 0, panel, NULL};
 }
 /* Panel i of them by the same K elements of a panel of B, which begin at b. */
-static void multiply(const Plan *p, const Rows *r, int64_t i, int64_t rows, int64_t K, const char *b, float *out, int64_t ldo, int first, Pending *before) {
+static void multiply(const Plan *p, const Rows *r, int64_t i, int64_t rows, int64_t K, const char *b, const Sums *s) {
   int packed = !r->line || (r->tail && (i + 1) * p->mr > rows);
   const char *a = r->line && packed ? r->tail : r->a + i * r->panel;
-  run_kernel(p->half, K, a, packed ? 0 : r->line, b, out, ldo, first, before);
+  run_kernel(p->half, K, a, packed ? 0 : r->line, b, s);
 }
 
 /* ---- the serial product, of a B that is packed already ---- */
@@ -247,8 +263,8 @@ void ly_gemm(int thread, int64_t M, int64_t N, int64_t K, float alpha, const voi
     const char *b = B->panels + (n0 + j) / p.nr * B->panel + (size_t)(k0 * p.nr) * p.size;
     int64_t cols = min64(p.nr, N - j);
     for (int64_t i = 0; i < M; i += p.mr) {
-      if (alpha == 1.0f && cols == p.nr && M - i >= p.mr) { multiply(&p, &a, i / p.mr, M, p.Kp, b, C + i * ldc + j, ldc, !accumulate, &none); continue; }
-      multiply(&p, &a, i / p.mr, M, p.Kp, b, tile, p.nr, 1, &none);
+      if (alpha == 1.0f && cols == p.nr && M - i >= p.mr) { multiply(&p, &a, i / p.mr, M, p.Kp, b, &(Sums){.out = C + i * ldc + j, .ldo = ldc, .first = !accumulate, .before = &none}); continue; }
+      multiply(&p, &a, i / p.mr, M, p.Kp, b, &(Sums){.out = tile, .ldo = p.nr, .first = 1, .before = &none});
       for (int64_t r = 0; r < min64(p.mr, M - i); r++) {
         float *restrict c = C + (i + r) * ldc + j; const float *restrict t = tile + r * p.nr;
         if (accumulate) for (int64_t x = 0; x < cols; x++) c[x] += alpha * t[x];
@@ -322,16 +338,23 @@ static void product_body(void *ctx, int64_t item, int thread) {
   _Alignas(64) float block[2][MAX_MR * MAX_NR];
   float *waiting = p->Kp > p->kc && !t->sums ? ly_scratch(thread, 20, (size_t)(blocks * panels * p->mr * p->nr) * 4) : NULL;
   Pending before = {0};
+  int plain = t->alpha == 1.0f && t->beta == 0 && !rowsFirst; /* whole blocks of sums are results, or results when they are rounded */
   do { /* once even when K is 0 */
     int64_t K = min64(p->kc, t->to - k);
+    int last = k + K >= p->Kp;
     Rows a = rows_of(p, thread, t->N, rows, element(t->A, t->dtA, row0 * t->ars), t->dtA, t->ars, t->acs, k, K);
     for (int64_t n = 0; n < blocks * panels; n++) {
       int64_t i = rowsFirst ? n / panels : n % blocks, j = j0 + (rowsFirst ? n % panels : n / blocks);
       float *sums = t->sums ? t->sums + ((row0 / p->mr + i) * t->panels + j) * p->mr * p->nr : waiting ? waiting + n * p->mr * p->nr : block[n & 1];
-      multiply(p, &a, i, rows, K, panel_of(t, k, K, j), sums, p->nr, k == 0, &before);
-      if (k + K < p->Kp) continue;
+      Sums s = {.out = sums, .ldo = p->nr, .first = k == 0, .before = &before};
+      int64_t place = (row0 + i * p->mr) * t->ldc + j * p->nr;
+      int whole = plain && last && rows - i * p->mr >= p->mr && t->N - j * p->nr >= p->nr, there = 0;
+      if (whole && t->dtC == LY_F32 && !t->R && k == 0) { s.out = (float *)t->C + place; s.ldo = t->ldc; there = 1; }
+      if (whole && t->dtC == LY_BF16 && HAS_BF16 && p->half) { s.c = (bf16 *)t->C + place; s.r = t->R ? (const bf16 *)t->R + place : NULL; s.ldc = t->ldc; there = 1; }
+      multiply(p, &a, i, rows, K, panel_of(t, k, K, j), &s);
+      if (!last) continue;
       store_some(&before, before.rows); /* what the kernel has not */
-      before = (Pending){t, sums, row0 + i * p->mr, min64(p->mr, rows - i * p->mr), j * p->nr, min64(p->nr, t->N - j * p->nr), 0, 0};
+      before = there ? (Pending){0} : (Pending){t, sums, row0 + i * p->mr, min64(p->mr, rows - i * p->mr), j * p->nr, min64(p->nr, t->N - j * p->nr), 0, 0};
       if (n + 1 < blocks * panels) {
         int64_t down = rowsFirst ? (n + 1) / panels : (n + 1) % blocks, right = j0 + (rowsFirst ? (n + 1) % panels : (n + 1) / blocks);
         before.next = (down - i) * p->mr * t->ldc + (right - j) * p->nr;
