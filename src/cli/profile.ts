@@ -60,14 +60,14 @@ export async function command(file: string, flags: ProfileFlags): Promise<void> 
   watchKernels((device) => profiled(device, (event) => events.push(event)));
   const dir = mkdtempSync(join(tmpdir(), "lyceum-profile-"));
   const folder = RunFolder.open(dir, config, { keepCheckpoints: 1 });
-  // The events since the last step are this one's.
+  // The events since the last step are this one's, but for those after it was done: the peak may be measured again, and evaluation comes then.
   const kept: KernelEvent[] = [];
   let seconds = 0;
   let tokens = 0;
-  folder.onStep = (step, values) => {
+  folder.onStep = (step, values, done) => {
     const took = values.seconds as number;
     if (step > WARM_UP && step <= WARM_UP + steps) {
-      for (const e of events) kept.push(e);
+      for (const e of events) if (e.start < done) kept.push(e);
       seconds += took;
       tokens += took * (values.tokensPerSecond as number);
     }

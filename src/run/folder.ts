@@ -36,8 +36,8 @@ export class RunFolder {
   private readonly owned: { close(): void }[] = [];
   /** Asks the run to save and stop, as Ctrl-C does. */
   signal: AbortSignal | undefined;
-  /** Told of each step. */
-  onStep: ((step: number, values: MetricValues) => void) | undefined;
+  /** Told of each step, and when it was done, on the clock of performance.now(). */
+  onStep: ((step: number, values: MetricValues, done: number) => void) | undefined;
 
   private constructor(
     readonly dir: string,

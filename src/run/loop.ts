@@ -92,7 +92,8 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const sent = run.world?.bytesSent ?? 0;
       if (stage.prepare) await prepared(run, stage, step, alone);
       const result = await stage.step(step);
-      const seconds = (performance.now() - start) / 1000;
+      const done = performance.now();
+      const seconds = (done - start) / 1000;
       trained += seconds;
       tokens += result.tokens;
       flops += result.flops ?? 0;
@@ -123,7 +124,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const evaluated = stage.evaluate && due(settings.evalEvery, step) ? stage.evaluate(step) : undefined;
       const values = { ...result.metrics, ...evaluated, ...timing, ...perRank };
       run.metrics.write(step, values);
-      run.onStep?.(step, values);
+      run.onStep?.(step, values, done);
       const left = ((stage.steps - step) * trained) / (step - run.startStep);
       const shown = Object.entries({ ...result.metrics, ...evaluated }).filter(
         ([key]) => stage.show?.includes(key) ?? !key.includes("/"),

@@ -6,6 +6,17 @@ import { afterAll, expect, test, vi } from "vitest";
 import { command, type ProfileFlags } from "../../src/cli/profile.js";
 import { command as runStage } from "../../src/cli/stage.js";
 
+// A peak far too low: every step is above it, and it is measured again after each.
+const peak = vi.hoisted(() => ({ underrated: false }));
+vi.mock("../../src/device/peak.js", async (original) => {
+  const real = await original<typeof import("../../src/device/peak.js")>();
+  const peakFlops: typeof real.peakFlops = (...given) => {
+    const flops = real.peakFlops(...given);
+    return peak.underrated ? 1 : flops;
+  };
+  return { peakFlops };
+});
+
 const dir = mkdtempSync(join(tmpdir(), "lyceum-profile-test-"));
 afterAll(() => rmSync(dir, { recursive: true, force: true }));
 const LAYERS = 2;
@@ -69,6 +80,20 @@ test("kernels of a step, without those of evaluation; products by shape; a Chrom
   const { traceEvents } = JSON.parse(readFileSync(trace, "utf8")) as { traceEvents: { name: string; dur: number }[] };
   expect(traceEvents).toHaveLength(3 * result.kernels.reduce((n, k) => n + k.calls, 0));
   expect(traceEvents.every((e) => e.dur > 0)).toBe(true);
+});
+
+test("what is measured between two steps is none of theirs", async () => {
+  peak.underrated = true;
+  try {
+    const { kernels, products } = JSON.parse(await output({ steps: "3", json: true })) as {
+      kernels: Row[];
+      products: Row[];
+    };
+    expect(products.map((p) => p.kernel).filter((shape) => shape.startsWith("768x"))).toEqual([]);
+    expect(kernels.find((k) => k.kernel === "matmul")?.calls).toBe(12 * LAYERS);
+  } finally {
+    peak.underrated = false;
+  }
 });
 
 test("a trace that cannot be written is told before anything is measured", async () => {
