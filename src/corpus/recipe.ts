@@ -8,8 +8,7 @@ import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
 import { ADS } from "./ads.js";
 import { GARBLED } from "./garbled.js";
 import { HARMFUL } from "./harmful.js";
-import { checkRules, PRESET_NAMES } from "./heuristics/index.js";
-import { checkThresholds } from "./heuristics/rules.js";
+import { PRESET_NAMES, type Thresholds, thresholdNames } from "./heuristics/index.js";
 import { PII_KINDS } from "./pii.js";
 import { LANGUAGES } from "./script.js";
 
@@ -32,12 +31,23 @@ const sourceSchema = z.strictObject({
   trusted: z.boolean().default(false),
 });
 
+/** Thresholds of rules by their names; null switches a rule off. */
+const thresholdsOf = (names: readonly string[]): z.ZodType<Thresholds> =>
+  z.strictObject(
+    Object.fromEntries(names.map((name) => [name, z.number().nullable().optional()])),
+  ) as z.ZodType<unknown> as z.ZodType<Thresholds>;
+
 const heuristicsSchema = z.strictObject({
   presets: z.array(z.enum(PRESET_NAMES as [string, ...string[]])).default(["gopher", "c4", "fineweb"]),
   /** Presets for languages that need others. */
   byLanguage: z.record(z.string(), z.array(z.enum(PRESET_NAMES as [string, ...string[]]))).default({ zh: ["zh"] }),
-  thresholds: z.record(z.string(), z.number().nullable()).default({}),
+  thresholds: thresholdsOf(thresholdNames()).default({}),
 });
+
+/** Blocks whose rules compare one signal with one threshold. */
+export const SIMPLE_RULES = { garbled: GARBLED, ads: ADS, harmful: HARMFUL };
+const simpleSchema = (block: keyof typeof SIMPLE_RULES) =>
+  thresholdsOf(SIMPLE_RULES[block].map((r) => r.name)).optional();
 
 const nearSchema = z.strictObject({
   threshold: z.number().gt(0).max(1).default(0.8),
@@ -46,8 +56,6 @@ const nearSchema = z.strictObject({
   bands: natural.optional(),
   rows: natural.optional(),
 });
-
-const thresholdsSchema = z.record(z.string(), z.number().nullable());
 
 export const recipeSchema = z.strictObject({
   name: z.string().min(1).optional(),
@@ -83,9 +91,9 @@ export const recipeSchema = z.strictObject({
     .optional(),
   heuristics: heuristicsSchema.optional(),
   /** Thresholds by name (garbled.maxMojibake); {} for the published ones. */
-  garbled: thresholdsSchema.optional(),
-  ads: thresholdsSchema.optional(),
-  harmful: thresholdsSchema.optional(),
+  garbled: simpleSchema("garbled"),
+  ads: simpleSchema("ads"),
+  harmful: simpleSchema("harmful"),
   pii: z.strictObject({ kinds: z.array(z.enum(PII_KINDS)).default([...PII_KINDS]) }).optional(),
   classifier: z
     .strictObject({
@@ -149,9 +157,6 @@ export const recipeSchema = z.strictObject({
 });
 export type Recipe = z.output<typeof recipeSchema>;
 
-/** Blocks whose rules compare one signal with one threshold. */
-export const SIMPLE_RULES = { garbled: GARBLED, ads: ADS, harmful: HARMFUL };
-
 /** Keys whose values are files or folders, looked for beside the recipe. */
 const PATHS = new Set(["files", "blocklists", "against", "tokenizer", "model"]);
 
@@ -176,11 +181,6 @@ export function loadRecipe(file: string, overrides: readonly string[] = []): Rec
   const source = overridden(raw, overrides);
   const value = beside(source.value, dirname(file));
   const recipe = check(recipeSchema, { ...source, value });
-  if (recipe.heuristics)
-    for (const presets of [recipe.heuristics.presets, ...Object.values(recipe.heuristics.byLanguage)])
-      checkRules(presets, recipe.heuristics.thresholds);
-  for (const [block, rules] of Object.entries(SIMPLE_RULES))
-    checkThresholds(recipe[block as keyof typeof SIMPLE_RULES] ?? {}, new Set(rules.map((r) => r.name)));
   if (recipe.sources.some((s) => s.name === AGAINST))
     throw new UserError(`${file}: a source cannot have the name "${AGAINST}": it stands for deduplicate.against.`, 2);
   const names = recipe.sources.map((s) => s.name);

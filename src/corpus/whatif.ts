@@ -10,14 +10,7 @@ import { applySpans } from "./document.js";
 import type { Duplicate } from "./duplicates.js";
 import type { Outcome } from "./finish.js";
 import { type BuildFolder, readRows } from "./folder.js";
-import {
-  checkRules,
-  evaluateHeuristics,
-  judgeSignals,
-  needsText,
-  publishedThreshold,
-  thresholdNames,
-} from "./heuristics/index.js";
+import { evaluateHeuristics, judgeSignals, needsText, publishedThreshold, thresholdNames } from "./heuristics/index.js";
 import { judge as judgeRules } from "./heuristics/rules.js";
 import { judgeLanguage, ofHeuristics, rulesFor } from "./judge.js";
 import { type Recipe, recipeSchema, SIMPLE_RULES } from "./recipe.js";
@@ -148,7 +141,6 @@ function apply(change: string, recipe: Recipe, changed: Recipe, rules: WhatIf["r
       2,
     );
   }
-  checkRules(recipe.heuristics.presets, { [name]: value });
   changed.heuristics.thresholds[name] = value;
   const published = publishedThreshold(name);
   rules[name] = { before: recipe.heuristics.thresholds[name] ?? published ?? "as published", after: value };

@@ -102,11 +102,18 @@ export function applyOverrides(
 /** Names that every object has a meaning for: to set them would change other objects than this one. */
 const EVERY_OBJECTS = new Set(["__proto__", "constructor", "prototype"]);
 
+/** Groups whose keys have dots themselves: thresholds of a corpus's rules, such as gopher.minWords. */
+const DOTTED = new Set(["thresholds", "garbled", "ads", "harmful"]);
+
 /** The key path of a `--set` argument. Names that users give (of instruction types, say) are left as they are. */
 function overriddenPath(text: string): string[] {
   const path: string[] = [];
-  for (const key of text.slice(0, text.indexOf("=")).split("."))
-    path.push(NAMED_BY_USER.has(path.at(-1) ?? "") ? key : camelCase(key));
+  const keys = text.slice(0, text.indexOf("=")).split(".");
+  for (const [i, key] of keys.entries()) {
+    const group = path.at(-1) ?? "";
+    if (DOTTED.has(group)) return [...path, camelCase(keys.slice(i).join("."))];
+    path.push(NAMED_BY_USER.has(group) ? key : camelCase(key));
+  }
   return path;
 }
 

@@ -47,9 +47,10 @@ function keysOf(node: Node, path = "", found = new Map<string, Key>()): Map<stri
   for (const branch of node.anyOf ?? []) keysOf(branch, path, found);
   if (node.items) keysOf(node.items, `${path}[]`, found);
   for (const [name, child] of Object.entries(node.properties ?? {})) {
+    if (name.includes(".")) continue; // the threshold of a corpus's rule
     const own = path ? `${path}.${name}` : name;
     found.set(own, {
-      group: child.properties !== undefined || child.items?.properties !== undefined,
+      group: [child, child.items].some((n) => Object.keys(n?.properties ?? {}).some((key) => !key.includes("."))),
       needed: node.required?.includes(name) ?? false,
       default: child.default,
     });

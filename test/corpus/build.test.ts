@@ -319,7 +319,7 @@ describe("small builds", () => {
       { name: "poor", files: poor },
     ];
     const thresholds = Object.fromEntries(
-      ["minWords", "minStopWords", "minAlphaWords"].map((r) => [`gopher.${r}`, null]),
+      ["minWords", "minStopWords", "minAlphabeticWords"].map((r) => [`gopher.${r}`, null]),
     );
     const heuristics = { presets: ["gopher"], thresholds: { ...thresholds, "gopher.minMeanWordLength": 3.5 } };
     const { finished } = await small("emptied", { sources, heuristics, minCharacters: 20 });
@@ -468,7 +468,12 @@ describe("mistakes", () => {
     );
     expect(
       complaint("sources: [{ name: a, files: [in/books.jsonl] }]\nheuristics: { thresholds: { gopher.minWord: 3 } }"),
-    ).toMatch(/no heuristic threshold "gopher.minWord"/);
+    ).toContain(
+      'bad.yaml:2:29: there is no key "heuristics.thresholds.gopher.minWord". Did you mean "gopher.minWords"?',
+    );
+    expect(
+      complaint('sources: [{ name: a, files: [in/books.jsonl] }]\ngarbled:\n  garbled.maxControl: "0.5"'),
+    ).toContain('bad.yaml:3:3: garbled.garbled.maxControl is "0.5"; it must be a number.');
     expect(complaint("sources: [{ name: a, files: [in/books.jsonl] }, { name: a, files: [in/books.jsonl] }]")).toMatch(
       /two sources have the name "a"/,
     );
@@ -484,16 +489,7 @@ describe("mistakes", () => {
     );
     const r = spawnSync(
       process.execPath,
-      [
-        program,
-        "corpus",
-        "build",
-        "none.yaml",
-        "--out",
-        "none",
-        "--set",
-        "heuristics.thresholds={gopher.minWords: 9999}",
-      ],
+      [program, "corpus", "build", "none.yaml", "--out", "none", "--set", "heuristics.thresholds.gopher.minWords=9999"],
       { cwd: dir, encoding: "utf8" },
     );
     expect(r.stderr).toMatch(/gopher.minWords +-3/);

@@ -1,11 +1,10 @@
 /** The heuristic presets: measures a text once, judges every rule of the chosen presets, and says what would be cut. */
-import { UserError } from "../../run/errors.js";
 import type { Finding, Span } from "../document.js";
 import { c4, LINE_RULES, PAGE_RULES } from "./c4.js";
 import { FINEWEB, FINEWEB_SHORT_LINE, fineweb } from "./fineweb.js";
 import { GOPHER_QUALITY, GOPHER_REPETITION, gopherQuality, gopherRepetition } from "./gopher.js";
 import { Measured } from "./measure.js";
-import { checkThresholds, judge, type Rule, type Signals, type Thresholds } from "./rules.js";
+import { judge, type Rule, type Signals, type Thresholds } from "./rules.js";
 import { SLIMPAJAMA, slimpajama } from "./slimpajama.js";
 import { ZH, zh } from "./zh.js";
 
@@ -30,14 +29,6 @@ export interface HeuristicRules {
   presets: readonly PresetName[];
   /** By name, e.g. {"gopher.minWords": 100}; null switches a rule off. */
   thresholds?: Thresholds;
-}
-
-/** Checks a recipe's rules before anything is read. Throws UserError naming what is unknown. */
-export function checkRules(presets: readonly string[], thresholds: Record<string, unknown> = {}): HeuristicRules {
-  for (const preset of presets)
-    if (!Object.hasOwn(PRESETS, preset))
-      throw new UserError(`There is no preset "${preset}". There are: ${PRESET_NAMES.join(", ")}.`, 2);
-  return { presets: presets as PresetName[], thresholds: checkThresholds(thresholds, KNOWN) };
 }
 
 /** All names by which a threshold can be changed. */

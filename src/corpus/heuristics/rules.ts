@@ -1,5 +1,4 @@
 /** A heuristic rule: a signal measured on the text, a threshold, and how the two are compared. */
-import { UserError } from "../../run/errors.js";
 import type { Finding } from "../document.js";
 
 export interface Rule {
@@ -41,23 +40,4 @@ export function judge(rules: readonly Rule[], signals: Signals, overrides: Thres
     findings.push(finding);
   }
   return findings;
-}
-
-/** Refuses a name that no rule has, and a value that is no number, before a long run starts. */
-export function checkThresholds(overrides: Record<string, unknown>, known: ReadonlySet<string>): Thresholds {
-  for (const [name, value] of Object.entries(overrides)) {
-    if (!known.has(name)) {
-      const near = [...known].filter((k) => k.split(".")[0] === name.split(".")[0]);
-      throw new UserError(
-        `There is no heuristic threshold "${name}". ${near.length ? `Known are: ${near.join(", ")}.` : `They begin with one of: ${[...new Set([...known].map((k) => k.split(".")[0]))].join(", ")}.`}`,
-        2,
-      );
-    }
-    if (value !== null && !(typeof value === "number" && Number.isFinite(value)))
-      throw new UserError(
-        `The threshold ${name} is ${JSON.stringify(value)}; it must be a number, or null for no rule.`,
-        2,
-      );
-  }
-  return overrides as Thresholds;
 }
