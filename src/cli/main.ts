@@ -186,7 +186,7 @@ program
   )
   .option(
     "--stage <stage>",
-    "pretrain, sft, reward, dpo or ppo (default: what the YAML file says, or its keys; of a size, pretrain)",
+    "pretrain, sft, reward, dpo, ppo or grpo (default: what the YAML file says, or its keys; of a size, pretrain)",
   )
   .option("--set <key=value...>", "override settings of the YAML file")
   .option("--cluster <file>", "YAML that describes the cluster")

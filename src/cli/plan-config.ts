@@ -77,8 +77,10 @@ async function workloadOf(stage: PlannedStage, config: Json, earlier: Earlier, f
   const reply = config.maxTokens as number | undefined;
   const contextLength = data?.contextLength ?? ((config.maxPromptLength as number) ?? 0) + (reply ?? 0);
   const pairs = stage === "reward" || stage === "dpo" ? 2 : 1; // a preference is a chosen and a rejected reply
-  const rows = (config.batchSize as number) * ((config.gradientAccumulation as number | undefined) ?? 1);
-  const others = stage === "ppo" ? await otherModels(config, shape, earlier, file) : {};
+  // Micro-batches of a step, or replies to each prompt.
+  const times = (config.gradientAccumulation ?? config.groupSize ?? 1) as number;
+  const rows = (config.batchSize as number) * times;
+  const others = stage === "ppo" || stage === "grpo" ? await otherModels(config, shape, earlier, file) : {};
   const lora = config.lora as z.output<typeof loraSchema> | undefined;
   return workload({
     stage,
@@ -93,11 +95,15 @@ async function workloadOf(stage: PlannedStage, config: Json, earlier: Earlier, f
   });
 }
 
-/** Reward model and critic of PPO (src/stages/four-models.ts); one that is not there yet counts as large as the actor. */
+/** The models beside the actor: of PPO (src/stages/four-models.ts) and of GRPO; one that is not there yet counts as large as the actor. */
 async function otherModels(config: Json, shape: ModelShape, earlier: Earlier, file: string) {
-  const { reward: from, critic } = config as { reward: string; critic?: string };
+  const { reward: from, critic, klCoef } = config as { reward: string; critic?: string; klCoef?: number };
   const reward = isRewardModule(from) ? undefined : await named(from, earlier, file, shape);
-  return { reward, critic: critic === undefined ? (reward ?? shape) : await named(critic, earlier, file, shape) };
+  return {
+    reward,
+    critic: critic === undefined ? (reward ?? shape) : await named(critic, earlier, file, shape),
+    reference: klCoef !== 0,
+  };
 }
 
 /** Parameters of LoRA's two factors beside the chosen matrices. */

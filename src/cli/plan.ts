@@ -3,6 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { type ClusterSettings, makeCluster, readCluster } from "../plan/cluster.js";
 import { simulateGrid } from "../plan/grid.js";
+import { writesReplies } from "../plan/layout.js";
 import { plan } from "../plan/layouts.js";
 import { reportSvg } from "../plan/picture.js";
 import { reportJson, reportTable } from "../plan/report.js";
@@ -97,7 +98,7 @@ function described({ workload: w, config }: Subject, f: PlanFlags, devices: numb
   const contextLength = whole("--context", f.context) ?? w.contextLength;
   const replyLength =
     whole("--reply", f.reply) ?? (f.context && !config ? Math.floor(contextLength / 2) : w.replyLength);
-  if (w.stage === "ppo" && replyLength >= contextLength)
+  if (writesReplies(w) && replyLength >= contextLength)
     throw new UserError(
       `--reply ${replyLength} must be less than the context of ${contextLength} tokens: the context holds the prompt too.`,
       2,

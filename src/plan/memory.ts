@@ -8,7 +8,7 @@ import {
   layerInput,
   logitBytes,
 } from "./activations.js";
-import { type Layout, microBatches, type Resident, residents, type Workload } from "./layout.js";
+import { type Layout, microBatches, type Resident, residents, type Workload, writesReplies } from "./layout.js";
 import { embeddingParameters, headParameters, layerParameters, type ModelShape } from "./shape.js";
 import { modelStates, type StateBytes, stateTotal, valueBytes } from "./states.js";
 
@@ -19,7 +19,7 @@ export interface DeviceMemory extends StateBytes {
   activationsRecomputed: number;
   /** Buckets of gradients, gathered layers, logits, gradients of activations, the layer that is recomputed. */
   buffers: number;
-  /** PPO: keys and values of the replies while they are written. */
+  /** Keys and values of the replies while they are written (PPO, GRPO). */
   kvCache: number;
   /** States + buffers + the larger of activations and cache: replies are written and trained on at different times. */
   total: number;
@@ -100,7 +100,7 @@ function stageMemory(w: Workload, l: Layout, stage: number): DeviceMemory {
     backwardWorkspace(largest, c) +
     (last ? logitBytes(largest, c, w.logits) : 0) +
     (l.recompute ? layerActivations(largest, c) - layerInput(largest, c) : 0);
-  const replies = w.stage === "ppo" ? Math.ceil(w.globalBatch / l.data) : 0;
+  const replies = writesReplies(w) ? Math.ceil(w.globalBatch / l.data) : 0;
   const kvCache = cacheBytes(w.shape, replies * w.contextLength, w.precision) / (l.tensor * l.pipeline);
   const activations = l.recompute ? recomputed : kept;
   return {

@@ -3,7 +3,7 @@ import { duration } from "../run/progress.js";
 import type { Cluster } from "./cluster.js";
 import { LINK_EFFICIENCY } from "./collectives.js";
 import type { GridResult } from "./grid.js";
-import { residents, type Workload } from "./layout.js";
+import { residents, type Workload, writesReplies } from "./layout.js";
 import { type Plan, type Planned, USABLE } from "./layouts.js";
 import { layerParameters } from "./shape.js";
 import { bytesPerParameter, deepspeedZero2, deepspeedZero3 } from "./states.js";
@@ -90,9 +90,9 @@ export function assumptions({ workload: w, cluster: c }: Report): string[] {
         `${gb(sum / c.devices)} GB on each of ${c.devices} when all are sharded (ZeRO-3).`,
     );
   }
-  if (w.stage === "ppo")
+  if (writesReplies(w))
     lines.push(
-      `PPO: replies of ${w.replyLength} tokens are written, scored by ${w.reward ? "all models" : "the models (the reward is a module: it has no parameters, and its time is not counted)"}, and trained on ${w.updateEpochs} times; the key-value cache and the activations are not in memory together.`,
+      `${w.stage.toUpperCase()}: replies of ${w.replyLength} tokens are written, scored by ${w.reward ? "all models" : "the models (the reward is a module: it has no parameters, and its time is not counted)"}, and trained on ${w.updateEpochs === 1 ? "once" : `${w.updateEpochs} times`}; the key-value cache and the activations are not in memory together.`,
     );
   if (w.stage === "dpo" && !w.residentReference)
     lines.push(
@@ -107,7 +107,7 @@ export function assumptions({ workload: w, cluster: c }: Report): string[] {
 
 /** Which of the layouts can be run here (docs/parallel.md). */
 function runnable({ stage, adapters }: Workload): string {
-  const some = stage === "ppo" || adapters > 0;
+  const some = stage === "ppo" || stage === "grpo" || adapters > 0;
   return `For ${stage}${adapters > 0 ? " with LoRA" : ""} Lyceum, which computes on CPUs, runs ${some ? "those of data parallelism and ZeRO only" : "all but the interleaved ones (v2 and more)"}`;
 }
 
@@ -134,7 +134,7 @@ const simulation = (s: GridResult, c: Cluster): string =>
 export function reportTable(r: Report): string {
   const { plan, cluster: c, tokens, workload: w } = r;
   const head = ["", "strategy", "layout", "param", "grad", "optim", "activ", "(recomp.)", "buffers"];
-  if (w.stage === "ppo") head.push("kv");
+  if (writesReplies(w)) head.push("kv");
   head.push("total", "step s", "tokens/s", "MFU", "sent");
   if (tokens !== undefined) head.push("takes", ...(c.pricePerHour > 0 ? ["cost"] : ["dev-hours"]));
   const [unit, name] = plan.planned.some((p) => p.memory.total >= 1e9) ? [1e9, "GB"] : [1e6, "MB"];
@@ -147,7 +147,7 @@ export function reportTable(r: Report): string {
     const mark = p === plan.chosen ? ">" : p.fits ? "" : "x";
     const cells = [mark, p.strategy, p.layout.name, size(m.parameters), size(m.gradients), size(m.optimizer)];
     cells.push(size(m.activationsKept), size(m.activationsRecomputed), size(m.buffers));
-    if (w.stage === "ppo") cells.push(size(m.kvCache));
+    if (writesReplies(w)) cells.push(size(m.kvCache));
     const sent = p.time.sent.data + p.time.sent.tensor + p.time.sent.pipeline + p.time.sent.host;
     cells.push(size(m.total), short(p.time.seconds), short(p.time.tokensPerSecond));
     cells.push(`${Math.round(100 * p.time.utilisation)}%`, size(sent));

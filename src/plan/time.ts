@@ -2,7 +2,7 @@
 import type { Cluster } from "./cluster.js";
 import { collectiveBytes, collectiveSeconds, type Group, messageSeconds } from "./collectives.js";
 import { decodeSeconds, headSeconds, layerSeconds, trainingFlops, UPDATE_BYTES } from "./compute.js";
-import { type Layout, microBatches, type Resident, residents, type Workload } from "./layout.js";
+import { type Layout, microBatches, type Resident, residents, type Workload, writesReplies } from "./layout.js";
 import { activationCase, stageParameters } from "./memory.js";
 import { layerParameters } from "./shape.js";
 import { simulatePipeline } from "./simulate.js";
@@ -169,13 +169,14 @@ export function stepTime(w: Workload, l: Layout, c: Cluster): StepTime {
   };
   let bubble = 0;
   let flops = 0;
-  const repeats = w.stage === "ppo" ? w.updateEpochs : 1;
+  const writes = writesReplies(w);
+  const repeats = writes ? w.updateEpochs : 1;
   for (const model of residents(w)) {
     const pass = trainingPass(model, w, l, c);
     const perToken = trainingFlops(model.shape, w.contextLength, w.attention) / 3;
-    if (w.stage === "ppo" || !model.trained) {
-      // PPO: every model looks at the replies once; with adapters the actor is the reference as well.
-      const looks = w.stage === "ppo" && model.role === "actor" && model.adapters > 0 ? 2 : 1;
+    if (writes || !model.trained) {
+      // Every model looks at the replies once; with adapters the actor is the reference as well.
+      const looks = writes && w.reference && model.role === "actor" && model.adapters > 0 ? 2 : 1;
       parts.scoring += looks * pass.scoring;
       add(pass.sentScoring, looks);
       flops += looks * tokens * perToken;
@@ -186,7 +187,7 @@ export function stepTime(w: Workload, l: Layout, c: Cluster): StepTime {
     bubble = Math.max(bubble, pass.bubble);
     flops += repeats * tokens * perToken * (model.adapters > 0 ? 2 : 3);
   }
-  if (w.stage === "ppo") {
+  if (writes) {
     const past = w.contextLength - w.replyLength / 2; // on average
     const token = decodeSeconds(w.shape, sequences / l.data, past, w.precision, l.tensor * l.pipeline, c);
     // Under ZeRO-3 every token needs every layer gathered again.

@@ -171,6 +171,23 @@ test("PPO's critic and reward model: as the file names them, and no reward model
   });
 });
 
+test("GRPO: no critic, the replies of a group, and no reference where nothing is compared with it", async () => {
+  const planned = async (more: string) => {
+    const report = await json({ model: ppoFile("grpo.yaml", `stage: grpo\n${more}`), devices: "1" });
+    return { ...report, roles: report.strategies[0].models?.map((m: { role: string }) => m.role) };
+  };
+  const reward = "reward: test/golden/llama/linear-3-layers\n";
+  const both = await planned(`${reward}batchSize: 6\ngroupSize: 4\n`);
+  expect(both.roles).toEqual(["actor", "ref", "reward"]);
+  expect([both.contextLength, both.globalBatch]).toEqual([128 + 40, 24]);
+  expect(both.assumptions.join("\n")).toContain(
+    "GRPO: replies of 40 tokens are written, scored by all models, and trained on once",
+  );
+  expect(both.assumptions.at(-1)).toContain("those of data parallelism and ZeRO only");
+  expect((await planned(`${reward}klCoef: 0\n`)).roles).toEqual(["actor", "reward"]);
+  expect((await planned("reward: judge.mjs\n")).roles).toEqual(["actor", "ref"]);
+});
+
 test("a file's keys tell its stage, and what plan does not cover is told as what it is", async () => {
   const planned = async (file: string): Promise<string> => (await printed({ model: file, devices: "1" })).split(" ")[0];
   const ours = "reward: judge.mjs\n";
@@ -184,11 +201,14 @@ test("a file's keys tell its stage, and what plan does not cover is told as what
   );
   await expect(planned(sft)).rejects.toThrow(/there is no key "batchsise". Did you mean "batchSize"/); // as DPO's
   for (const [more, message] of [
-    ["groupSize: 4\n", /grpo.yaml has the keys of the stage grpo; plan covers pretrain, sft, reward, dpo, ppo\.$/],
-    ["samples: 4\n", /grpo.yaml has the keys of the stage prefer; plan covers/],
-    ["stage: grpo\n", /stage in .*grpo.yaml is "grpo"; plan covers/],
+    [
+      "samples: 4\n",
+      /prefer.yaml has the keys of the stage prefer; plan covers pretrain, sft, reward, dpo, ppo, grpo\.$/,
+    ],
+    ["stage: prefer\n", /stage in .*prefer.yaml is "prefer"; plan covers/],
   ] as const)
-    await expect(planned(ppoFile("grpo.yaml", ours + more))).rejects.toThrow(message);
+    await expect(planned(ppoFile("prefer.yaml", ours + more))).rejects.toThrow(message);
+  expect(await planned(ppoFile("grpo.yaml", `${ours}groupSize: 4\n`))).toBe("grpo");
   await expect(planned("recipes/corpus-demo.yaml")).rejects.toThrow(/is the recipe of a corpus; plan covers/);
 });
 
@@ -260,7 +280,7 @@ test.each([
   [{ model: "7B", stage: "ppo", context: "512", reply: "512" }, /--reply 512 must be less than the context/],
   [{ model: "none.yaml" }, /none.yaml does not exist/],
   [{ model: "7B", simulate: "3%" }, /--simulate is "3%"; it must be a share from 0 to 1/],
-  [{ model: recipe, stage: "grpo" }, /--stage is "grpo"; plan covers pretrain, sft, reward, dpo, ppo\.$/],
+  [{ model: recipe, stage: "prefer" }, /--stage is "prefer"; plan covers pretrain, sft, reward, dpo, ppo, grpo\.$/],
   [{ model: "test/golden" }, /there is no config.json in it/],
 ] as [PlanFlags, RegExp][])("a mistake in %j is told", async (flags, message) => {
   await expect(printed(flags)).rejects.toThrow(message);

@@ -140,6 +140,20 @@ test("PPO writes, scores and updates; its parts add up", () => {
   expect(t.utilisation).toBeLessThan(0.65);
 });
 
+test("GRPO is PPO without the critic; without a reference one look at the replies less", () => {
+  const shape = namedShape("7B")!;
+  const some = { shape, globalBatch: 64, contextLength: 1024, updateEpochs: 1 };
+  const of = (more: Partial<Workload>) =>
+    stepTime(workload({ ...some, ...more }), layout({ name: "", data: 8, zero: 3 }), makeCluster({ devices: 8 })).parts;
+  const [ppo, grpo, free] = [of({ stage: "ppo" }), of({ stage: "grpo" }), of({ stage: "grpo", reference: false })];
+  expect(grpo.generation).toBe(ppo.generation);
+  expect(grpo.pipeline / ppo.pipeline).toBeCloseTo(1 / 2, 10);
+  expect(grpo.scoring / ppo.scoring).toBeCloseTo(3 / 4, 10); // of four models of one size
+  expect(free.scoring / ppo.scoring).toBeCloseTo(2 / 4, 10);
+  const adapters = of({ stage: "grpo", adapters: 1e6, reference: false });
+  expect(adapters.scoring).toBeCloseTo(free.scoring, 10);
+});
+
 test("fp32 takes longer to write replies: twice the bytes of weights and caches", () => {
   const shape = namedShape("7B")!;
   const c = makeCluster({ devices: 8 });
