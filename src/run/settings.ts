@@ -65,8 +65,8 @@ export const rateFalls: [
   }) => boolean,
   { path: string[]; message: string },
 ] = [
-  ({ optimizer, schedule: { kind, minLearningRate = 0 } }) =>
-    kind === "constant" || minLearningRate <= optimizer.learningRate,
+  ({ optimizer, schedule: { kind, minLearningRate } }) =>
+    kind === "constant" || minLearningRate === undefined || minLearningRate <= optimizer.learningRate,
   { path: ["schedule", "minLearningRate"], message: "at most optimizer.learningRate, from which the rate falls" },
 ];
 

@@ -77,6 +77,7 @@ test("numbers that are none, lists of another length, a rate that would rise", (
   expect(of("optimizer.learningRate=.inf")).toMatch(/learningRate is Infinity; it must be a number/);
   expect(of("optimizer.betas=[0.9]")).toMatch(/betas is \[0\.9\]; it must be a list of 2/);
   expect(of("optimizer.betas=[0.9,0.95,0.9]")).toMatch(/it must be a list of 2/);
+  expect(of("optimizer.learningRate=-1")).toMatch(/^--set [^\n]*learningRate is -1; it must be more than 0\.$/); // and of nothing else
   expect(of("schedule.minLearningRate=0.5")).toMatch(
     /schedule\.minLearningRate is 0\.5; it must be at most optimizer\.learningRate, from which the rate falls/,
   );
@@ -90,6 +91,12 @@ test("--set is blamed for what it brings; names that users give are left as they
   const source = { file: "x.yaml", value: {}, place: () => "" };
   expect(overridden(source, ["data.mixture.weights.my_type=2", "data.mixture.weights.文本分类=1"]).value).toEqual({
     data: { mixture: { weights: { my_type: 2, 文本分类: 1 } } },
+  });
+  expect(
+    overridden(source, ["heuristics.thresholds.gopher.min_words=2", "garbled.garbled.maxControl=1"]).value,
+  ).toEqual({
+    heuristics: { thresholds: { "gopher.minWords": 2 } },
+    garbled: { "garbled.maxControl": 1 },
   });
 });
 
