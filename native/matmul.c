@@ -329,6 +329,16 @@ static void store_some(Pending *p, int64_t rows) {
   } else for (; from < to; from++, x += t->p.nr, at += t->ldc) store_line(t, x, at, p->cols, half, 1, p->next);
 }
 
+/* A whole block of vectors' sums that are results, or are when they are rounded, goes to its place at once; returns whether it does. */
+static int at_once(const Product *t, int64_t row, int64_t rows, int64_t col, Sums *s) {
+  const Plan *p = &t->p;
+  int64_t place = row * t->ldc + col;
+  if ((ROWS_FIRST && p->half) || t->alpha != 1.0f || t->beta != 0 || rows < p->mr || t->N - col < p->nr) return 0;
+  if (t->dtC == LY_F32 && !t->R && s->first) { s->out = (float *)t->C + place; s->ldo = t->ldc; return 1; }
+  if (t->dtC == LY_BF16 && HAS_BF16 && p->half) { s->c = (bf16 *)t->C + place; s->r = t->R ? (const bf16 *)t->R + place : NULL; s->ldc = t->ldc; return 1; }
+  return 0;
+}
+
 /* An item: `rows` rows by `chunk` panels of B. */
 static void product_body(void *ctx, int64_t item, int thread) {
   Product *t = ctx; Plan *p = &t->p;
@@ -338,7 +348,6 @@ static void product_body(void *ctx, int64_t item, int thread) {
   _Alignas(64) float block[2][MAX_MR * MAX_NR];
   float *waiting = p->Kp > p->kc && !t->sums ? ly_scratch(thread, 20, (size_t)(blocks * panels * p->mr * p->nr) * 4) : NULL;
   Pending before = {0};
-  int plain = t->alpha == 1.0f && t->beta == 0 && !rowsFirst; /* whole blocks of sums are results, or results when they are rounded */
   do { /* once even when K is 0 */
     int64_t K = min64(p->kc, t->to - k);
     int last = k + K >= p->Kp;
@@ -347,10 +356,7 @@ static void product_body(void *ctx, int64_t item, int thread) {
       int64_t i = rowsFirst ? n / panels : n % blocks, j = j0 + (rowsFirst ? n % panels : n / blocks);
       float *sums = t->sums ? t->sums + ((row0 / p->mr + i) * t->panels + j) * p->mr * p->nr : waiting ? waiting + n * p->mr * p->nr : block[n & 1];
       Sums s = {.out = sums, .ldo = p->nr, .first = k == 0, .before = &before};
-      int64_t place = (row0 + i * p->mr) * t->ldc + j * p->nr;
-      int whole = plain && last && rows - i * p->mr >= p->mr && t->N - j * p->nr >= p->nr, there = 0;
-      if (whole && t->dtC == LY_F32 && !t->R && k == 0) { s.out = (float *)t->C + place; s.ldo = t->ldc; there = 1; }
-      if (whole && t->dtC == LY_BF16 && HAS_BF16 && p->half) { s.c = (bf16 *)t->C + place; s.r = t->R ? (const bf16 *)t->R + place : NULL; s.ldc = t->ldc; there = 1; }
+      int there = last && at_once(t, row0 + i * p->mr, rows - i * p->mr, j * p->nr, &s);
       multiply(p, &a, i, rows, K, panel_of(t, k, K, j), &s);
       if (!last) continue;
       store_some(&before, before.rows); /* what the kernel has not */
