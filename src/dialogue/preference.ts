@@ -8,7 +8,7 @@ import { packSequences, type TokenBatch } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
 import { recordsOf } from "./jsonl.js";
 import { type DialogueEncoder, replyStart, type Sample } from "./mask.js";
-import { checkTurns, messagesFrom } from "./records.js";
+import { alpacaQuestion, checkTurns, messagesFrom, turnsOf, withSystem } from "./records.js";
 import type { Message } from "./templates.js";
 
 export interface Preference {
@@ -49,7 +49,8 @@ export function toPreference(record: unknown, single = false): Omit<Preference, 
   if (typeof replies === "string") return replies;
   const prompt = promptOf(r, replies.sharedPrompt);
   if (typeof prompt === "string") return prompt;
-  const { texts } = replies;
+  // Behind a prompt in HH's layout a reply begins with the blank that follows "Assistant:".
+  const texts = isHh(r.prompt) ? replies.texts.map((t) => t.trim()) : replies.texts;
   const empty = texts.findIndex((t) => t.trim() === "");
   if (empty >= 0) return `reply ${empty + 1} is empty`;
   const twin = texts.findIndex((t, i) => texts.indexOf(t) !== i);
@@ -57,6 +58,8 @@ export function toPreference(record: unknown, single = false): Omit<Preference, 
   if (texts.some((t) => /\p{Cs}/u.test(t))) return "a reply holds half of a surrogate pair";
   return { prompt, replies: texts, ...(isLabelled && { good: Boolean(r.label) }) };
 }
+
+const isHh = (prompt: unknown): boolean => typeof prompt === "string" && turnsOf(prompt) !== undefined;
 
 /** TRL's form for KTO: a completion, and whether it is a good one. */
 function labelled({ completion, label }: Json): { texts: string[]; sharedPrompt?: Message[] } | string {
@@ -69,7 +72,7 @@ function labelled({ completion, label }: Json): { texts: string[]; sharedPrompt?
 /** The replies, best first; from message lists also the messages that they share. */
 function repliesOf(r: Json): { texts: string[]; sharedPrompt?: Message[] } | string {
   if (r.chosen !== undefined || r.rejected !== undefined) {
-    const pair = [r.chosen, r.rejected].map((side) => lastReply(r.prompt === undefined ? turnsOf(side) : side));
+    const pair = [r.chosen, r.rejected].map(lastReply);
     const bad = pair.findIndex((p) => typeof p === "string");
     if (bad >= 0) return `${bad === 0 ? "chosen" : "rejected"}: ${pair[bad] as string}`;
     const [chosen, rejected] = pair as { text: string; before: Message[] }[];
@@ -89,53 +92,56 @@ function repliesOf(r: Json): { texts: string[]; sharedPrompt?: Message[] } | str
   return { texts: order.map((i) => completions[i] as string) };
 }
 
-/** Anthropic's HH writes a whole conversation as one text, turn after turn; that is told by how it begins. */
-function turnsOf(value: unknown): unknown {
-  if (typeof value !== "string" || !/^\s*Human: /.test(value)) return value;
-  const [, ...parts] = value
-    .trimStart()
-    .replace(/^/, "\n\n")
-    .split(/\n\n(Human|Assistant): ?/);
-  return parts.flatMap((role, i) =>
-    i % 2 === 0 ? [{ role: role === "Human" ? "user" : "assistant", content: parts[i + 1].trim() }] : [],
-  );
-}
-
 function lastReply(value: unknown): { text: string; before: Message[] } | string {
   if (value === undefined) return "there is none; a pair has both, chosen and rejected";
-  if (typeof value === "string") return { text: value, before: [] };
-  if (!Array.isArray(value)) return "it is neither a text nor a list of messages";
-  const messages = messagesFrom(value);
+  const turns = typeof value === "string" ? turnsOf(value) : undefined;
+  if (typeof value === "string" && !turns) return { text: value, before: [] };
+  if (!turns && !Array.isArray(value)) return "it is neither a text nor a list of messages";
+  const messages = turns ?? messagesFrom(value as unknown[]);
   if (typeof messages === "string") return messages;
   const last = messages.at(-1);
   if (last?.role !== "assistant") return "its last message is not the assistant's";
   return { text: last.content, before: messages.slice(0, -1) };
 }
 
+/** What a record asks for: its prompt or question, a text or a list, or an instruction with its input. None: no messages. */
+function given(r: Json): Message[] | string {
+  const key = r.prompt === undefined ? "question" : "prompt";
+  const asked = r[key];
+  if (typeof asked === "string") return turnsOf(asked, true) ?? [{ role: "user", content: asked }];
+  if (asked === undefined) return r.instruction === undefined ? [] : alpacaQuestion(r);
+  if (!Array.isArray(asked)) return `"${key}" is neither a text nor a list of messages`;
+  const messages = messagesFrom(asked);
+  return typeof messages === "string" ? `${key}: ${messages}` : messages;
+}
+
 /**
- * A prompt as messages: a text or a list, and behind it the messages that the replies' own lists share. Lists that begin with the
- * prompt have it already, after a system message perhaps (UltraFeedback's layout). Its last message is the user's.
+ * A prompt as messages: a text or a list, behind the record's "system", and before the messages that the replies' own lists share. Lists that begin
+ * with the prompt have it already, after a system message perhaps (UltraFeedback's layout). Its last message is the user's.
  */
 export function promptOf(r: Json, shared: Message[] = []): Message[] | string {
-  let given: Message[] | string = [];
-  if (typeof r.prompt === "string") given = [{ role: "user", content: r.prompt }];
-  else if (Array.isArray(r.prompt)) given = messagesFrom(r.prompt);
-  else if (r.prompt !== undefined) return '"prompt" is neither a text nor a list of messages';
-  if (typeof given === "string") return `prompt: ${given}`;
-  const first = shared[0]?.role === "system" && given[0]?.role !== "system" ? 1 : 0;
-  const told = JSON.stringify(shared.slice(first, first + given.length)) === JSON.stringify(given);
-  const whole = told ? shared : [...given, ...shared];
-  // Lists that tell the same question in other words (a blank at its end, its last turn only): who tells more of it is believed.
-  const last = (messages: Message[]): string | undefined => messages.findLast((m) => m.role === "user")?.content.trim();
-  const system = given[0]?.role === "system" && shared[0]?.role !== "system" ? [given[0]] : [];
-  const both = last(given) === last(shared) ? [[...system, ...shared], given] : [];
-  const others = both.sort((a, b) => b.length - a.length);
-  const sound = (messages: Message[]): boolean => !checkTurns(messages) && messages.at(-1)?.role === "user";
-  const prompt = sound(whole) ? whole : (others.find(sound) ?? whole);
+  const asked = given(r);
+  if (typeof asked === "string") return asked;
+  const prompt = withSystem(r, joined(asked, shared));
+  if (typeof prompt === "string") return `prompt: ${prompt}`;
   if (prompt.length === 0) return 'there is no "prompt"';
   const wrong = checkTurns(prompt);
   if (wrong) return `prompt: ${wrong}`;
   return prompt.at(-1)?.role === "user" ? prompt : "the prompt does not end with the user's turn";
+}
+
+/** The prompt, and behind it what the replies' lists share, unless these tell the prompt again. */
+function joined(asked: Message[], shared: Message[]): Message[] {
+  const first = shared[0]?.role === "system" && asked[0]?.role !== "system" ? 1 : 0;
+  const told = JSON.stringify(shared.slice(first, first + asked.length)) === JSON.stringify(asked);
+  const whole = told ? shared : [...asked, ...shared];
+  // Lists that tell the same question in other words (a blank at its end, its last turn only): who tells more of it is believed.
+  const last = (messages: Message[]): string | undefined => messages.findLast((m) => m.role === "user")?.content.trim();
+  const system = asked[0]?.role === "system" && shared[0]?.role !== "system" ? [asked[0]] : [];
+  const both = last(asked) === last(shared) ? [[...system, ...shared], asked] : [];
+  const others = both.sort((a, b) => b.length - a.length);
+  const sound = (messages: Message[]): boolean => !checkTurns(messages) && messages.at(-1)?.role === "user";
+  return sound(whole) ? whole : (others.find(sound) ?? whole);
 }
 
 /** One reply under its prompt as tokens. */

@@ -66,7 +66,8 @@ export function toConversation(record: unknown): Omit<Conversation, "source"> | 
   return { messages, ...(!isNothing(type) && { type: String(type) }) };
 }
 
-function messagesOf(r: Json): Message[] | string {
+/** The messages of a record of any of the formats above, in whatever order they stand there, or what is wrong with it. */
+export function messagesOf(r: Json): Message[] | string {
   const key = ["messages", "conversations", "conversation"].find((k) => !isNothing(r[k]));
   let messages: Message[] | string;
   if (key) messages = Array.isArray(r[key]) ? listed(r[key], key) : `"${key}" is not a list`;
@@ -75,23 +76,35 @@ function messagesOf(r: Json): Message[] | string {
     messages = r.label === false || r.label === 0 ? "its label says that the reply is a bad one" : completed(r);
   else
     return `its keys (${Object.keys(r).join(", ") || "none"}) are of no known format: Alpaca has instruction and output, ShareGPT conversations, OpenAI messages, TRL prompt and completion`;
-  if (typeof messages === "string") return messages;
+  return typeof messages === "string" ? messages : withSystem(r, messages);
+}
+
+/** The messages behind the record's own "system", where it has one. */
+export function withSystem({ system }: Json, messages: Message[]): Message[] | string {
   // An empty system message says nothing; a template would still write its frame.
-  if (messages[0]?.role === "system" && messages[0].content.trim() === "") messages.shift();
-  const { system } = r;
-  if (isNothing(system) || system === "") return messages;
+  const own = messages[0]?.role === "system" && messages[0].content.trim() === "" ? messages.slice(1) : messages;
+  if (isNothing(system) || system === "") return own;
   if (typeof system !== "string") return '"system" is not text';
-  if (messages[0]?.role === "system") return 'there is a "system" and also a system message';
-  return [{ role: "system", content: system }, ...messages];
+  if (own[0]?.role === "system")
+    return own[0].content === system ? own : 'there is a "system" and also a system message';
+  return [{ role: "system", content: system }, ...own];
 }
 
 function alpaca(r: Json): Message[] | string {
-  const { instruction } = r;
   const isDolly = r.output === undefined && r.response !== undefined;
   const output = isDolly ? r.response : r.output;
-  const input = r.input ?? (isDolly ? r.context : undefined) ?? "";
+  const question = alpacaQuestion(r);
+  if (typeof question === "string") return question;
+  if (typeof output !== "string") return isNothing(output) ? 'there is no "output"' : '"output" is not text';
+  return [...question, { role: "assistant", content: output }];
+}
+
+/** What is asked in Alpaca's form, and in Dolly's, whose `context` is the input: the history, and the instruction. */
+export function alpacaQuestion(r: Json): Message[] | string {
+  const { instruction } = r;
+  const input = r.input ?? (r.output === undefined ? r.context : undefined) ?? "";
   const history = r.history ?? [];
-  for (const [key, value] of Object.entries({ instruction, input, output }))
+  for (const [key, value] of Object.entries({ instruction, input }))
     if (typeof value !== "string") return isNothing(value) ? `there is no "${key}"` : `"${key}" is not text`;
   const pairs = '"history" is not a list of [instruction, reply] pairs';
   if (!Array.isArray(history)) return pairs;
@@ -102,8 +115,21 @@ function alpaca(r: Json): Message[] | string {
   }
   const user: Message = { role: "user", content: instruction as string };
   if (input !== "") user.input = input as string;
-  messages.push(user, { role: "assistant", content: output as string });
-  return messages;
+  return [...messages, user];
+}
+
+/**
+ * Anthropic's HH writes a conversation as one text, turn after turn; that is told by how it begins. A prompt ends with "Assistant:", the
+ * beginning of no turn of its own. Any other text: undefined.
+ */
+export function turnsOf(text: string, isPrompt = false): Message[] | undefined {
+  if (!/^\s*Human: /.test(text)) return undefined;
+  const [, ...parts] = `\n\n${text.trimStart()}`.split(/\n\n(Human|Assistant): ?/);
+  const turns = parts.flatMap((role, i): Message[] =>
+    i % 2 === 0 ? [{ role: role === "Human" ? "user" : "assistant", content: parts[i + 1].trim() }] : [],
+  );
+  const last = turns.at(-1);
+  return isPrompt && last?.role === "assistant" && last.content === "" ? turns.slice(0, -1) : turns;
 }
 
 /** TRL's prompt and completion, each a text or a list of messages. */
@@ -114,7 +140,7 @@ function completed(r: Json): Message[] | string {
     ["completion", "assistant"],
   ] as const) {
     const value = r[key];
-    if (typeof value === "string") messages.push({ role, content: value });
+    if (typeof value === "string") messages.push(...(turnsOf(value, role === "user") ?? [{ role, content: value }]));
     else if (!Array.isArray(value)) return `"${key}" is neither a text nor a list of messages`;
     else {
       const list = listed(value, key);

@@ -181,7 +181,7 @@ export class RenderingEncoder {
   private readonly inPeople: RegExp;
 
   constructor(private readonly tokenizer: Tokenizer) {
-    const tokens = (tokenizer.json.added_tokens as AddedToken[] | undefined) ?? [];
+    const tokens = tokenizer.addedTokens;
     for (const token of tokens) this.added.set(token.content, token);
     this.inTemplate = anyOf(tokens);
     // Added words that are no control tokens (<think>, say) mean the same whoever writes them.

@@ -6,7 +6,7 @@ import { firstReason, type Rejected } from "../corpus/read.js";
 import { recordsOf } from "../dialogue/jsonl.js";
 import type { DialogueEncoder } from "../dialogue/mask.js";
 import { type EncodedReply, promptOf, replyBatch } from "../dialogue/preference.js";
-import { toConversation } from "../dialogue/records.js";
+import { messagesOf } from "../dialogue/records.js";
 import { contentOf, type Message, RecordError } from "../dialogue/templates.js";
 import { generate } from "../generate/generate.js";
 import { readLlamaConfig } from "../nn/config.js";
@@ -85,11 +85,16 @@ export async function readPrompts(
     throw new UserError(`${files.join(", ")}: no prompt can be used.${firstReason(rejected, before)}`);
   return prompts;
 }
+/** What holds a prompt by itself, whatever answers it. */
+const ASKING = ["prompt", "question", "instruction"];
+
 function promptMessages(record: unknown): Message[] | string {
-  const r = record as Record<string, unknown> | null;
-  if (r && (r.prompt !== undefined || r.question !== undefined)) return promptOf({ prompt: r.prompt ?? r.question });
-  const conversation = toConversation(record);
-  return typeof conversation === "string" ? conversation : conversation.messages.slice(0, -1);
+  if (typeof record !== "object" || record === null || Array.isArray(record)) return "the record is not a JSON object";
+  const r = record as Record<string, unknown>;
+  if (ASKING.some((key) => r[key] !== undefined)) return promptOf(r);
+  const messages = messagesOf(r);
+  if (typeof messages === "string") return messages;
+  return promptOf({ prompt: messages.at(-1)?.role === "assistant" ? messages.slice(0, -1) : messages });
 }
 
 /** Tokens of an episode at most, prompt and reply together. */

@@ -110,6 +110,11 @@ export class Tokenizer {
     this.finder = new AddedTokens(this.added.values(), this.normalize);
   }
 
+  /** The added tokens under the ids that they have here (those of the file may be others). */
+  get addedTokens(): AddedToken[] {
+    return [...this.added.values()];
+  }
+
   static fromParts(
     vocab: readonly string[],
     merges: readonly [string, string][],

@@ -4,6 +4,7 @@ import { CONSTRUCTIONS, DialogueEncoder, type Sample } from "../../src/dialogue/
 import { Renderer } from "../../src/dialogue/rendering.js";
 import { showMask } from "../../src/dialogue/show.js";
 import { type Message, TEMPLATE_NAMES, TEMPLATES, templateOf } from "../../src/dialogue/templates.js";
+import { type AddedToken, specialToken } from "../../src/tokenizer/added.js";
 import { changed, fromJson } from "../tokenizer/golden.js";
 import { fallback, fallbackWith, golden, tokenizerWith } from "./golden.js";
 
@@ -43,6 +44,19 @@ test.each(Object.keys(golden.templates))("%s: ids are those of apply_chat_templa
     expect(Array.from(own), `sample ${i}`).toEqual(whole.slice(0, own.length));
     expect(whole.length - own.length).toBeLessThanOrEqual(1);
   }
+});
+
+test("added tokens have the ids under which the tokenizer knows them, whatever the file says", () => {
+  const json = structuredClone(tokenizerWith("chatml").json) as { added_tokens: AddedToken[] };
+  json.added_tokens.push(specialToken(9999, "<|to|>"), specialToken(9998, "<|from|>")); // out of order, and beyond a gap
+  const tokenizer = fromJson(json);
+  Object.assign(tokenizer.config, {
+    chat_template: "{% for m in messages %}<|from|>{{ m.content }}<|to|>{% endfor %}",
+    eos_token: "<|to|>",
+  });
+  const { ids } = one(new DialogueEncoder(tokenizer).samples([user("a"), bot("b")], "last", LONG));
+  expect([...ids]).toEqual([...tokenizer.encode("<|from|>a<|to|><|from|>b<|to|>")]);
+  expect(ids.at(-1)).toBe(tokenizer.eosId);
 });
 
 test.each(

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
 import type { Rejected } from "../../src/corpus/read.js";
-import { readPreferences, replyBatch, toPreference } from "../../src/dialogue/preference.js";
+import { promptOf, readPreferences, replyBatch, toPreference } from "../../src/dialogue/preference.js";
 
 const root = mkdtempSync(join(tmpdir(), "lyceum-preference-"));
 afterAll(() => rmSync(root, { recursive: true, force: true }));
@@ -54,8 +54,32 @@ test("Anthropic's HH: the whole conversation in each text", () => {
   expect(toPreference(pair)).toEqual({ prompt, replies: ["good", "bad"] });
   expect(toPreference({ ...pair, rejected: of("Human: other", "Assistant: bad") })).toMatch(/different conversations/);
   expect(toPreference({ ...pair, rejected: of(...begun, "Assistant:") })).toMatch(/empty/);
-  // Beside a prompt it is a reply like any other.
-  expect(toPreference({ prompt: "q", ...pair })).toMatchObject({ replies: [pair.chosen, pair.rejected] });
+  // The prompt apart, as in full-hh-rlhf and rm-static, with bare replies or with whole conversations.
+  const apart = of(...begun, "Assistant:");
+  expect(toPreference({ prompt: apart, chosen: " good", rejected: " bad" })).toEqual({
+    prompt,
+    replies: ["good", "bad"],
+  });
+  expect(toPreference({ prompt: apart, ...pair })).toEqual({ prompt, replies: ["good", "bad"] });
+  expect(toPreference({ prompt: "u2\n\nin two parts", ...pair })).toEqual({ prompt, replies: ["good", "bad"] });
+  expect(toPreference({ prompt: "q", ...pair })).toMatch(/prompt: message 2 is the user's/); // it asks another question
+  expect(promptOf({ prompt: apart })).toEqual(prompt);
+});
+
+test("a system message beside the prompt, and a prompt of another name", () => {
+  const pair = { chosen: "a", rejected: "b" };
+  const told = [{ role: "system", content: "Be brief." }, user("q")];
+  const system = "Be brief.";
+  for (const asked of [{ prompt: "q" }, { prompt: [user("q")] }, { question: "q" }, { instruction: "q" }])
+    expect(toPreference({ system, ...asked, ...pair })).toEqual({ prompt: told, replies: ["a", "b"] });
+  expect(toPreference({ system, chosen: [...told, assistant("a")], rejected: [...told, assistant("b")] })).toEqual({
+    prompt: told,
+    replies: ["a", "b"],
+  });
+  expect(toPreference({ system: " Be kind.", prompt: told, ...pair })).toMatch(/also a system message/);
+  expect(toPreference({ system: 5, prompt: "q", ...pair })).toMatch(/"system" is not text/);
+  expect(promptOf({ instruction: "Add.", input: "1 2" })).toEqual([{ ...user("Add."), input: "1 2" }]);
+  expect(toPreference({ question: 5, ...pair })).toMatch(/"question" is neither/);
 });
 
 test("single replies with a label, for KTO", () => {

@@ -637,6 +637,37 @@ test("a prompt that the chat template refuses is set aside with its line", async
   expect(rejected).toEqual([{ file: asked, line: 1, reason: expect.stringContaining("no system") }]);
 });
 
+test("prompts of every form: what the user asked last, with what stands before it, whatever answers it", async () => {
+  const tokenizer = Tokenizer.load(sftModel);
+  const u = (content: string) => ({ role: "user", content });
+  const a = (content: string) => ({ role: "assistant", content });
+  const system = { role: "system", content: "s" };
+  const asked = jsonl("forms.jsonl", [
+    { prompt: "q", system: "s" },
+    { question: "q", answer: 7 },
+    { instruction: "q", input: "i" },
+    { instruction: "q", output: "" },
+    { messages: [u("q"), a("r")] },
+    { messages: [u("q"), a("r"), u("and then?")] },
+    { prompt: "\n\nHuman: q\n\nAssistant:" },
+    { messages: [a("r")] },
+    { text: "q" },
+  ]);
+  const rejected: Rejected[] = [];
+  const o = { from: sftModel, prompts: [asked], maxPromptLength: 100, maxTokens: 4 };
+  const prompts = await readPrompts(o, new DialogueEncoder(tokenizer), rejected);
+  expect(prompts.map((p) => p.messages)).toEqual([
+    [system, u("q")],
+    [u("q")],
+    [{ ...u("q"), input: "i" }],
+    [u("q")],
+    [u("q")],
+    [u("q"), a("r"), u("and then?")],
+    [u("q")],
+  ]);
+  expect(rejected.map((r) => r.line)).toEqual([8, 9]);
+});
+
 test("validation losses are those that are trained", async () => {
   const [train] = [[toy("validated.jsonl")]];
   const data = { train, validation: train };
