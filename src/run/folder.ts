@@ -36,6 +36,8 @@ export class RunFolder {
   private readonly owned: { close(): void }[] = [];
   /** Asks the run to save and stop, as Ctrl-C does. */
   signal: AbortSignal | undefined;
+  /** Whether the signals that end a program ask for that too. In somebody else's program they are its own. */
+  hearsSignals = true;
   /** Told of each step, and when it was done, on the clock of performance.now(). */
   onStep: ((step: number, values: MetricValues, done: number) => void) | undefined;
 

@@ -79,7 +79,8 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       "stopping after this step; once more to stop at once (what came after the last checkpoint is then lost)",
     );
   };
-  for (const signal of SIGNALS) process.on(signal, onSignal);
+  const heard = run.hearsSignals ? SIGNALS : [];
+  for (const signal of heard) process.on(signal, onSignal);
   let reported = began;
   let trained = 0;
   let [tokens, flops] = [0, 0];
@@ -125,6 +126,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const values = { ...result.metrics, ...evaluated, ...timing, ...perRank };
       run.metrics.write(step, values);
       run.onStep?.(step, values, done);
+      stop ||= alone && run.signal?.aborted === true; // it may have been asked for just now
       const left = ((stage.steps - step) * trained) / (step - run.startStep);
       const shown = Object.entries({ ...result.metrics, ...evaluated }).filter(
         ([key]) => stage.show?.includes(key) ?? !key.includes("/"),
@@ -135,7 +137,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       const utilisation = share > 0 ? `  MFU ${Math.round(share * 100)}%` : "";
       const line = `step ${step}/${stage.steps}  ${format(shown)}  ${Math.round(tokens / trained)} tokens/s${utilisation}  ${duration(left)} left`;
       progress.status(line, due(settings.logEvery, step) || evaluated !== undefined);
-      if (evaluated) showSample(run, stage, step, progress);
+      if (due(settings.evalEvery, step)) showSample(run, stage, step, progress);
       if (due(settings.saveEvery, step) || stop) {
         run.checkpoint(step, (dir) => stage.save(dir));
         // Now and then: it grows with the run, and can be written again at any time.
@@ -146,10 +148,12 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
       }
       if (stop && step < stage.steps) {
         world?.barrier(true); // the first to end ends the others
-        throw new UserError(
+        const stopped = new UserError(
           `Stopped and saved at step ${step} of ${stage.steps}. The same command with --resume goes on from here.`,
           130,
         );
+        if (run.signal?.aborted) stopped.cause = run.signal.reason;
+        throw stopped;
       }
     }
     const took = duration((performance.now() - began) / 1000);
@@ -162,7 +166,7 @@ export async function runLoop(run: RunFolder, settings: LoopSettings, stage: Loo
     throw error;
   } finally {
     progress.end();
-    for (const signal of SIGNALS) process.off(signal, onSignal);
+    for (const signal of heard) process.off(signal, onSignal);
   }
 }
 

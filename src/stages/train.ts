@@ -36,6 +36,7 @@ export async function train<S extends keyof StageSettings>(
   const { keepCheckpoints = 1 } = config as { keepCheckpoints?: number };
   const folder = RunFolder.open(out, { stage, ...config }, { resume, keepCheckpoints });
   folder.signal = signal;
+  folder.hearsSignals = false;
   folder.onStep = onStep;
   try {
     await folder.mustGoOn();

@@ -16,6 +16,7 @@ import { backwardMeanLoss, meanLoss, type TargetBatch } from "../../src/stages/c
 import { pretrainingRows } from "../../src/stages/mix.js";
 import { pretrain, pretrainSchema } from "../../src/stages/pretrain.js";
 import { sft, sftSchema } from "../../src/stages/sft.js";
+import { train } from "../../src/stages/train.js";
 import { Tape } from "../../src/tensor/tensor.js";
 import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 
@@ -316,4 +317,27 @@ test("a sampled reply depends on its seed and row, not on what else is in the ba
   expect(generate(model, [prompt, other, other], options)[0].ids).toEqual(alone);
   expect(generate(model, [prompt], { ...options, seed: 4 })[0].ids).not.toEqual(alone);
   model.close();
+});
+
+test("from code: stopped in the step in which it is asked for, with the reason; the program's signals stay its own", async () => {
+  const out = join(root, "from-code");
+  const controller = new AbortController();
+  const heard: number[] = [];
+  const before = process.listenerCount("SIGINT");
+  const onStep = (step: number): void => {
+    heard.push(process.listenerCount("SIGINT"));
+    if (step === 2) controller.abort(new Error("enough"));
+  };
+  const error = await train("pretrain", { ...base, steps: 6 }, { out, signal: controller.signal, onStep }).catch(
+    (e: unknown) => e as Error,
+  );
+  expect(error).toMatchObject({ message: expect.stringMatching(/saved at step 2 of 6/), cause: { message: "enough" } });
+  expect(rows(out)).toHaveLength(2);
+  expect(heard).toEqual([before, before]);
+});
+
+test("samples are shown where nothing is held out, too", async () => {
+  const data = { ...base.data, validationShare: 0 };
+  const dir = await runIn("no-validation", "pretrain", { ...base, data, steps: 4, evalEvery: 2 });
+  expect(readdirSync(join(dir, "samples")).sort()).toEqual(["000000.txt", "000002.txt", "000004.txt"]);
 });
