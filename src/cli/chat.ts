@@ -70,8 +70,11 @@ export async function command(dir: string, flags: SamplingFlags & { system?: str
       );
       return messages.slice(0, -1);
     }
-    if (kept.length < messages.length)
-      console.log(`(the first ${(messages.length - kept.length) / 2} turns no longer fit the context)`);
+    const left = (messages.length - kept.length) / 2;
+    if (left > 0)
+      console.log(
+        `(the ${left === 1 ? "oldest turn no longer fits" : `${left} oldest turns no longer fit`} the context)`,
+      );
     const decoder = tokenizer.stream();
     let said = "";
     const say = (piece: string): void => {

@@ -1,4 +1,5 @@
 /** The settings that training stages share: how each is repeated, batched, optimized, watched and saved; and what those ask for that learn from replies. */
+import { resolve } from "node:path";
 import { z } from "zod";
 
 const natural = z.int().min(1);
@@ -69,6 +70,37 @@ export const rateFalls: [
     kind === "constant" || minLearningRate === undefined || minLearningRate <= optimizer.learningRate,
   { path: ["schedule", "minLearningRate"], message: "at most optimizer.learningRate, from which the rate falls" },
 ];
+
+/** Updates of a run over `count` examples (rows, pairs, prompts), `perStep` of them each; and for people, with the passes over the data that these are. */
+export function lengthOf(
+  config: { steps?: number | undefined; epochs?: number | undefined },
+  count: number,
+  perStep: number,
+  of = "",
+): { steps: number; told: string } {
+  const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * count) / perStep));
+  const epochs = ((steps * perStep) / count).toFixed(1);
+  return { steps, told: `${steps} ${steps === 1 ? "step" : "steps"} of ${perStep}${of} (${epochs} epochs)` };
+}
+
+/** Says when `count`, what is measured between steps, is nothing, or is what is trained on. */
+export function tellHeldOut(
+  { train, validation = [] }: { train: readonly string[]; validation?: readonly string[] | undefined },
+  count: number,
+): void {
+  if (count === 0)
+    console.error(
+      validation.length > 0
+        ? `no validation: nothing in ${validation.join(", ")} can be used`
+        : "no validation: nothing is held out (see data.validation and data.validationShare)",
+    );
+  const trained = new Set(train.map((path) => resolve(path)));
+  const both = validation.filter((path) => trained.has(resolve(path)));
+  if (both.length > 0)
+    console.error(
+      `warning: ${both.join(", ")} is under data.train and under data.validation: validation measures what was trained on.`,
+    );
+}
 
 /** Several processes, under mpirun (docs/parallel.md). */
 export const parallelSchema = z.strictObject({

@@ -24,7 +24,7 @@ import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { visited } from "../run/order.js";
-import { averageOfAll, batchSizeSchema, loraSchema, rateFalls, trainingSettings } from "../run/settings.js";
+import { averageOfAll, batchSizeSchema, lengthOf, loraSchema, rateFalls, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { goOn, saveCheckpoint, saveResult } from "./checkpoint.js";
@@ -128,7 +128,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   if (config.lora) attachLora(model, config.lora, seed, { from: knownTokens, to: tokenizer.vocabSize });
   const perStep = config.batchSize * config.gradientAccumulation;
-  const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * pairs.train.length) / perStep));
+  const { steps, told } = lengthOf(config, pairs.train.length, perStep);
   model.recompute = config.recompute;
   const mine = grid.share(config.batchSize, "batchSize");
   const trainer = run.own(
@@ -140,7 +140,7 @@ export async function dpo(config: DpoConfig, run: RunFolder): Promise<void> {
   const trained = { run, model, trainer, tokenizer };
   if (resumed) goOn(trained, resumed);
   console.error(
-    `${(model.count / 1e6).toFixed(2)}M parameters, ${pairs.train.length} pairs, ${steps} steps of ${perStep}, loss ${config.loss}`,
+    `${(model.count / 1e6).toFixed(2)}M parameters, ${pairs.train.length} pairs, ${told}, loss ${config.loss}`,
   );
 
   const tape = run.own(new Tape(device));

@@ -43,6 +43,7 @@ import {
   rollout,
   shareEpisodes,
   showEpisodes,
+  tellUnmoved,
 } from "./rollout.js";
 
 const natural = z.int().min(1);
@@ -69,8 +70,6 @@ export const grpoSchema = z
   .refine(...averageOfAll)
   .refine(...rateFalls);
 export type GrpoConfig = z.output<typeof grpoSchema>;
-
-const TELL_UNMOVED = 5;
 
 /** Advantage of each score within its group of `size` neighbours. A group of equal scores teaches nothing: 0. */
 export function groupAdvantages(scores: readonly number[], size: number, scaleByStd = true): number[] {
@@ -228,8 +227,10 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
     return shareEpisodes(grid, own, ownScores, [ownOld, ownReference]);
   };
 
-  /** Steps without a break in which the replies to each prompt had equal rewards. */
-  let unmoved = 0;
+  const tellIfUnmoved = tellUnmoved(
+    config.steps - run.startStep,
+    "all replies to a prompt had equal rewards: nothing is learned from that. A reward that tells replies apart, a higher temperature or a larger groupSize may help.",
+  );
   await runLoop(run, config, {
     steps: config.steps,
     show: ["reward", "loss", "kl", "clip_ratio", "val/reply_length"],
@@ -263,11 +264,7 @@ export async function grpo(config: GrpoConfig, run: RunFolder): Promise<void> {
       );
       const average = (of: (group: (typeof groups)[number]) => number): number =>
         groups.reduce((sum, group) => sum + of(group), 0) / groups.length;
-      unmoved = groups.every((g) => g.std === 0) ? unmoved + 1 : 0;
-      if (unmoved === TELL_UNMOVED)
-        console.error(
-          `in ${TELL_UNMOVED} steps one after the other all replies to a prompt had equal rewards: nothing is learned from that. A reward that tells replies apart, a higher temperature or a larger groupSize may help.`,
-        );
+      tellIfUnmoved(groups.every((g) => g.std === 0));
       const metrics = {
         loss: totals.loss,
         reward: average((g) => g.mean),

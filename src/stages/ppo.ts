@@ -44,6 +44,7 @@ import {
   rollout,
   shareEpisodes,
   showEpisodes,
+  tellUnmoved,
   valueRows,
 } from "./rollout.js";
 
@@ -366,6 +367,10 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
     return epochs;
   };
 
+  const tellIfUnmoved = tellUnmoved(
+    config.steps - run.startStep,
+    "all replies had the same score: what is learned from that is noise. A reward that tells replies apart or a higher temperature may help.",
+  );
   await runLoop(run, config, {
     steps: config.steps,
     show: shownMetrics,
@@ -376,6 +381,8 @@ export async function ppo(config: PpoConfig, run: RunFolder): Promise<void> {
     },
     step(step) {
       const began = performance.now();
+      const { scores } = experience;
+      tellIfUnmoved(scores.length > 1 && scores.every((s) => s === scores[0]));
       const totals = new Totals();
       const passes = update(step, experience, totals);
       const seconds = { rollout: rolloutSeconds, update: (performance.now() - began) / 1000 };

@@ -5,7 +5,7 @@ import { DialogueEncoder } from "../dialogue/mask.js";
 import { type EncodedReply, encodePreference, readPreferences } from "../dialogue/preference.js";
 import { UserError } from "../run/errors.js";
 import { isValidation } from "../run/order.js";
-import { pathsSchema } from "../run/settings.js";
+import { pathsSchema, tellHeldOut } from "../run/settings.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 
 export const preferenceData = z.strictObject({
@@ -48,7 +48,9 @@ export async function encodedPreferences(
   if (train.length === 0)
     throw new UserError(`${data.train.join(", ")}: no preference is left to train on.${firstReason(rejected)}`);
   const validation = data.validation ? await encode(data.validation) : all.filter((r) => held(r.key));
-  return { train, validation: paired(validation, true), rejected };
+  const measured = paired(validation, true);
+  tellHeldOut(data, measured.length);
+  return { train, validation: measured, rejected };
 }
 
 /**

@@ -23,7 +23,7 @@ import { UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { isValidation, visited } from "../run/order.js";
-import { batchSizeSchema, pathsSchema, rateFalls, trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, lengthOf, pathsSchema, rateFalls, tellHeldOut, trainingSettings } from "../run/settings.js";
 import type { Arena } from "../tensor/arena.js";
 import { Tape } from "../tensor/tensor.js";
 import { PRETOKENIZERS } from "../tokenizer/pretokenize.js";
@@ -166,7 +166,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
       2,
     );
   const rowsPerStep = config.batchSize * config.gradientAccumulation;
-  const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows) / rowsPerStep));
+  const { steps, told } = lengthOf(config, rows, rowsPerStep, ` x ${rowLength} tokens`);
   const trainer = run.own(
     new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
       memory: grid.stateMemory(),
@@ -177,8 +177,7 @@ export async function pretrain(config: PretrainConfig, run: RunFolder): Promise<
   if (resumed) goOn(trained, resumed);
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters, a vocabulary of ${model.config.vocabSize}, ${tokens} tokens in ${documents} documents, ` +
-      `${steps} steps of ${rowsPerStep} x ${rowLength} tokens (${((steps * rowsPerStep) / rows).toFixed(1)} epochs), ` +
-      `${device.isa} on ${device.threads} threads`,
+      `${told}, ${device.isa} on ${device.threads} threads`,
   );
   console.error(`${trainer.memory()}${grid.world.size > 1 ? ", of this process" : ""}`);
 
@@ -351,12 +350,7 @@ async function tokenize(
       `${data.train.join(", ")}: ${held === 1 ? "the document is" : `all ${held} documents are`} held out (data.validationShare is ${data.validationShare}), and none is left to train on. Make that smaller, or 0.`,
     );
   }
-  if (!readManifest(heldDir)?.tokens)
-    console.error(
-      data.validation
-        ? `no validation: nothing in ${data.validation.join(", ")} can be used`
-        : "no validation: no document is held out (see data.validation and data.validationShare)",
-    );
+  tellHeldOut(data, readManifest(heldDir)?.tokens ?? 0);
   const open = (dir: string): Shards => new Shards(device, dir, tokenizer);
   return { train: open(trainDir), validation: readManifest(heldDir)?.tokens ? open(heldDir) : undefined };
 }

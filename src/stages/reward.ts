@@ -20,7 +20,7 @@ import { Grid } from "../parallel/grid.js";
 import type { RunFolder } from "../run/folder.js";
 import { runLoop } from "../run/loop.js";
 import { visited } from "../run/order.js";
-import { batchSizeSchema, rateFalls, trainingSettings } from "../run/settings.js";
+import { batchSizeSchema, lengthOf, rateFalls, trainingSettings } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { goOn, saveCheckpoint, saveResult } from "./checkpoint.js";
@@ -167,6 +167,9 @@ function padApart(tokenizer: Tokenizer): void {
   );
 }
 
+/** Of two replies any correlation is 1 or -1. */
+const ENOUGH_TO_CORRELATE = 10;
+
 export async function reward(config: RewardConfig, run: RunFolder): Promise<void> {
   const device = openCpu({ threads: config.threads });
   const grid = Grid.of(device, run.world, config.parallel, run.dir);
@@ -194,7 +197,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   padApart(tokenizer);
   Object.assign(model.config, { eosTokenId: tokenizer.eosId, padTokenId: tokenizer.padId });
   const perStep = config.batchSize * config.gradientAccumulation;
-  const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * train.length) / perStep));
+  const { steps, told } = lengthOf(config, train.length, perStep);
   const mine = grid.share(config.batchSize, "batchSize");
   if (grid.world.size > 1)
     Grid.agree(
@@ -210,9 +213,7 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
   );
   const trained = { run, model, trainer, tokenizer };
   if (resumed) goOn(trained, resumed);
-  console.error(
-    `${(model.count / 1e6).toFixed(2)}M parameters, ${train.length} ranked prompts, ${steps} steps of ${perStep}`,
-  );
+  console.error(`${(model.count / 1e6).toFixed(2)}M parameters, ${train.length} ranked prompts, ${told}`);
 
   const tape = run.own(new Tape(device));
   let current: EncodedReply[][] = [];
@@ -275,16 +276,17 @@ export async function reward(config: RewardConfig, run: RunFolder): Promise<void
     batch: () => current.map((g) => g.map((r) => [...r.ids])),
     save: (dir) => saveCheckpoint(trained, dir),
   });
-  const last = measure(validation.length > 0 ? validation : train);
+  const measured = validation.length > 0 ? validation : train;
+  const last = measure(measured);
   const { lengthCorrelation } = last;
   console.error(
-    `${validation.length > 0 ? `${validation.length} held-out` : `${train.length} training`} prompts: ${Object.entries(
+    `${measured.length} ${validation.length > 0 ? "held-out" : "training"} ${measured.length === 1 ? "prompt" : "prompts"}: ${Object.entries(
       last,
     )
       .map(([name, value]) => `${name} ${value.toFixed(3)}`)
       .join(", ")}`,
   );
-  if (Math.abs(lengthCorrelation) > 0.9)
+  if (Math.abs(lengthCorrelation) > 0.9 && measured.flat().length >= ENOUGH_TO_CORRELATE)
     console.error(
       `warning: the reward follows the length of a reply (correlation ${lengthCorrelation.toFixed(2)}). Check that the preferred replies are not simply the ${lengthCorrelation > 0 ? "longer" : "shorter"} ones.`,
     );

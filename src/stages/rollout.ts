@@ -105,6 +105,20 @@ export const longestEpisode = (prompts: readonly Pick<Prompt, "ids">[], maxToken
 export const promptsOfStep = (prompts: readonly Prompt[], step: number, count: number, seed: number): Prompt[] =>
   Array.from({ length: count }, (_, i) => prompts[visited((step - 1) * count + i, prompts.length, seed)]);
 
+/** Rollouts one after the other that taught nothing. */
+const UNMOVED = 5;
+
+/** For each step, whether its rewards taught nothing; tells it once, when all did of several steps in turn or of a run that has fewer. */
+export function tellUnmoved(steps: number, told: string): (unmoved: boolean) => void {
+  const many = Math.min(UNMOVED, steps);
+  let count = 0;
+  return (unmoved) => {
+    count = unmoved ? count + 1 : 0;
+    if (count === many)
+      console.error(`${many === 1 ? "in this step" : `in ${many} steps one after the other`} ${told}`);
+  };
+}
+
 export interface RolloutOptions {
   maxTokens: number;
   temperature: number;

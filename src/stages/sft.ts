@@ -28,9 +28,11 @@ import { isValidation, shuffled } from "../run/order.js";
 import {
   averageOfAll,
   batchSizeSchema,
+  lengthOf,
   loraSchema,
   pathsSchema,
   rateFalls,
+  tellHeldOut,
   trainingSettings,
 } from "../run/settings.js";
 import { Tape } from "../tensor/tensor.js";
@@ -98,6 +100,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
     ));
   for (const line of report) console.error(line);
   run.setAside(rejected);
+  tellHeldOut(config.data, validation.length);
 
   const model = run.own(
     loadLlama(device, resumed && !config.lora ? resumed : config.from, config.precision, {
@@ -119,7 +122,12 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   const mine = grid.share(config.batchSize, "batchSize");
   const rowsPerStep = config.batchSize * config.gradientAccumulation;
   if (grid.world.size > 1) Grid.agree(grid.world, "data", fingerprintOf(partsOf(train)));
-  const steps = config.steps ?? Math.max(1, Math.ceil(((config.epochs ?? 1) * rows.inEpoch(0).length) / rowsPerStep));
+  const { steps, told } = lengthOf(
+    config,
+    rows.inEpoch(0).length,
+    rowsPerStep,
+    ` rows of up to ${config.data.contextLength} tokens`,
+  );
   const trainer = run.own(
     new Trainer(model.trainable, config.optimizer, config.schedule, steps, {
       memory: grid.stateMemory(),
@@ -138,7 +146,7 @@ export async function sft(config: SftConfig, run: RunFolder): Promise<void> {
   );
   console.error(
     `${(model.count / 1e6).toFixed(2)}M parameters${config.lora ? `, ${model.trainable.count.toLocaleString("en-US")} of them trained (LoRA)` : ""}, ` +
-      `${train.length} records, ${steps} steps of ${rowsPerStep} rows of up to ${config.data.contextLength} tokens`,
+      `${train.length} records, ${told}`,
   );
   console.error(`${trainer.memory()}${grid.world.size > 1 ? ", of this process" : ""}`);
 

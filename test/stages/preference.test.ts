@@ -2,7 +2,7 @@
 import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import type { Rejected } from "../../src/corpus/read.js";
 import { DialogueEncoder } from "../../src/dialogue/mask.js";
 import { type EncodedReply, readPreferences } from "../../src/dialogue/preference.js";
@@ -10,12 +10,13 @@ import { generate } from "../../src/generate/generate.js";
 import { loadForGeneration } from "../../src/generate/loaded.js";
 import { RunFolder } from "../../src/run/folder.js";
 import { openSafetensors } from "../../src/run/safetensors.js";
+import { lengthOf } from "../../src/run/settings.js";
 import { dpoSchema } from "../../src/stages/dpo.js";
 import { grpoSchema } from "../../src/stages/grpo.js";
 import { ppoSchema } from "../../src/stages/ppo-config.js";
 import { encodedPreferences, preferenceData } from "../../src/stages/preference-data.js";
 import { STAGES } from "../../src/stages/registry.js";
-import { readPrompts } from "../../src/stages/rollout.js";
+import { readPrompts, tellUnmoved } from "../../src/stages/rollout.js";
 import { sftSchema } from "../../src/stages/sft.js";
 import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
 
@@ -635,6 +636,61 @@ test("a prompt that the chat template refuses is set aside with its line", async
   const o = { from: sftModel, prompts: [asked], maxPromptLength: 100, maxTokens: 4 };
   expect(await readPrompts(o, new DialogueEncoder(tokenizer), rejected)).toHaveLength(1);
   expect(rejected).toEqual([{ file: asked, line: 1, reason: expect.stringContaining("no system") }]);
+});
+
+test("rewards that tell nothing apart are told, in a short run at its end, and in a long one once", async () => {
+  const said = vi.spyOn(console, "error").mockImplementation(() => {});
+  const lines = (): string[] =>
+    said.mock.calls.map(([line]) => String(line)).filter((line) => /one after the other/.test(line));
+  try {
+    const flat = file("flat.mjs");
+    writeFileSync(flat, "export default () => 1;");
+    const settings = {
+      from: sftModel,
+      reward: flat,
+      prompts: [prompts],
+      maxTokens: 4,
+      batchSize: 4,
+      minibatchSize: 4,
+      steps: 2,
+    };
+    await run("flat-ppo", "ppo", settings);
+    expect(lines()).toEqual([
+      expect.stringMatching(/^in 2 steps one after the other all replies had the same score: .* noise/),
+    ]);
+    said.mockClear();
+    const tell = tellUnmoved(100, "x");
+    for (const unmoved of [true, true, false, true, true, true, true, true, true, true]) tell(unmoved);
+    expect(lines()).toEqual(["in 5 steps one after the other x"]);
+  } finally {
+    said.mockRestore();
+  }
+});
+
+test("what a run says of its length, and of nothing that is held out", async () => {
+  expect(lengthOf({}, 10, 4)).toEqual({ steps: 3, told: "3 steps of 4 (1.2 epochs)" });
+  expect(lengthOf({ epochs: 0.1 }, 5, 64)).toEqual({ steps: 1, told: "1 step of 64 (12.8 epochs)" });
+  expect(lengthOf({ epochs: 9, steps: 2 }, 8, 4, " rows").told).toBe("2 steps of 4 rows (1.0 epochs)");
+  const said = vi.spyOn(console, "error").mockImplementation(() => {});
+  try {
+    const one = jsonl("one-pair.jsonl", [{ prompt: "a", chosen: "b c d", rejected: "e" }]);
+    const settings = { from: sftModel, data: { train: [one], contextLength: 64 }, batchSize: 1, steps: 1 };
+    for (const stage of ["reward", "dpo"]) {
+      said.mockClear();
+      await run(`one-${stage}`, stage, settings);
+      const lines = said.mock.calls.map(([line]) => String(line));
+      expect(lines).toContainEqual(expect.stringContaining("no validation: nothing is held out"));
+      expect(lines.filter((line) => line.includes("warning"))).toEqual([]); // of two replies any correlation is perfect
+      said.mockClear();
+      const data = { ...settings.data, validation: [one] };
+      await run(`same-${stage}`, stage, { ...settings, data });
+      expect(said.mock.calls.map(([line]) => String(line))).toContainEqual(
+        expect.stringMatching(/^warning: .*one-pair.jsonl is under data.train and under data.validation/),
+      );
+    }
+  } finally {
+    said.mockRestore();
+  }
 });
 
 test("prompts of every form: what the user asked last, with what stands before it, whatever answers it", async () => {

@@ -195,7 +195,7 @@ test("of a corpus that is shorter than a row, a row is all; the speed is told of
   const lines = said.mock.calls.map(([line]) => String(line));
   said.mockRestore();
   const tokens = Number(/there are (\d+) tokens: each row is all of them/.exec(lines[0])?.[1]);
-  expect(lines[1]).toContain(`1 steps of 1 x ${tokens} tokens (1.0 epochs)`);
+  expect(lines[1]).toContain(`1 step of 1 x ${tokens} tokens (1.0 epochs)`);
   expect(rows(dir)[0].mfu ?? 0).toBeLessThan(5);
 });
 
