@@ -3,7 +3,7 @@
  * PPO, where InstructGPT calls it PPO-ptx (Ouyang et al. 2022, section 3.5 and equation 2).
  */
 import { z } from "zod";
-import { type Rejected, readDocuments } from "../corpus/read.js";
+import { firstReason, type Rejected, readDocuments } from "../corpus/read.js";
 import { UserError } from "../run/errors.js";
 import { visited } from "../run/order.js";
 import { batchSizeSchema, pathsSchema } from "../run/settings.js";
@@ -31,6 +31,7 @@ export async function pretrainingRows(
   rejected: Rejected[],
 ): Promise<(index: number) => Uint32Array> {
   const rows: Uint32Array[] = [];
+  const before = rejected.length;
   for await (const { text } of readDocuments(files, rejected, "pretrainMix.train")) {
     const ids = tokenizer.encode(text, { allowSpecial: false });
     const document = separator === undefined ? ids : new Uint32Array(ids.length + 2).fill(separator);
@@ -38,6 +39,6 @@ export async function pretrainingRows(
     for (let from = 0; from + 1 < document.length; from += contextLength - 1)
       rows.push(document.slice(from, from + contextLength));
   }
-  if (rows.length === 0) throw new UserError(`${files.join(", ")}: there is no text to mix in.`);
+  if (rows.length === 0) throw new UserError(`${files.join(", ")}: there is no text to mix in.${firstReason(rejected, before)}`);
   return (index) => rows[visited(index, rows.length, seed + 2)];
 }
