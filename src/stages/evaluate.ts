@@ -1,6 +1,6 @@
 /**
  * Evaluation on held-out questions: every model answers greedily, a reply is right when it contains one of the accepted
- * answers. Base and tuned models stand side by side: what fine-tuning adds, and what was known before.
+ * answers (eval/exact.ts). Base and tuned models stand side by side: what fine-tuning adds, and what was known before.
  */
 import { resolve } from "node:path";
 import { z } from "zod";
@@ -14,12 +14,12 @@ import type { RunFolder } from "../run/folder.js";
 import { batchSizeSchema, pathsSchema } from "../run/settings.js";
 import { Tokenizer } from "../tokenizer/tokenizer.js";
 import { modelNames } from "./eval/evaluation.js";
-import { isRight } from "./eval/exact.js";
+import { judgeAnswer } from "./eval/exact.js";
 import { average, winRate } from "./eval/interval.js";
 import { openScorer } from "./eval/judge.js";
 import { atRecord, replyTo } from "./eval/replies.js";
 import { shorten } from "./eval/table.js";
-import { type Question, questionOf } from "./eval/tasks.js";
+import { askedIn, type Question, taskOf } from "./eval/tasks.js";
 import { checkReads } from "./judge.js";
 import { longestEpisode, type Prompt, replyLogProbs, rollout } from "./rollout.js";
 
@@ -62,8 +62,13 @@ export async function readQuestions(path: string): Promise<SourcedQuestion[]> {
   const questions: SourcedQuestion[] = [];
   for await (const { file, line, value, error, unread } of recordsOf([path], "questions")) {
     if (unread) continue;
-    const question = error ?? questionOf((value ?? {}) as Record<string, unknown>);
-    if (typeof question === "string") throw new UserError(`${file}:${line}: ${question}.`);
+    const task = error ?? taskOf(value);
+    if (typeof task === "string") throw new UserError(`${file}:${line}: ${task}.`);
+    if (task.kind !== "question")
+      throw new UserError(
+        `${file}:${line}: this stage asks questions with "answers"; \`lyceum eval --tasks ${file}\` knows the others.`,
+      );
+    const { kind: _, ...question } = task;
     questions.push({ ...question, source: { file, line } });
   }
   return questions;
@@ -84,10 +89,7 @@ export async function evaluateModels(
     throw new UserError(
       `${config.file}: there are no questions in it${config.field ? ` of the field "${config.field}"` : ""}.`,
     );
-  const asked = questions.map(({ question, source }) => ({
-    messages: [{ role: "user" as const, content: question }],
-    source,
-  }));
+  const asked = questions.map((question) => ({ messages: askedIn(question), source: question.source }));
   const { models, reward } = config;
   for (const dir of [...models, ...(config.reference === undefined ? [] : [config.reference])])
     if (hasScalarHead(dir))
@@ -115,7 +117,10 @@ export async function evaluateModels(
     const loaded = loadForGeneration(dir);
     try {
       const replies = replyTo(loaded, asked, config);
-      const right = replies.map(({ text }, i) => isRight(text, questions[i].answers));
+      const isChat = loaded.tokenizer.chatTemplate !== undefined;
+      const right = replies.map(
+        ({ text }, i) => judgeAnswer(text, questions[i].answers, isChat, questions[i].reasoned).contains,
+      );
       const groups: ModelResult["groups"] = {};
       questions.forEach(({ group }, i) => {
         groups[group] ??= { right: 0, total: 0 };

@@ -88,7 +88,9 @@ test("GSM8K's number and TriviaQA's aliases are accepted answers", () => {
   expect(taskOf({ question: "How many?", answer: way })).toMatchObject({
     kind: "question",
     answers: ["1,000", "1000"],
+    reasoned: true,
   });
+  expect(taskOf({ prompt: "How many?", answer: way })).toMatchObject({ question: "How many?", reasoned: true });
   const answer = { value: "Lima", aliases: ["Lima", "City of Kings"], normalized_value: "lima" };
   expect(taskOf({ question: "Capital of Peru?", answer })).toMatchObject({ answers: ["Lima", "City of Kings"] });
 });

@@ -8,10 +8,12 @@ import { openCpu } from "../../src/device/cpu.js";
 import { DialogueEncoder, replyStart, type Sample } from "../../src/dialogue/mask.js";
 import { loadForGeneration } from "../../src/generate/loaded.js";
 import { loadLlama, saveLlama } from "../../src/nn/folder.js";
+import { multipleChoice } from "../../src/stages/eval/choice.js";
 import { evaluateOnTasks, modelNames } from "../../src/stages/eval/evaluation.js";
 import { isExact, isRight, judgeAnswer } from "../../src/stages/eval/exact.js";
 import { openScorer } from "../../src/stages/eval/judge.js";
 import { replyTo } from "../../src/stages/eval/replies.js";
+import { readTasks } from "../../src/stages/eval/tasks.js";
 import { evaluateModels, evaluateSchema } from "../../src/stages/evaluate.js";
 import { scoreSequences } from "../../src/stages/reward.js";
 import { Tokenizer } from "../../src/tokenizer/tokenizer.js";
@@ -107,6 +109,40 @@ test("exact match: the whole reply, or an answer within it", () => {
   // A base model's answer is its line; a chat model's is the whole reply.
   expect(judgeAnswer("Lima\nQ: And Chad?", ["Lima"], false)).toEqual({ exact: true, contains: true });
   expect(judgeAnswer("Lima\nQ: And Chad?", ["Lima"], true)).toEqual({ exact: false, contains: true });
+});
+
+test("a context and a system message reach the model, in questions, choices and the stage of a recipe", async () => {
+  const [question, context, system] = ["Where is the fox?", "The fox is on the house.", "Say it."];
+  const choice = { question, choices: ["house", "owl"], answer: 0 };
+  const records = file("context.jsonl", [
+    { question, answers: ["house"], context, system },
+    { ...choice, context },
+  ]);
+  const { samples } = await evaluateOnTasks({ ...options, models: [chat], tasks: [records], samples: 1 });
+  const whole = [
+    { role: "system" as const, content: system },
+    { role: "user" as const, content: question, input: context },
+  ];
+  const loaded = loadForGeneration(chat);
+  const [reply] = replyTo(loaded, [{ messages: whole, source: { file: records, line: 1 } }], options);
+  expect(samples[0].prompt).toBe(`${system}\n${question}\n${context}`);
+  expect(samples[0].replies[0].text).toBe(reply.text);
+  const stage = evaluateSchema.parse({
+    models: [chat],
+    file: file("asked-in.jsonl", [{ question, answers: ["house"], context, system }]),
+    maxTokens: 6,
+  });
+  expect((await evaluateModels(stage))[0].replies).toEqual([reply.text]);
+  await expect(evaluateModels({ ...stage, file: records })).rejects.toThrow(
+    /context\.jsonl:2: this stage asks questions/,
+  );
+  for (const model of [loaded, loadForGeneration(base)]) {
+    const { choices } = await readTasks([records]);
+    const [[read], [bare]] = [choices, [{ ...choices[0], messages: undefined }]].map((tasks) =>
+      multipleChoice(model, tasks),
+    );
+    expect(read.logProbs).not.toEqual(bare.logProbs);
+  }
 });
 
 test("a reward model reads every model's replies with its own tokenizer and template", async () => {

@@ -22,13 +22,15 @@ test("a record's keys tell its task; one file may hold all of them", async () =>
     { question: "Capital of Peru?", answer: "Lima" },
     { question: "Capital of Mali?", choices: ["Bamako", "Lima"], answer: 0 },
     { prompt: "Say hello." },
-    { prompt: [{ role: "user", content: "Hi" }], chosen: "a", rejected: "b" },
+    { prompt: [{ role: "user", content: "Hi" }], id: 7 },
+    { prompt: "Capital of Cuba?", answer: "Havana" },
   ]);
   const tasks = await readTasks([file]);
   expect(tasks.texts).toEqual([{ text: "The owl sees the fox.", source: { file, line: 1 } }]);
   expect(tasks.questions.map(({ answers, group, source }) => [answers, group, source.line])).toEqual([
     [["N'Djamena"], "en capital", 3],
     [["Lima"], "all", 4],
+    [["Havana"], "all", 8],
   ]);
   expect(tasks.choices[0]).toMatchObject({ choices: ["Bamako", "Lima"], answer: 0, source: { line: 5 } });
   expect(tasks.prompts.map((p) => p.messages)).toEqual([
@@ -56,10 +58,57 @@ test.each([
   [{ question: "Q", choices: ["a", "b"] }, '"answer" is missing'],
   [{ prompt: [] }, 'no "prompt"'],
   [{ prompt: 1 }, '"prompt" is neither'],
+  [{ prompt: "Q", answer: "" }, "answers[0] is empty"],
+  [{ prompt: "Q", question: "P", answers: ["a"] }, "leave one of them out"],
+  [
+    { prompt: "Q", chosen: "a", rejected: "b" },
+    '"chosen" and "rejected", replies to learn from, which no task compares: leave them out',
+  ],
+  [{ prompt: "Q", completion: "a" }, '"completion", replies to learn from'],
+  [{ question: "Q", answers: ["a"], rejected: "b" }, '"rejected", replies to learn from'],
+  [{ question: "Q", answers: ["a"], context: { title: ["x"] } }, '"context" is not text'],
+  [{ question: "Q", answers: ["a"], context: "x", input: "y" }, "join them in one"],
+  [{ prompt: [{ role: "user", content: "Q" }], context: "x" }, '"context" stands beside a list of messages'],
+  [{ prompt: "Q", system: 3 }, '"system" is not text'],
+  [{ text: "Q", system: "S" }, '"system" beside it'],
+  [{ question: "Q", context: "x", answers: { text: [], answer_start: [] } }, '"answers"'],
   [{ body: "x" }, "its keys (body) are of no known task"],
   [[1], "not a JSON object"],
 ])("a bad record: %j", (record, message) => {
   expect(taskOf(record)).toContain(message);
+});
+
+test("what a model has to read beside a question is put to it as in fine-tuning", () => {
+  const [question, system, input] = ["What is 3 plus 4?", "Be brief.", "3 plus 4 is 7."];
+  const [first, user] = [
+    { role: "system", content: system },
+    { role: "user", content: question, input },
+  ];
+  const asked = { kind: "question", question, answers: ["7"], group: "all" };
+  expect(taskOf({ question, answers: ["7"], context: input })).toEqual({ ...asked, messages: [user] });
+  expect(taskOf({ prompt: question, answer: "7", input, system })).toEqual({ ...asked, messages: [first, user] });
+  const squad = {
+    id: "5",
+    title: "Sums",
+    question,
+    context: input,
+    answers: { text: ["7", "7"], answer_start: [12, 12] },
+  };
+  expect(taskOf(squad)).toEqual({ ...asked, messages: [user] });
+  const choice = { question, choices: ["7", "8"], answer: 0 };
+  expect(taskOf({ ...choice, context: input, system })).toMatchObject({ ...choice, messages: [first, user] });
+  expect(taskOf({ prompt: question, input, system })).toEqual({ kind: "prompt", messages: [first, user] });
+  const list = [{ role: "user", content: question }];
+  expect(taskOf({ prompt: list, system })).toEqual({ kind: "prompt", messages: [first, ...list] });
+  expect(taskOf({ prompt: list, answer: "7", system })).toEqual({ ...asked, messages: [first, ...list] });
+  const history = [["Hi", "Hello."]];
+  expect(taskOf({ prompt: question, history })).toMatchObject({
+    messages: [{ content: "Hi" }, { role: "assistant", content: "Hello." }, { content: question }],
+  });
+  // Tables have every column; what is empty is not there.
+  expect(taskOf({ question, answers: ["7"], context: "", input: null, history: [], system: "", chosen: null })).toEqual(
+    asked,
+  );
 });
 
 test("bad records stop the evaluation with their lines; many are counted; nothing to evaluate is told", async () => {

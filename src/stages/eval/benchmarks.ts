@@ -9,6 +9,7 @@
  *   C-Eval, CMMLU                    question, A, B, C, D, answer (CMMLU: Question, Answer); the answer is a letter
  *   GSM8K                            question, answer: the way, "####" and the number
  *   TriviaQA                         question, answer {value, aliases}
+ *   SQuAD                            question, context, answers {text}
  *
  * A base model goes on from the words that the Language Model Evaluation Harness (Gao et al. 2021) gives it before each choice, so that its
  * accuracies are the same. Where the harness has the choices listed and asks for a letter (CommonsenseQA, C-Eval, CMMLU), which small models cannot tell,
@@ -24,10 +25,15 @@ export interface Known {
   answers?: unknown;
   field?: unknown;
   query?: string;
+  /** Its answers stand at the end of a way. */
+  reasoned?: true;
 }
 
 /** Undefined for a record of no known benchmark. */
 export function benchmarkOf(r: Fields): Known | undefined {
+  // The same words of three people are one answer.
+  if (isObject(r.answers) && isTexts(r.answers.text))
+    return { question: r.question, answers: [...new Set(r.answers.text)] };
   // Somebody's own record, whatever else it says.
   if (r.answers !== undefined || r.field !== undefined) return undefined;
   const { choices, answer } = r;
@@ -64,7 +70,7 @@ export function benchmarkOf(r: Fields): Known | undefined {
   }
   const number = isText(answer) ? /\n#### (-?[\d.,]+)\s*$/.exec(answer)?.[1] : undefined;
   if (number !== undefined)
-    return { question: r.question, answers: [...new Set([number, number.replaceAll(",", "")])] };
+    return { question: r.question, answers: [...new Set([number, number.replaceAll(",", "")])], reasoned: true };
   if (isObject(answer) && isText(answer.value)) {
     if (answer.value === "<unk>") return { question: r.question, answers: [] };
     const aliases = isTexts(answer.aliases) ? answer.aliases : [];

@@ -8,11 +8,11 @@
  * it; a base model reads the choice as the continuation of the question, or of what a benchmark puts around it (`query`).
  */
 import { DialogueEncoder } from "../../dialogue/mask.js";
-import type { Message } from "../../dialogue/templates.js";
 import type { Loaded } from "../../generate/loaded.js";
 import { average, wilson } from "./interval.js";
 import { logLikelihoods, type Scored } from "./likelihood.js";
-import type { Choice, Tasks } from "./tasks.js";
+import { plainText } from "./replies.js";
+import { askedIn, type Choice, type Tasks } from "./tasks.js";
 
 export interface ChoiceResult {
   questions: number;
@@ -76,16 +76,16 @@ export function summarizeChoice(tasks: readonly Choice[], outcomes: readonly Cho
 function choiceEncoder({ tokenizer }: Loaded): (task: Choice) => { ids: Int32Array; start: number }[] {
   const chat = tokenizer.chatTemplate === undefined ? undefined : new DialogueEncoder(tokenizer);
   const plain = { allowSpecial: false };
-  return ({ question, query = question, choices }) => {
+  return (task) => {
+    const { choices, query = plainText(askedIn(task)) } = task;
     // White space belongs to the word after it, as in training: " Paris" is one token where " " and "Paris" are two.
     const text = query.trimEnd();
     const gap = query.slice(text.length);
-    const asked: Message[] = [{ role: "user", content: question }];
-    const opening = chat?.beforeReply(asked) ?? "";
+    const opening = chat?.beforeReply(askedIn(task)) ?? "";
     const space = opening.slice(opening.trimEnd().length);
     // Line ends are tokens of their own; a space is the choice's.
     const [written, led] = space.includes("\n") ? [opening, ""] : [opening.trimEnd(), space];
-    const prompt = chat?.prompt(asked) ?? [];
+    const prompt = chat?.prompt(askedIn(task)) ?? [];
     const before = chat
       ? [...prompt, ...tokenizer.encode(written, { before: tokenizer.endOf(prompt) })]
       : [...tokenizer.encode(text, { ...plain, addSpecialTokens: true })];

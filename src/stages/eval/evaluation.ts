@@ -11,7 +11,7 @@ import { average, bootstrapMean, winRate } from "./interval.js";
 import { openScorer, type Scorer, type Scores } from "./judge.js";
 import { type Perplexity, perplexity } from "./perplexity.js";
 import { plainText, type Reply, type ReplyOptions, replyTo } from "./replies.js";
-import { readTasks, type Source, type Tasks } from "./tasks.js";
+import { askedIn, readTasks, type Source, type Tasks } from "./tasks.js";
 
 export interface EvaluationOptions extends ReplyOptions {
   /** Model folders: the columns of the table. */
@@ -159,13 +159,13 @@ async function measure(
   const results: TaskResults = {};
   if (texts.length > 0) results.perplexity = perplexity(loaded, texts, dir, options.context);
   if (choices.length > 0) results.choice = summarizeChoice(choices, multipleChoice(loaded, choices));
-  const asked = questions.map(({ question, source }) => ({
-    messages: [{ role: "user" as const, content: question }],
-    source,
-  }));
-  const replies = replyTo(loaded, asked, options);
+  const replies = replyTo(
+    loaded,
+    questions.map((question) => ({ messages: askedIn(question), source: question.source })),
+    options,
+  );
   const isChat = loaded.tokenizer.chatTemplate !== undefined;
-  const outcomes = replies.map(({ text }, i) => judgeAnswer(text, questions[i].answers, isChat));
+  const outcomes = replies.map(({ text }, i) => judgeAnswer(text, questions[i].answers, isChat, questions[i].reasoned));
   if (questions.length > 0) results.exact = summarizeExact(questions, outcomes, replies);
   const generated = replyTo(loaded, prompts, options);
   const judged = prompts.length > 0 ? await scorer?.score(prompts, generated) : undefined;
@@ -202,9 +202,9 @@ function winsOf({ generations: own }: Measured, { model, generations: other }: M
 /** Some questions and prompts, spread evenly over the records, with the reply of every model. */
 function sideBySide({ questions, prompts }: Tasks, measured: readonly Measured[], count: number): SideBySide[] {
   const all: SideBySide[] = [
-    ...questions.map(({ question, source }, i) => ({
-      ...source,
-      prompt: question,
+    ...questions.map((question, i) => ({
+      ...question.source,
+      prompt: plainText(askedIn(question)),
       replies: measured.flatMap(({ model, answers: { replies, outcomes } }) =>
         replies[i] ? [{ model, text: replies[i].text, right: outcomes[i].contains }] : [],
       ),
