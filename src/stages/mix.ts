@@ -39,6 +39,7 @@ export async function pretrainingRows(
     for (let from = 0; from + 1 < document.length; from += contextLength - 1)
       rows.push(document.slice(from, from + contextLength));
   }
-  if (rows.length === 0) throw new UserError(`${files.join(", ")}: there is no text to mix in.${firstReason(rejected, before)}`);
+  if (rows.length === 0)
+    throw new UserError(`${files.join(", ")}: there is no text to mix in.${firstReason(rejected, before)}`);
   return (index) => rows[visited(index, rows.length, seed + 2)];
 }
