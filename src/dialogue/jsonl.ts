@@ -23,6 +23,7 @@ export interface JsonRecord {
 const PARQUET = /\.parquet$/i;
 const PACKED = /\.(jsonl?|ndjson)\.(gz|zst)$/i;
 const OF_RECORDS = /\.((jsonl?|ndjson)(\.(gz|zst))?|parquet)$/i;
+const TABLE = /\.(csv|tsv|xlsx?|ods)$/i;
 const KNOWN = ".jsonl, .jsonl.gz, .jsonl.zst, .json, .json.gz, .json.zst, .parquet";
 const LIMITS = { maxRecordBytes: 2 ** 28 };
 
@@ -40,6 +41,11 @@ export async function* recordsOf(
       yield { file, line: 1, error, unread: true };
       continue;
     }
+    if (TABLE.test(file))
+      throw new UserError(
+        `${file}: tables are not read. Write its rows as JSON, one to a line (.jsonl), or as Parquet.`,
+        2,
+      );
     const isParquet = PARQUET.test(file);
     if (!isParquet && !PACKED.test(file)) {
       for (const record of jsonRecords(file)) yield { file, ...withoutNulls(record) };

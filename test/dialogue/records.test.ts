@@ -149,6 +149,9 @@ test("broken lines are listed with their numbers; with nothing left it is an err
   ]);
   await expect(readConversations([write("c.jsonl", "{}\n")], [])).rejects.toThrow(/c.jsonl:1: its keys \(none\)/);
   await expect(readConversations([write("d.jsonl", "")], [])).rejects.toThrow(/no record can be used/);
+  await expect(readConversations([write("e.csv", "instruction,output\na,b\n")], [])).rejects.toThrow(
+    /e.csv: tables are not read. Write its rows as JSON/,
+  );
   await expect(readConversations([join(dir, "none.jsonl")], [])).rejects.toThrow(/none.jsonl does not exist/);
 });
 
