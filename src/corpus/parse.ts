@@ -1,6 +1,8 @@
 /** A raw record to a document: JSON fields, HTTP and HTML, or plain text; or the reason why it is none. */
+import { constants } from "node:buffer";
 import { type Document, type Finding, isBinary, NO_TEXT, type Rejected, storable } from "./document.js";
 import type { RawRecord } from "./input/record.js";
+import { SEVERAL } from "./input/text.js";
 import { LANGUAGES } from "./script.js";
 
 export interface ParseContext {
@@ -18,7 +20,11 @@ export interface Parsed {
   url: Finding[];
 }
 
+const TOO_LONG = `oversized: a document has at most ${Math.floor(constants.MAX_STRING_LENGTH / 1e6)} million characters; ${SEVERAL}`;
 const utf8 = new TextDecoder("utf-8", { fatal: true });
+
+/** Kept, because to import what is there already takes longer than to read a short text. */
+let charsets: Promise<typeof import("./html/charset.js")> | undefined;
 
 /** Never throws for what a record holds: the reason comes back. */
 export async function parseRecord(record: RawRecord, context: ParseContext): Promise<Parsed | Rejected> {
@@ -31,9 +37,11 @@ export async function parseRecord(record: RawRecord, context: ParseContext): Pro
   if (record.reason !== undefined) return rejected(record.reason);
   if (record.kind === "json") return fromJson(record, context, rejected);
   if (record.kind === "text") {
-    const { decode } = await import("./html/charset.js");
-    const { text, replaced } = decode(record.bytes, record.contentType);
+    const { decodePieces } = await (charsets ??= import("./html/charset.js"));
+    const { pieces, replaced } = decodePieces(record.bytes, record.contentType);
     if (replaced > 0.01) return rejected("not text in any encoding that could be told");
+    if (pieces.reduce((n, piece) => n + piece.length, 0) > constants.MAX_STRING_LENGTH) return rejected(TOO_LONG);
+    const text = pieces.join("");
     if (isBinary(text)) return rejected(NO_TEXT);
     return document(record, context, { text: storable(text.replace(/^\uFEFF/, "")) });
   }
@@ -78,7 +86,7 @@ function document(
 /** WEB/page.html for a file that is one record, WEB/pages.jsonl:12 otherwise. */
 function placeOf(record: RawRecord, { dataset, label }: ParseContext): string {
   const name = dataset === "" ? label(record.file) : `${dataset}/${label(record.file)}`;
-  return record.line === 1 && record.kind !== "json" && record.url === undefined ? name : `${name}:${record.line}`;
+  return record.whole ? name : `${name}:${record.line}`;
 }
 
 function fromJson(record: RawRecord, context: ParseContext, rejected: Reject): Parsed | Rejected {
@@ -97,6 +105,8 @@ function fromJson(record: RawRecord, context: ParseContext, rejected: Reject): P
   }
   if (fields === null || typeof fields !== "object" || typeof fields.text !== "string")
     return rejected(withoutText(fields));
+  // Written as \ud800: no bytes of UTF-8 are half of a pair.
+  if (!fields.text.isWellFormed()) return rejected("the text holds half of a surrogate pair");
   if (deeper(fields, MAX_NESTING)) return rejected(`the JSON is nested more than ${MAX_NESTING} levels deep`);
   const { text, id, url, metadata, ...more } = fields;
   const kept = { ...more, ...(metadata !== null && typeof metadata === "object" ? metadata : {}) };

@@ -554,6 +554,24 @@ describe("run again", () => {
     };
     expect(keyOf("begun")).toBe(keyOf("begun, and gone on"));
   });
+  it("takes the documents of a text file one by one, also where the file is larger than a record may be", async () => {
+    const stories = Array.from({ length: 40 }, (_, i) => prose(3000 + i, 80));
+    const file = join(dir, "stories.txt");
+    writeFileSync(file, [...stories, stories[7]].map((story) => `${story}\n<|endoftext|>\n`).join(""));
+    const { stages } = await again("stories", {
+      sources: [{ name: "tales", files: [file] }],
+      limits: { maxRecordBytes: 4000 },
+      unit: { records: 6 },
+      deduplicate: {},
+    });
+    expect(statSync(file).size).toBeGreaterThan(4000);
+    const by = Object.fromEntries(stages.map((s) => [s.stage, s]));
+    expect(by.read).toMatchObject({ in: 41, kept: 41, failed: 0 });
+    expect(by["exact-duplicates"].dropped).toBe(1);
+    expect(readdirSync(join(dir, "stories/documents"))).toHaveLength(7);
+    const line = stories[0].split("\n").length + 2;
+    expect(why(join(dir, "stories"), `tales/stories.txt:${line}`).id).toBe(`tales/stories.txt:${line}`);
+  });
   it("loads evaluation sets only when there is something to do", async () => {
     const recipe = {
       sources: [{ name: "a", files: [rows("plain.jsonl", prose(1, 100))] }],

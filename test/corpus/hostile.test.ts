@@ -75,7 +75,7 @@ describe("hostile input", () => {
       ),
       put(
         "odd.jsonl",
-        `${JSON.stringify({ id: "\0\ud800", text: `\ud83d \0 \udc00 ${text}` })}\n{"text":"${"\u0000".replace("\0", "\\u0000")}"}\n`,
+        `${JSON.stringify({ id: "\0\ud800", text: `\0 ${text}` })}\n${JSON.stringify({ text: `\ud83d \udc00 ${text}` })}\n{"text":"${"\u0000".replace("\0", "\\u0000")}"}\n`,
       ),
       put(
         "bomb.warc",
@@ -105,6 +105,7 @@ describe("hostile input", () => {
         "empty.jsonl:1": "the file is empty",
         "long.jsonl:1": "oversized: 17.0 MB, and at most 16.0 MB ",
         "noise.warc.gz:1": "not gzip data",
+        "odd.jsonl:2": "the text holds half of a surrogate pair",
         "wide.html:1": "the page has more than 300000 elements",
       }
     `);

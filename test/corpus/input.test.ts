@@ -417,7 +417,7 @@ describe("Parquet, pages, texts, folders", () => {
       { dataset: "a", label: (f) => f, mode: "fast", timeout: 20, maxRecordBytes: 1e6, judgeUrl: () => [] },
       20_000,
     );
-    expect(rows.map((r) => r.id)).toEqual(["a/a.warc", "a/a.warc:2"]);
+    expect(rows.map((r) => r.id)).toEqual(["a/a.warc:1", "a/a.warc:2"]);
     expect(rejected.map((r) => r.line)).toEqual([3, 4]);
     expect(rejected[0].reason).toMatch(/^oversized: the records before it have unpacked to more than 0 MB of text/);
   });
@@ -438,6 +438,138 @@ describe("Parquet, pages, texts, folders", () => {
     // Two groups of the same names, which what tells their files apart would make one.
     const [p, q, r, s] = ["/1/p", "/1/q", "/2/p", "/2/q"].map((folder) => `${folder}/data/part.jsonl`);
     expect(new Set(names([p, q, "/2/p/data", "/2/q/data"], p, q, r, s)).size).toBe(4);
+  });
+});
+
+describe("text", () => {
+  const stories = Array.from({ length: 400 }, (_, i) => `Story ${i}.\nIt has ${"many words ".repeat(i)}and an end.\n`);
+  const places = (all: Got[]): unknown[] => all.map(({ record: r }) => [r.line, r.offset]);
+
+  it("lines of <|endoftext|> stand between documents, each with its line and place, and reading goes on at any of them", async () => {
+    const file = put("stories.txt", stories.join("<|endoftext|>\n"));
+    const all = await read(file);
+    expect(told(all)).toEqual(stories);
+    const second = stories[0].length + 14;
+    expect(places(all).slice(0, 3)).toEqual([
+      [1, 0],
+      [4, second],
+      [7, second + stories[1].length + 14],
+    ]);
+    await checkResume(file);
+    const packed = put("stories.txt.gz", gzipSync(`<|endoftext|>\n${stories.slice(0, 5).join("<|endoftext|>\r\n")}`));
+    expect(told(await read(packed))).toEqual(stories.slice(0, 5));
+    await checkResume(packed);
+    const wide = put("wide.txt", Buffer.from("\ufeffeins\n<|endoftext|>\nzwei\n", "utf16le"));
+    expect(told(await read(wide))).toEqual(["eins\n", "zwei\n"]);
+    await checkResume(wide);
+  });
+  it("a document may have as many bytes as a record; one that has more is not held, and the message tells of the separator", async () => {
+    const file = put("long.txt", `${"many words ".repeat(100_000)}\n<|endoftext|>\nshort\n<|endoftext|>\n`);
+    const tail = put("tail.txt", "first\n<|endoftext|>\n");
+    truncateSync(tail, 400e6);
+    const before = process.memoryUsage().rss;
+    const oversized = (size: string): unknown =>
+      expect.stringMatching(
+        new RegExp(
+          `^oversized: ${size} MB, and at most 1\\.0 MB are read \\(limits.maxRecordBytes\\); a text file is one document, or several with a line of <\\|endoftext\\|> between them$`,
+        ),
+      );
+    expect(told(await read(file))).toEqual([oversized("1.1"), "short\n"]);
+    expect(told(await read(tail))).toEqual(["first\n", oversized("400.0")]);
+    expect(process.memoryUsage().rss - before).toBeLessThan(200e6);
+    await checkResume(file);
+  });
+  it("damage costs the document that it is in", async () => {
+    const bad = gzipSync("two\n<|endoftext|>\nthree");
+    bad[bad.length - 6] ^= 1;
+    const parts = [gzipSync("one\n<|endoftext|>\n"), bad, gzipSync(" goes on\n<|endoftext|>\nfour\n")];
+    const file = put("damaged.txt.gz", Buffer.concat(parts));
+    expect(told(await read(file))).toEqual([
+      "one\n",
+      expect.stringMatching(/^it cannot be read: a gzip member is damaged/),
+      "four\n",
+    ]);
+    await checkResume(file);
+  });
+  it("a file of one document gives it its name, another one a name and a line", async () => {
+    const ids = async (file: string): Promise<string[]> => {
+      const records = (await read(file)).map(({ record }) => record);
+      const context = { dataset: "a", label: () => "x.txt", mode: "fast", timeout: 20, maxRecordBytes: 1e6 } as const;
+      const { rows } = await documentsIn(
+        { records, lengths: records.map((r) => r.bytes.length), bytes: Buffer.concat(records.map((r) => r.bytes)) },
+        { ...context, judgeUrl: () => [] },
+      );
+      return rows.map((row) => row.id);
+    };
+    expect(await ids(put("one.rst", "one"))).toEqual(["a/x.txt"]);
+    expect(await ids(put("two.markdown", "one\n<|endoftext|>\ntwo"))).toEqual(["a/x.txt:1", "a/x.txt:3"]);
+  });
+});
+
+describe("JSON", () => {
+  const records = ["a", 'b "]} \\', "c\n[{", "ü".repeat(200_000)].map((text, id) => ({ text, id }));
+  const values = (all: Got[]): unknown[] => all.map(({ record: r }) => r.reason ?? JSON.parse(text(r)));
+
+  it("is an array, JSON lines, or records over several lines, packed or not", async () => {
+    const pretty = JSON.stringify(records, null, 2);
+    for (const [name, data] of [
+      ["array.json", JSON.stringify(records)],
+      ["pretty.json", `\ufeff \n${pretty}\n`],
+      ["lines.json", records.map((r) => `${JSON.stringify(r)}\r\n`).join("")],
+      ["spread.json", records.map((r) => JSON.stringify(r, null, 1)).join("\n")],
+      ["array.json.gz", gzipSync(pretty)],
+    ] as const) {
+      const file = put(name, data);
+      const all = await read(file);
+      expect(values(all), name).toEqual(records);
+      expect(all.map(({ record: r }) => [r.kind, r.line])).toEqual([1, 2, 3, 4].map((line) => ["json", line]));
+      await checkResume(file);
+    }
+    expect(values(await read(put("single.json", '{\n"text": "x"\n}')))).toEqual([{ text: "x" }]);
+    expect(values(await read(put("none.json", " [ ] ")))).toEqual([]);
+  });
+  it("what is wrong in an array costs one record, or is told", async () => {
+    const long = `{"text":"${"long ".repeat(300_000)}"}`;
+    const file = put("wrong.json", `[{"text":"a},\n3,]}{"text":"b"},\n${long},{"text":"c"}`);
+    expect(told(await read(file))).toEqual([
+      '{"text":"a},\n3,]',
+      "}",
+      '{"text":"b"}',
+      expect.stringMatching(/^oversized: 1\.5 MB/),
+      '{"text":"c"}',
+      "cut off: the file ends inside its array",
+    ]);
+    await checkResume(file);
+    expect(told(await read(put("inside.json", '[{"text":"a"}, {"text":"b')))).toEqual([
+      '{"text":"a"}',
+      "cut off: the file ends inside its array",
+    ]);
+    const more = put("more.json", '[{"text":"a"}]\n{"text":"b"}');
+    expect(told(await read(more))).toEqual(['{"text":"a"}', expect.stringMatching(/^there is more behind the end/)]);
+    await checkResume(more);
+    // The first line being broken makes no array of lines.
+    expect(told(await read(put("broken.json", '{"text":"a\n{"text":"b"}\n')))).toEqual(['{"text":"a', '{"text":"b"}']);
+    const packed = gzipSync(JSON.stringify(records));
+    const cut = told(await read(put("cut.json.gz", packed.subarray(0, packed.length - 9))));
+    expect(cut.at(-1)).toMatch(/the gzip file is truncated.*what comes after it in the file is not read$/);
+  });
+  it("names in a message are all those that are read", () => {
+    const complaint = ((): string => {
+      try {
+        return `${listFiles([put("a.doc", "x")], "x")}`;
+      } catch (error) {
+        return (error as Error).message;
+      }
+    })();
+    const known = [...complaint.matchAll(/\.[a-z.]*[a-z]/g)].map(([name]) => name).slice(1);
+    expect(known).toEqual(
+      expect.arrayContaining([".json", ".json.gz", ".htm", ".xhtml", ".text", ".markdown", ".rst"]),
+    );
+    for (const name of known) expect(listFiles([put(`a${name}`, "x")], "x")).toHaveLength(1);
+    for (const name of ["a.html.gz", "a.html.pt-br", "A.TXT.ZST", "a.de.html"])
+      expect(listFiles([put(name, "x")], "x")).toHaveLength(1);
+    for (const name of ["a.html.", "a.parquet.gz", "atxt"])
+      expect(() => listFiles([put(name, "x")], "x")).toThrow(/Known/);
   });
 });
 

@@ -1,5 +1,5 @@
 /** Documents and token shards as training takes them. */
-import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -65,7 +65,9 @@ test("lines of <|endoftext|> stand between the documents of a text file, whereve
   ]);
   const { texts, rejected } = await read(put("mixed.txt", mixed));
   expect(texts).toEqual(["one\n", "two\n"]);
-  expect(rejected).toEqual([{ file: join(dir, "mixed.txt"), line: 3, reason: expect.stringMatching(/NULs/) }]);
+  expect(rejected).toEqual([
+    { file: join(dir, "mixed.txt"), line: 3, offset: 18, reason: expect.stringMatching(/NULs/) },
+  ]);
 });
 
 test("separators in any encoding, late in a file, behind a byte order mark; a long document behind one takes no longer", async () => {
@@ -132,7 +134,7 @@ test("what is no document is set aside with its line; text in another encoding i
     [3, expect.stringContaining('no field "text"')],
     [4, "the text is empty"],
     [5, expect.stringContaining("UTF-8")],
-    [0, "the file is empty"],
+    [1, "the file is empty"],
   ]);
 });
 
@@ -164,7 +166,18 @@ test("a program or an archive with the name of a text is set aside", async () =>
   const utf16 = put("utf16.txt", Buffer.from("\ufeffzwei Sätze.", "utf16le"));
   expect((await read(utf16)).texts).toEqual(["zwei Sätze."]);
   const stray = `${"A text of words. ".repeat(40)}\0`;
-  expect((await read(put("stray.txt", stray))).texts).toEqual([stray]);
+  expect((await read(put("stray.txt", stray))).texts).toEqual([stray.replace("\0", "\ufffd")]);
+});
+
+test("a text with half of a surrogate pair is set aside; .json is read", async () => {
+  const lone = '{"text":"hello \\ud800 world"}\n{"text":"\\ud83d\\ude00"}\n';
+  const array = JSON.stringify([{ text: "one" }, { text: 2 }, { text: "three" }], null, 2);
+  const { texts, rejected } = await read(put("lone.jsonl", lone), put("array.json", array));
+  expect(texts).toEqual(["\u{1f600}", "one", "three"]);
+  expect(rejected.map((r) => [r.line, r.reason])).toEqual([
+    [1, "the text holds half of a surrogate pair"],
+    [2, 'there is no field "text" with a string in it (its fields: text)'],
+  ]);
 });
 
 test("a document of a row sees its own tokens only, begins with the token that closed the one before, and every token is a target", async () => {
@@ -193,18 +206,16 @@ test("a document of a row sees its own tokens only, begins with the token that c
   shards.close();
 });
 
-test("a text file that is longer than a string can be, and one whose end is damaged, are set aside", async () => {
-  const large = put("large.txt", "x");
-  truncateSync(large, 3 * 2 ** 29);
+test("a text file that is longer than a document may be, and one whose end is damaged, are set aside", async () => {
+  const aside: Rejected[] = [];
+  const large = put("large.txt", "many words ".repeat(1000));
+  for await (const _ of documentsOf([large], "", (r) => aside.push(r), 10_000)) throw new Error("read");
   const { texts, rejected } = await read(
-    large,
     put("tail.txt.gz", Buffer.concat([gzipSync("begin"), gzipSync("end").fill(0, 5)])),
   );
   expect(texts).toEqual([]);
-  expect(rejected.map((r) => r.reason)).toEqual([
-    expect.stringMatching(
-      /^oversized: a text file without <\|endoftext\|> lines .* is one document, and of at most 536 million characters; cut it/,
-    ),
+  expect([...aside, ...rejected].map((r) => r.reason)).toEqual([
+    "oversized: 0.0 MB, and at most 0.0 MB are read; a text file is one document, or several with a line of <|endoftext|> between them",
     expect.stringMatching(/^it cannot be read: .*damaged/),
   ]);
 });

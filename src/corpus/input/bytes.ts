@@ -43,6 +43,47 @@ export async function* readPieces(file: string, start = 0): AsyncGenerator<Piece
   }
 }
 
+/** The first bytes of a file, unpacked: fewer where it is shorter, or damaged. */
+export async function headOf(file: string, size: number): Promise<Buffer> {
+  const parts: Uint8Array[] = [];
+  let length = 0;
+  for await (const { data, damage } of readPieces(file)) {
+    if (damage !== undefined) break;
+    parts.push(data);
+    length += data.length;
+    if (length >= size) break;
+  }
+  return Buffer.concat(parts).subarray(0, size);
+}
+
+/** The bytes of a record, piece by piece. Of one that is too long the length is enough. */
+export class Held {
+  size = 0;
+  private parts: Uint8Array[] = [];
+
+  constructor(private readonly most: number) {}
+
+  get isTooLong(): boolean {
+    return this.size > this.most;
+  }
+  add(bytes: Uint8Array): void {
+    this.size += bytes.length;
+    if (this.isTooLong) this.parts = [];
+    else if (bytes.length > 0) this.parts.push(bytes);
+  }
+  take(): Uint8Array {
+    return this.parts.length === 1 ? this.parts[0] : Buffer.concat(this.parts);
+  }
+  /** Nothing but ASCII's spaces. */
+  isBlank(): boolean {
+    return !this.isTooLong && this.parts.every((part) => part.every((byte) => byte === 32 || (byte > 8 && byte < 14)));
+  }
+  clear(): void {
+    this.size = 0;
+    this.parts = [];
+  }
+}
+
 async function* gzipMembers(file: string, start: number): AsyncGenerator<Piece> {
   const handle = await open(file);
   try {

@@ -87,4 +87,4 @@ export async function* readLines(
 
 const mb = (n: number): string => `${(n / 1e6).toFixed(1)} MB`;
 export const oversized = (size: number, limits: Limits): string =>
-  `oversized: ${mb(size)}, and at most ${mb(limits.maxRecordBytes)} are read (limits.maxRecordBytes)`;
+  `oversized: ${mb(size)}, and at most ${mb(limits.maxRecordBytes)} are read${limits.fixed ? "" : " (limits.maxRecordBytes)"}`;

@@ -7,7 +7,7 @@ export interface RawRecord {
   file: string;
   /** Line, row or record number in the file, from 1. */
   line: number;
-  /** Byte offset of the record: in the compressed file for WARC, in the uncompressed text for JSONL. */
+  /** Byte offset of the record: in the compressed file for WARC, in the uncompressed text for JSONL, JSON and text. */
   offset?: number | undefined;
   id?: string | undefined;
   url?: string | undefined;
@@ -15,6 +15,8 @@ export interface RawRecord {
   date?: string | undefined;
   /** Set when the record is not usable: it is only listed. */
   reason?: string | undefined;
+  /** The file is this one record. */
+  whole?: boolean | undefined;
   /** A record of a kind that holds no document (a WARC request, say): not counted. */
   skip?: boolean | undefined;
 }
@@ -32,6 +34,8 @@ export interface Position {
 export interface Limits {
   /** Bytes of one record at most; larger ones are skipped without being held, and listed. */
   maxRecordBytes: number;
+  /** Nobody can set it, so that no message names the setting. */
+  fixed?: boolean;
 }
 
 const EMPTY = new Uint8Array(0);

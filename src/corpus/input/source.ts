@@ -1,33 +1,46 @@
 /** The files of one source of a recipe, as one stream of raw records; the format is told by the name. */
-import { existsSync, readdirSync, readFileSync, realpathSync, type Stats, statSync } from "node:fs";
+import { existsSync, readdirSync, realpathSync, type Stats, statSync } from "node:fs";
 import { join, relative } from "node:path";
 import { UserError } from "../../run/errors.js";
-import { readPieces } from "./bytes.js";
+import { Held, readPieces } from "./bytes.js";
+import { readJson } from "./json.js";
 import { oversized, readLines } from "./lines.js";
 import { readParquet } from "./parquet.js";
 import { type Limits, type Position, type RawRecord, unusable } from "./record.js";
+import { readText } from "./text.js";
 import { readWarc } from "./warc.js";
 
-const FORMATS = {
-  warc: /\.(?:warc|wet)(?:\.gz)?$/i,
-  // Packed .json is JSONL in C4 and Dolma.
-  jsonl: /\.(?:jsonl|ndjson)(?:\.gz|\.zst)?$|\.json\.(?:gz|zst)$/i,
-  parquet: /\.parquet$/i,
-  html: /\.x?html?$|\.html?\.[a-z]{2}(?:-[a-z]{2})?$|\.[a-z]{2}(?:-[a-z]{2})?\.html?$/i,
-  text: /\.(?:txt|md|text)(?:\.gz|\.zst)?$/i,
-} as const;
-export type Format = keyof typeof FORMATS;
+const PACKED = [".gz", ".zst"];
+/** How the names of each format end, and what may stand behind that. */
+const ENDINGS: Record<Format, { names: string[]; packed?: string[]; language?: true }> = {
+  warc: { names: [".warc", ".wet"], packed: [".gz"] },
+  jsonl: { names: [".jsonl", ".ndjson"], packed: PACKED },
+  json: { names: [".json"], packed: PACKED },
+  parquet: { names: [".parquet"] },
+  html: { names: [".html", ".htm", ".xhtml", ".xhtm"], packed: PACKED, language: true },
+  text: { names: [".txt", ".text", ".md", ".markdown", ".rst"], packed: PACKED },
+};
+export type Format = "warc" | "jsonl" | "json" | "parquet" | "html" | "text";
+
+const FORMATS = (Object.entries(ENDINGS) as [Format, (typeof ENDINGS)[Format]][]).map(
+  ([format, { names, packed = [], language }]) => {
+    // As manuals are told apart: page.html.de, page.html.pt-br.
+    const more = [...packed.map((end) => `\\${end}`), ...(language ? ["\\.[a-z]{2}(?:-[a-z]{2})?"] : [])];
+    const name = new RegExp(`(?:${names.map((end) => `\\${end}`).join("|")})(?:${["", ...more].join("|")})$`, "i");
+    return { format, name };
+  },
+);
 
 /** A name that is not UTF-8 is told with replacement characters in it, and by that one there is no file. */
 export const isMisnamed = (file: string): boolean => file.includes("\ufffd") && !existsSync(file);
 
-const formatByName = (file: string): Format | undefined =>
-  (Object.keys(FORMATS) as Format[]).find((format) => FORMATS[format].test(file));
+const formatByName = (file: string): Format | undefined => FORMATS.find(({ name }) => name.test(file))?.format;
 
 export const formatOf = (file: string): Format | undefined => (isMisnamed(file) ? undefined : formatByName(file));
 
-const KNOWN =
-  ".warc, .warc.gz, .wet.gz, .html, .jsonl, .jsonl.gz, .jsonl.zst, .json.gz, .json.zst, .parquet, .txt, .md";
+const KNOWN = Object.values(ENDINGS)
+  .map(({ names, packed = [] }) => [...names, ...packed.map((end) => `${names[0]}${end}`)].join(", "))
+  .join(", ");
 export const MISNAMED = "its name is not UTF-8, and it cannot be read by another: rename it";
 
 /** Why a file of no known format is none that can be read. */
@@ -146,41 +159,33 @@ function readFile(file: string, from: Position, limits: Limits, asText: boolean)
   if (format === undefined) return listed(noFormat(file));
   if (statSync(file).size === 0) return listed("the file is empty");
   if (format === "jsonl") return readLines(file, from, limits);
+  if (format === "json") return readJson(file, from, limits);
+  if (format === "text") return readText(file, from, limits);
   if (format === "warc") return readWarc(file, from, limits);
   if (format === "parquet") return readParquet(file, from, limits, "text");
   if (from.records > 0) return once<Read>(undefined);
-  return wholeFile(file, format === "html" ? "html" : "text", limits);
+  return wholePage(file, limits);
 }
 
 async function* once<T>(value: T | undefined): AsyncGenerator<T> {
   if (value !== undefined) yield value;
 }
 
-/** A page or a text: the file is the record. */
-async function* wholeFile(
-  file: string,
-  kind: "html" | "text",
-  limits: Limits,
-): AsyncGenerator<{ record: RawRecord; next: number | undefined }> {
+/** The file is the record. */
+async function* wholePage(file: string, limits: Limits): AsyncGenerator<Read> {
+  const held = new Held(limits.maxRecordBytes);
+  let reason: string | undefined;
   const { size } = statSync(file);
-  if (size > limits.maxRecordBytes) {
-    yield { record: unusable(file, 1, oversized(size, limits), 0), next: undefined };
-    return;
-  }
-  if (!/\.(gz|zst)$/i.test(file)) {
-    yield { record: { kind, bytes: readFileSync(file), file, line: 1, offset: 0 }, next: undefined };
-    return;
-  }
-  const pieces: Uint8Array[] = [];
-  let total = 0;
-  for await (const { data, damage } of readPieces(file)) {
-    total += data.length;
-    const reason = damage ?? (total > limits.maxRecordBytes ? oversized(total, limits) : undefined);
-    if (reason !== undefined) {
-      yield { record: unusable(file, 1, reason, 0), next: undefined };
-      return;
+  if (!/\.(gz|zst)$/i.test(file) && size > limits.maxRecordBytes) reason = oversized(size, limits);
+  else
+    for await (const { data, damage } of readPieces(file)) {
+      held.add(data);
+      reason = damage ?? (held.isTooLong ? oversized(held.size, limits) : undefined);
+      if (reason !== undefined) break;
     }
-    pieces.push(data);
-  }
-  yield { record: { kind, bytes: Buffer.concat(pieces), file, line: 1, offset: 0 }, next: undefined };
+  const record: RawRecord =
+    reason === undefined
+      ? { kind: "html", bytes: held.take(), file, line: 1, offset: 0, whole: true }
+      : unusable(file, 1, reason, 0);
+  yield { record, next: undefined };
 }
