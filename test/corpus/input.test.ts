@@ -8,7 +8,7 @@ import { WARCRecord, WARCSerializer } from "warcio";
 import { crc32OfTable, readPieces } from "../../src/corpus/input/bytes.js";
 import { parseHttp } from "../../src/corpus/input/http.js";
 import type { Position, RawRecord } from "../../src/corpus/input/record.js";
-import { listFiles, readSource } from "../../src/corpus/input/source.js";
+import { formatOf, listFiles, readSource } from "../../src/corpus/input/source.js";
 import { labelsOf } from "../../src/corpus/plan.js";
 import { documentsIn } from "../../src/corpus/unit.js";
 
@@ -553,6 +553,12 @@ describe("JSON", () => {
     const cut = told(await read(put("cut.json.gz", packed.subarray(0, packed.length - 9))));
     expect(cut.at(-1)).toMatch(/the gzip file is truncated.*what comes after it in the file is not read$/);
   });
+  it("what a data set's library writes about it is none of its records", () => {
+    for (const name of ["dataset_infos.json", "a/dataset_dict.json", "state.json"])
+      expect(formatOf(name)).toBeUndefined();
+    expect(formatOf("a/statements.json")).toBe("json");
+  });
+
   it("names in a message are all those that are read", () => {
     const complaint = ((): string => {
       try {

@@ -34,7 +34,11 @@ const FORMATS = (Object.entries(ENDINGS) as [Format, (typeof ENDINGS)[Format]][]
 /** A name that is not UTF-8 is told with replacement characters in it, and by that one there is no file. */
 export const isMisnamed = (file: string): boolean => file.includes("\ufffd") && !existsSync(file);
 
-const formatByName = (file: string): Format | undefined => FORMATS.find(({ name }) => name.test(file))?.format;
+/** What Hugging Face's libraries write beside the records of a data set. */
+const ABOUT_DATA = /(?:^|[/\\])(?:dataset_infos?|dataset_dict|state)\.json$/;
+
+const formatByName = (file: string): Format | undefined =>
+  ABOUT_DATA.test(file) ? undefined : FORMATS.find(({ name }) => name.test(file))?.format;
 
 export const formatOf = (file: string): Format | undefined => (isMisnamed(file) ? undefined : formatByName(file));
 
