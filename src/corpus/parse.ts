@@ -37,7 +37,8 @@ export async function parseRecord(record: RawRecord, context: ParseContext): Pro
   if (record.reason !== undefined) return rejected(record.reason);
   if (record.kind === "json") return fromJson(record, context, rejected);
   if (record.kind === "text") {
-    const { decodePieces } = await (charsets ??= import("./html/charset.js"));
+    charsets ??= import("./html/charset.js");
+    const { decodePieces } = await charsets;
     const { pieces, replaced } = decodePieces(record.bytes, record.contentType);
     if (replaced > 0.01) return rejected("not text in any encoding that could be told");
     if (pieces.reduce((n, piece) => n + piece.length, 0) > constants.MAX_STRING_LENGTH) return rejected(TOO_LONG);
