@@ -61,7 +61,7 @@ const char *ly_isa_list(void) {
 }
 
 const char *ly_cpu_name(void) {
-  static char name[128];
+  static _Thread_local char name[128];
   if (name[0]) return name;
   snprintf(name, sizeof name, "unknown processor");
   FILE *f = fopen("/proc/cpuinfo", "r");
@@ -135,97 +135,149 @@ void ly_advise_state(void *p, size_t bytes, int needed) {
 /* ---- threads: the caller is thread 0, the others spin briefly for the next kernel, then sleep ---- */
 
 enum { SLOTS = 32, SPINS = 4000 };
-static int threads = 1, workers;
-static pthread_t handles[MAX_THREADS];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-/* What one thread waits for and another writes has a cache line of its own: each line that changes its core costs a tenth of a microsecond, and a small kernel takes one. */
-static _Alignas(64) struct { atomic_long generation; _Atomic(ly_body) body; void *_Atomic ctx; _Atomic int64_t n; atomic_int backward; } job;
-static _Alignas(64) atomic_int sleeping;
-static atomic_int stop;
-/* Each thread's part of the items, as far as nobody has taken them: the round's number << 40 | the first << 20 | the end. The owner takes from one side; who has
- * none left takes from the other side of others' parts (affinity scheduling, Markatos & LeBlanc 1994). An item is taken by exchanging the exact value that was
- * there before the job was read: whoever is late, because another process had his core, finds another round and takes nothing. So a round is over when its
- * items are done, and nobody has to come by and say that he had none. */
-static struct { _Alignas(64) _Atomic uint64_t left; } parts[MAX_THREADS];
 enum { ITEM_BITS = 20, ITEMS = 1 << ITEM_BITS };
-static _Alignas(64) _Atomic int64_t done;
+/* Each thread of the program that opens the engine has a pool of its own, with its own scratch: what several of them (Node's worker threads) compute at the same
+ * time does not meet. It goes when the thread ends. */
+typedef struct pool pool;
+struct pool {
+  int threads, workers, backward;
+  uint64_t round;
+  struct { pthread_t handle; pool *of; } seats[MAX_THREADS];
+  pthread_mutex_t lock;
+  pthread_cond_t wake;
+  /* What one thread waits for and another writes has a cache line of its own: each line that changes its core costs a tenth of a microsecond, and a small kernel takes one. */
+  _Alignas(64) struct { atomic_long generation; _Atomic(ly_body) body; void *_Atomic ctx; _Atomic int64_t n; atomic_int backward; } job;
+  _Alignas(64) atomic_int sleeping;
+  atomic_int stop;
+  /* Each thread's part of the items, as far as nobody has taken them: the round's number << 40 | the first << 20 | the end. The owner takes from one side; who has
+   * none left takes from the other side of others' parts (affinity scheduling, Markatos & LeBlanc 1994). An item is taken by exchanging the exact value that was
+   * there before the job was read: whoever is late, because another process had his core, finds another round and takes nothing. So a round is over when its
+   * items are done, and nobody has to come by and say that he had none. */
+  struct { _Alignas(64) _Atomic uint64_t left; } parts[MAX_THREADS];
+  _Alignas(64) _Atomic int64_t done;
+  /* Per thread and slot, grown to the largest request and kept. */
+  struct { void *p; size_t bytes; } scratch[MAX_THREADS + 1][SLOTS];
+};
+/* Of the thread that asks: its own, or the one that it works for. */
+static _Thread_local pool *mine;
 /* Of more items than fit there, several are taken at a time. */
 static int64_t per_item(int64_t n) { return (n + ITEMS - 2) / (ITEMS - 1); }
 
-static void work(int thread) {
-  int64_t mine = 0;
-  for (int away = 0; away < threads;) {
-    _Atomic uint64_t *part = &parts[(thread + away) % threads].left;
+static void work(pool *p, int thread) {
+  int64_t taken = 0;
+  for (int away = 0; away < p->threads;) {
+    _Atomic uint64_t *part = &p->parts[(thread + away) % p->threads].left;
     uint64_t t = atomic_load_explicit(part, memory_order_acquire);
-    ly_body body = atomic_load_explicit(&job.body, memory_order_relaxed);
-    void *ctx = atomic_load_explicit(&job.ctx, memory_order_relaxed);
-    int64_t n = atomic_load_explicit(&job.n, memory_order_relaxed), each = per_item(n), first = (int64_t)(t >> ITEM_BITS) % ITEMS, end = (int64_t)(t % ITEMS);
-    int front = atomic_load_explicit(&job.backward, memory_order_relaxed) == (away > 0);
+    ly_body body = atomic_load_explicit(&p->job.body, memory_order_relaxed);
+    void *ctx = atomic_load_explicit(&p->job.ctx, memory_order_relaxed);
+    int64_t n = atomic_load_explicit(&p->job.n, memory_order_relaxed), each = per_item(n), first = (int64_t)(t >> ITEM_BITS) % ITEMS, end = (int64_t)(t % ITEMS);
+    int front = atomic_load_explicit(&p->job.backward, memory_order_relaxed) == (away > 0);
     if (first >= end) { away++; continue; }
     if (!atomic_compare_exchange_weak(part, &t, front ? t + ITEMS : t - 1)) continue;
     int64_t from = (front ? first : end - 1) * each, to = from + each < n ? from + each : n;
     for (int64_t i = from; i < to; i++) body(ctx, i, thread);
-    mine += to - from;
+    taken += to - from;
   }
-  if (mine) atomic_fetch_add(&done, mine);
+  if (taken) atomic_fetch_add(&p->done, taken);
 }
 
-static void *worker(void *arg) {
-  int thread = (int)(intptr_t)arg;
+static void *worker(void *seat) {
+  pool *p = mine = ((typeof(p->seats[0]) *)seat)->of;
+  int thread = (int)((typeof(p->seats[0]) *)seat - p->seats);
   long seen = 0;
   for (;;) {
-    for (int s = 0; s < SPINS && atomic_load(&job.generation) == seen; s++) RELAX();
-    if (atomic_load(&job.generation) == seen) {
-      pthread_mutex_lock(&lock);
-      atomic_fetch_add(&sleeping, 1);
-      while (atomic_load(&job.generation) == seen) pthread_cond_wait(&wake, &lock);
-      atomic_fetch_sub(&sleeping, 1);
-      pthread_mutex_unlock(&lock);
+    for (int s = 0; s < SPINS && atomic_load(&p->job.generation) == seen; s++) RELAX();
+    if (atomic_load(&p->job.generation) == seen) {
+      pthread_mutex_lock(&p->lock);
+      atomic_fetch_add(&p->sleeping, 1);
+      while (atomic_load(&p->job.generation) == seen) pthread_cond_wait(&p->wake, &p->lock);
+      atomic_fetch_sub(&p->sleeping, 1);
+      pthread_mutex_unlock(&p->lock);
     }
-    seen = atomic_load(&job.generation);
-    if (atomic_load(&stop)) return NULL;
-    work(thread);
+    seen = atomic_load(&p->job.generation);
+    if (atomic_load(&p->stop)) return NULL;
+    work(p, thread);
   }
 }
 
 /* Who goes to sleep says so and then looks again whether there is a new round; here it is the other way round, so one of the two notices. */
-static void start_round(void) {
-  atomic_fetch_add(&job.generation, 1);
-  if (!atomic_load(&sleeping)) return;
-  pthread_mutex_lock(&lock);
-  pthread_cond_broadcast(&wake);
-  pthread_mutex_unlock(&lock);
+static void start_round(pool *p) {
+  atomic_fetch_add(&p->job.generation, 1);
+  if (!atomic_load(&p->sleeping)) return;
+  pthread_mutex_lock(&p->lock);
+  pthread_cond_broadcast(&p->wake);
+  pthread_mutex_unlock(&p->lock);
 }
 
-int64_t ly_part(int64_t n, int thread) { return n * thread / threads; }
+static void dismiss(pool *p) {
+  if (!p->workers) return;
+  atomic_store(&p->stop, 1);
+  start_round(p);
+  for (int i = 1; i <= p->workers; i++) pthread_join(p->seats[i].handle, NULL);
+  atomic_store(&p->stop, 0);
+  atomic_store(&p->job.generation, 0);
+  p->workers = 0;
+}
 
-static void run(int64_t n, ly_body body, void *ctx, int backward) {
-  if (n <= 1 || workers == 0) {
+/* When the thread whose pool it is ends. */
+static pthread_key_t thread_ends;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static void close_pool(void *of) {
+  pool *p = of;
+  dismiss(p);
+  for (int t = 0; t <= MAX_THREADS; t++)
+    for (int slot = 0; slot < SLOTS; slot++) ly_free(p->scratch[t][slot].p, p->scratch[t][slot].bytes);
+  pthread_cond_destroy(&p->wake);
+  pthread_mutex_destroy(&p->lock);
+  ly_free(p, sizeof *p);
+}
+static void make_key(void) { pthread_key_create(&thread_ends, close_pool); }
+
+static void out_of_memory(size_t bytes) {
+  fprintf(stderr, "lyceum: out of memory: %zu MiB of scratch could not be allocated\n", bytes >> 20);
+  abort();
+}
+
+/* The pool of the thread that asks; until ly_init it is that thread alone. */
+static pool *own(void) {
+  if (mine) return mine;
+  pool *p = ly_alloc(sizeof *p);
+  if (!p) out_of_memory(sizeof *p);
+  p->threads = 1;
+  pthread_mutex_init(&p->lock, NULL);
+  pthread_cond_init(&p->wake, NULL);
+  pthread_once(&once, make_key);
+  pthread_setspecific(thread_ends, p);
+  return mine = p;
+}
+
+int64_t ly_part(int64_t n, int thread) { return n * thread / own()->threads; }
+
+static void run(pool *p, int64_t n, ly_body body, void *ctx, int backward) {
+  if (n <= 1 || p->workers == 0) {
     for (int64_t i = 0; i < n; i++) body(ctx, i, 0);
     return;
   }
-  static uint64_t round;
   int64_t each = per_item(n), items = (n + each - 1) / each;
   /* Nothing is left to take while the job changes; who takes an item has seen the job that was there before it. No store waits for the one before, each of which may be in
    * another core's cache. */
-  atomic_store_explicit(&job.body, body, memory_order_relaxed); atomic_store_explicit(&job.ctx, ctx, memory_order_relaxed);
-  atomic_store_explicit(&job.n, n, memory_order_relaxed); atomic_store_explicit(&job.backward, backward, memory_order_relaxed);
-  atomic_store_explicit(&done, 0, memory_order_relaxed);
-  round++;
-  for (int t = 0; t < threads; t++)
-    atomic_store_explicit(&parts[t].left, round << 2 * ITEM_BITS | (uint64_t)ly_part(items, t) << ITEM_BITS | (uint64_t)ly_part(items, t + 1), memory_order_release);
-  start_round();
-  work(0);
-  for (int s = 0; atomic_load(&done) < n; s++) { if (s < 20000) RELAX(); else sched_yield(); }
+  atomic_store_explicit(&p->job.body, body, memory_order_relaxed); atomic_store_explicit(&p->job.ctx, ctx, memory_order_relaxed);
+  atomic_store_explicit(&p->job.n, n, memory_order_relaxed); atomic_store_explicit(&p->job.backward, backward, memory_order_relaxed);
+  atomic_store_explicit(&p->done, 0, memory_order_relaxed);
+  p->round++;
+  for (int t = 0; t < p->threads; t++)
+    atomic_store_explicit(&p->parts[t].left, p->round << 2 * ITEM_BITS | (uint64_t)ly_part(items, t) << ITEM_BITS | (uint64_t)ly_part(items, t + 1), memory_order_release);
+  start_round(p);
+  work(p, 0);
+  for (int s = 0; atomic_load(&p->done) < n; s++) { if (s < 20000) RELAX(); else sched_yield(); }
 }
-void ly_in_order(int64_t n, ly_body body, void *ctx) { run(n, body, ctx, 0); }
+void ly_in_order(int64_t n, ly_body body, void *ctx) { run(own(), n, body, ctx, 0); }
 void ly_parallel(int64_t n, ly_body body, void *ctx) {
-  static int backward;
-  run(n, body, ctx, backward = !backward);
+  pool *p = own();
+  run(p, n, body, ctx, p->backward = !p->backward);
 }
 
-int ly_threads(void) { return threads; }
+int ly_threads(void) { return own()->threads; }
 
 int ly_init(int wanted) {
   if (!strstr(ly_isa_list(), LY_ISA_NAME)) return -1;
@@ -238,29 +290,23 @@ int ly_init(int wanted) {
 #endif
   }
   if (wanted > MAX_THREADS) wanted = MAX_THREADS;
-  if (workers) {
-    atomic_store(&stop, 1);
-    start_round();
-    for (int i = 0; i < workers; i++) pthread_join(handles[i], NULL);
-    atomic_store(&stop, 0);
-    atomic_store(&job.generation, 0);
+  pool *p = own();
+  dismiss(p);
+  p->threads = wanted;
+  for (int t = 1; t < wanted; t++, p->workers++) {
+    p->seats[t].of = p;
+    if (pthread_create(&p->seats[t].handle, NULL, worker, &p->seats[t])) { p->threads = t; break; }
   }
-  threads = wanted;
-  for (workers = 0; workers < wanted - 1; workers++)
-    if (pthread_create(&handles[workers], NULL, worker, (void *)(intptr_t)(workers + 1))) { threads = workers + 1; break; }
   return 0;
 }
 
-/* ---- scratch: per thread and slot, grown to the largest request and kept ---- */
-
-static struct { void *p; size_t bytes; } scratch[MAX_THREADS + 1][SLOTS];
 void *ly_scratch(int thread, int slot, size_t bytes) {
-  typeof(scratch[0][0]) *s = &scratch[thread + 1][slot];
+  typeof(mine->scratch[0][0]) *s = &own()->scratch[thread + 1][slot];
   if (s->bytes < bytes) {
     ly_free(s->p, s->bytes);
     s->bytes = (bytes + bytes / 4 + 4095) & ~(size_t)4095;
     s->p = ly_alloc(s->bytes);
-    if (!s->p) { fprintf(stderr, "lyceum: out of memory: %zu MiB of scratch could not be allocated\n", bytes >> 20); abort(); }
+    if (!s->p) out_of_memory(bytes);
   }
   return s->p;
 }

@@ -27,7 +27,8 @@ enum { LY_F32 = 0, LY_BF16 = 1, LY_INT8 = 2, LY_BF12 = 3 /* these two: weights o
 const char *ly_isa(void);        /* the one this library was compiled for */
 const char *ly_isa_list(void);   /* comma-separated: all that this processor and kernel offer, best first */
 /* Starts the thread pool. threads <= 0: all cores this process may use. 0, or -1 when this processor (or the kernel, for
- * AMX state) does not offer the library's instruction set. May be called again with another number. */
+ * AMX state) does not offer the library's instruction set. May be called again with another number. The pool is the calling
+ * thread's own and goes when that ends, so several threads may compute at once; before this call it is that thread alone. */
 int ly_init(int threads);
 const char *ly_cpu_name(void);
 int ly_threads(void);

@@ -8,11 +8,12 @@ import { existsSync, readFileSync } from "node:fs";
 import { totalmem } from "node:os";
 import { fileURLToPath } from "node:url";
 import koffi from "koffi";
+import { UserError } from "../run/errors.js";
 import type { Device, Ptr } from "./device.js";
 
 const nativeDir = fileURLToPath(new URL("../../native/", import.meta.url));
 
-export class EngineError extends Error {
+export class EngineError extends UserError {
   override name = "EngineError";
 }
 
@@ -89,7 +90,13 @@ export function watchKernels(by: (device: Device) => Device): void {
 /** The engine that was opened last, with its threads; opens one when there is none. */
 export const currentCpu = (): Device => opened ?? openCpu();
 
-/** Opens the engine. Throws EngineError when it is not built or `isa` is not offered by this processor. */
+/**
+ * Opens the engine. Throws EngineError when it is not built or `isa` is not offered by this processor.
+ *
+ * Each thread of a program (node:worker_threads) that opens it has a pool of its own, so several may compute at once. Without `threads` each
+ * takes all cores: with several at work, give each its share. A pool ends with its thread; a model that was not closed keeps its memory.
+ * Opened again in the same thread, the pool has the number of threads that was given last.
+ */
 export function openCpu(options: CpuOptions = {}): Device {
   const protos = prototypes();
   const offered = isaList();

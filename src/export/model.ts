@@ -22,7 +22,7 @@ export type ExportType = keyof typeof EXPORT_TYPES;
 /** Writes `dir` as `out`. Throws UserError for what llama.cpp could not run as it runs here. */
 export function exportGguf(dir: string, out: string, type?: ExportType): { bytes: number; type: ExportType } {
   if (type !== undefined && !Object.hasOwn(EXPORT_TYPES, type))
-    throw new UserError(`--type is "${type}"; it must be one of ${Object.keys(EXPORT_TYPES).join(", ")}.`, 2);
+    throw new UserError(`The type is "${type}"; it must be one of ${Object.keys(EXPORT_TYPES).join(", ")}.`, 2);
   const config = readLlamaConfig(dir);
   const tokenizer = Tokenizer.load(dir);
   if (tokenizer.modelSize > config.vocabSize)
@@ -183,7 +183,7 @@ function converted(file: SafetensorsFile, name: string, c: LlamaConfig, type: Gg
   const made = new Uint8Array(out.buffer);
   if (type === "F16" && !allFinite(made, type))
     throw new UserError(
-      `The tensor ${name} holds numbers beyond 65,504, which half precision has not: take another --type.`,
+      `The tensor ${name} holds numbers beyond 65,504, which half precision has not: take another type.`,
     );
   return made;
 }

@@ -9,7 +9,7 @@ import { type Llama, packSequences } from "../nn/llama.js";
 import { UserError } from "../run/errors.js";
 import { dtypeOf, Tape } from "../tensor/tensor.js";
 import { Decoder, isWhole, SHORT } from "./decoder.js";
-import { Sampler, type SamplingOptions } from "./sampling.js";
+import { checkSampling, Sampler, type SamplingOptions } from "./sampling.js";
 import { PackedWeights, type ReadyWeights } from "./weights.js";
 
 export interface GenerateOptions extends SamplingOptions {
@@ -22,6 +22,9 @@ export interface GenerateOptions extends SamplingOptions {
   onToken?: (row: number, id: number) => boolean | undefined;
 }
 
+/** Those that are no numbers. */
+const OTHERS = ["stop", "weights", "onToken"] satisfies (keyof GenerateOptions)[];
+
 export interface Generated {
   /** The new tokens, a stop token included when one came. */
   ids: number[];
@@ -30,7 +33,10 @@ export interface Generated {
   finish: "stop" | "length";
 }
 
-/** Continues every prompt (arrays of ids, none empty). Throws UserError when a prompt leaves no room in the context. */
+/**
+ * Continues every prompt (arrays of ids, none empty). Throws UserError for options that are no such, and when a prompt leaves no room in the
+ * context. Several threads of a program may do so at once, each with a model that it has loaded itself (see openCpu).
+ */
 export function generate(model: Llama, prompts: readonly ArrayLike<number>[], options: GenerateOptions): Generated[] {
   const steps = generation(model, prompts, options);
   for (;;) {
@@ -68,10 +74,8 @@ function* generation(
   options: GenerateOptions,
 ): Generator<void, Generated[], void> {
   const { device, config } = model;
-  const { maxTokens, temperature = 1 } = options;
-  if (!Number.isInteger(maxTokens) || maxTokens < 0)
-    throw new UserError(`maxTokens is ${maxTokens}; it must be a whole number from 0.`, 2);
-  if (!(temperature >= 0)) throw new UserError(`temperature is ${temperature}; it must be a number from 0.`, 2);
+  checkSampling(options, OTHERS);
+  const { maxTokens } = options;
   const stop = new Set(options.stop ?? []);
   const context = config.maxPositionEmbeddings;
   checkPrompts(prompts, context, config.vocabSize);

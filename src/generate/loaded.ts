@@ -15,6 +15,10 @@ export interface Loaded {
   stop: number[];
   /** Asked for with `weights`: the weights once more, for `generate`. */
   weights?: ReadyWeights;
+  /** Gives the memory of model and weights back. */
+  close: () => void;
+  /** The same at the end of a block: `using loaded = loadForGeneration(dir)`. */
+  [Symbol.dispose]: () => void;
 }
 
 export interface LoadingOptions {
@@ -49,7 +53,11 @@ export function loadForGeneration(dir: string, options: LoadingOptions = {}): Lo
     options.weights === "int8"
       ? new Int8Weights(model)
       : options.weights && PackedWeights.worthwhile(model, 1, Number.POSITIVE_INFINITY);
-  return { model, tokenizer, stop, ...(weights && { weights }) };
+  const close = (): void => {
+    if (weights) weights.close();
+    model.close();
+  };
+  return { model, tokenizer, stop, ...(weights && { weights }), close, [Symbol.dispose]: close };
 }
 
 /** The tokens that end a reply; the tokenizer's own first. */

@@ -1,21 +1,69 @@
 /** Choosing the next tokens of a batch: draws that depend on (seed, row, position) only, and the tokens that were seen before. */
 import type { Device, Ptr } from "../device/device.js";
-import { NonFiniteError } from "../run/errors.js";
+import { nearest } from "../run/config.js";
+import { NonFiniteError, UserError } from "../run/errors.js";
 
 export interface SamplingOptions {
-  /** 0: greedy. */
+  /** Default 0: greedy. */
   temperature?: number;
-  /** 0: off. */
+  /** Default 0: off. */
   topK?: number;
-  /** Nucleus (Holtzman et al. 2020); 1: off. */
+  /** Nucleus (Holtzman et al. 2020); default 1: off. */
   topP?: number;
-  /** Least share of the best token's probability; 0: off. */
+  /** Least share of the best token's probability; default 0: off. */
   minP?: number;
-  /** CTRL (Keskar et al. 2019); 1: off. */
+  /** CTRL (Keskar et al. 2019); default 1: off. */
   repetitionPenalty?: number;
+  /**
+   * Default 0. The same seed gives the same reply to the same prompt, so a server whose replies shall differ passes another one with each
+   * request.
+   */
   seed?: number;
-  /** Number of the first row, where processes share the rows among them. */
+  /** Number of the first row, where processes share the rows among them; default 0. */
   firstRow?: number;
+}
+
+const DEFAULTS: Required<SamplingOptions> = {
+  temperature: 0,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  repetitionPenalty: 1,
+  seed: 0,
+  firstRow: 0,
+};
+
+const count = {
+  fits: (x: number) => Number.isInteger(x) && x >= 0 && x < 2 ** 31,
+  as: "a whole number from 0, below 2^31",
+};
+const share = { fits: (x: number) => x >= 0 && x <= 1, as: "a number from 0 to 1" };
+const ALLOWED: Record<keyof SamplingOptions | "maxTokens", { fits: (x: number) => boolean; as: string }> = {
+  maxTokens: { fits: (x) => Number.isInteger(x) && x >= 0, as: "a whole number from 0" },
+  temperature: { fits: (x) => x >= 0 && Number.isFinite(x), as: "a number from 0" },
+  topK: count,
+  topP: share,
+  minP: share,
+  repetitionPenalty: { fits: (x) => x > 0 && Number.isFinite(x), as: "a number above 0" },
+  seed: { fits: (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 64, as: "a whole number from 0, below 2^64" },
+  firstRow: count,
+};
+
+/** Throws UserError for numbers that no kernel can take, and for options that there are not; `others` there are besides. */
+export function checkSampling(options: SamplingOptions & { maxTokens: number }, others: readonly string[]): void {
+  const known = [...Object.keys(ALLOWED), ...others];
+  for (const key of Object.keys(options)) {
+    if (known.includes(key)) continue;
+    const near = nearest(key, known);
+    const hint = near ? `Did you mean "${near}"?` : `There are: ${known.join(", ")}.`;
+    throw new UserError(`There is no option "${key}". ${hint}`, 2);
+  }
+  for (const [key, { fits, as }] of Object.entries(ALLOWED)) {
+    const value: unknown = options[key as keyof typeof ALLOWED];
+    if (value === undefined && key !== "maxTokens") continue;
+    if (typeof value === "number" && fits(value)) continue;
+    throw new UserError(`${key} is ${typeof value === "string" ? `"${value}"` : value}; it must be ${as}.`, 2);
+  }
 }
 
 export class Sampler {
@@ -27,16 +75,18 @@ export class Sampler {
   /** With a repetition penalty: the tokens of each row of the batch, `width` at most. */
   private readonly history: Int32Array;
   private readonly width: number;
+  private readonly options: Required<SamplingOptions>;
 
   /** `longest`: tokens that a row can come to have, its prompt included. */
   constructor(
     private readonly device: Device,
     rows: number,
     longest: number,
-    private readonly options: SamplingOptions,
+    options: SamplingOptions,
   ) {
-    const { repetitionPenalty = 1 } = options;
-    this.width = repetitionPenalty === 1 ? 1 : longest;
+    const given = Object.entries(options).filter(([, value]) => value !== undefined);
+    this.options = { ...DEFAULTS, ...Object.fromEntries(given) };
+    this.width = this.options.repetitionPenalty === 1 ? 1 : longest;
     const bytes = 4 * rows * (4 + this.width);
     const ptr = device.alloc(bytes);
     this.memory = { ptr, bytes };
@@ -72,7 +122,7 @@ export class Sampler {
    */
   draw(logits: Ptr, V: number, rows: readonly { row: number; position: number }[]): void {
     const { device, at, options, width } = this;
-    const { temperature = 0, topK = 0, topP = 1, minP = 0, repetitionPenalty = 1, seed = 0, firstRow = 0 } = options;
+    const { temperature, topK, topP, minP, repetitionPenalty, seed, firstRow } = options;
     const B = rows.length;
     if (temperature > 0)
       rows.forEach(({ row, position }, b) => {

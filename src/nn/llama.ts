@@ -39,7 +39,8 @@ import { type KvCache, makeCache } from "./kv-cache.js";
 import { RopeTables } from "./rope.js";
 import { type Head, joinParts, parametersOf, type Share, shareOf, stagesOf } from "./share.js";
 
-export type Precision = "bf16" | "fp32";
+const PRECISIONS = ["bf16", "fp32"] as const;
+export type Precision = (typeof PRECISIONS)[number];
 
 /** The sequences of one forward pass, laid end to end. */
 export interface TokenBatch {
@@ -90,6 +91,8 @@ export class Llama {
     readonly precision: Precision,
     options: { trainable?: boolean; head?: Head; grid?: Grid; name?: string } = {},
   ) {
+    if (!PRECISIONS.includes(precision))
+      throw new UserError(`precision is "${precision}"; it must be ${PRECISIONS.join(" or ")}.`, 2);
     this.head = options.head ?? "lm";
     this.grid = options.grid ?? Grid.alone(device);
     this.pipe = new Pipe(device, this.grid.pipeline);
@@ -300,6 +303,7 @@ export class Llama {
   /** Kernels index by ids and positions, and check nothing. Sees that there are angles for these positions. */
   private check({ ids, positions, cuSeqlens }: TokenBatch): void {
     this.mustBeOpen();
+    for (const [what, array] of Object.entries({ ids, positions, cuSeqlens })) mustBeArray(what, array, Int32Array);
     mustBeAsMany("positions", positions.length, ids.length);
     const ascending = cuSeqlens.every((at, i) => (i === 0 ? at === 0 : at >= cuSeqlens[i - 1]));
     if (!ascending || cuSeqlens[cuSeqlens.length - 1] !== ids.length)
@@ -396,6 +400,7 @@ export class Llama {
    */
   loss(tape: Tape, batch: TokenBatch, targets: Int32Array, weights: Float32Array): { logp: Tensor; loss: number } {
     const { rows, kept } = targetRows(batch, targets, this.config.vocabSize);
+    mustBeArray("weights", weights, Float32Array);
     mustBeAsMany("weights", weights.length, targets.length);
     const hidden = this.forward(tape, batch, rows);
     if (!this.pipe.last) return { logp: hidden, loss: 0 };
@@ -496,6 +501,11 @@ export class Llama {
   }
 }
 
+function mustBeArray(what: string, found: unknown, type: typeof Int32Array | typeof Float32Array): void {
+  if (!(found instanceof type))
+    throw new UserError(`${what} must be of the class ${type.name}: write ${type.name}.from(${what}).`);
+}
+
 function mustBeAsMany(what: string, found: number, wanted: number): void {
   if (found !== wanted) throw new UserError(`There are ${found} ${what} for ${wanted} tokens; each token has one.`);
 }
@@ -513,6 +523,7 @@ function targetRows(
   targets: Int32Array,
   vocabSize: number,
 ): { rows?: Int32Array; kept: Int32Array } {
+  mustBeArray("targets", targets, Int32Array);
   mustBeAsMany("targets", targets.length, ids.length);
   checkId(
     targets.reduce((a, b) => Math.max(a, b), 0),

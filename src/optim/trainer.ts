@@ -1,10 +1,12 @@
 /** One trained set of parameters: gradients in, clipping, the schedule's learning rate, an AdamW update. */
 
+import type { z } from "zod";
 import type { StateMemory } from "../parallel/offload.js";
+import { check } from "../run/config.js";
 import { NonFiniteError, UserError } from "../run/errors.js";
 import type { RunFolder } from "../run/folder.js";
 import { mebibytes } from "../run/progress.js";
-import type { OptimizerSettings, ScheduleSettings } from "../run/settings.js";
+import { optimizerSchema, scheduleSchema } from "../run/settings.js";
 import type { ParameterSet } from "../tensor/parameters.js";
 import { AdamW } from "./adamw.js";
 import { learningRate, type ScheduleConfig } from "./schedule.js";
@@ -16,14 +18,20 @@ export class Trainer {
   private readonly peak: number;
   private readonly checkEvery: number;
 
+  /** Settings as in a configuration: what is left out has its default. `steps`: of the whole run, for the schedule. */
   constructor(
     parameters: ParameterSet,
-    optimizer: OptimizerSettings,
-    schedule: ScheduleSettings,
+    optimizerSettings: z.input<typeof optimizerSchema>,
+    scheduleSettings: z.input<typeof scheduleSchema>,
     private readonly steps: number,
     /** Where the optimizer's state lies; and every how many steps replicas are compared. */
     options: { memory?: StateMemory; checkEvery?: number } = {},
   ) {
+    if (!Number.isInteger(steps) || steps < 1)
+      throw new UserError(`steps is ${steps}; it must be a whole number from 1.`, 2);
+    const place = (): string => "";
+    const optimizer = check(optimizerSchema, { file: "the optimizer's settings", value: optimizerSettings, place });
+    const schedule = check(scheduleSchema, { file: "the schedule's settings", value: scheduleSettings, place });
     if (optimizer.ema && parameters.units.some((u) => u.name === "adapters"))
       throw new UserError("optimizer.ema averages a whole model's weights; it cannot be used with lora.", 2);
     this.checkEvery = options.checkEvery ?? 0;

@@ -46,6 +46,8 @@ export class Arena {
 
   /** `kept`: not gone with the step, but when it is released. */
   alloc(bytes: number, kept = false): Ptr {
+    // Anything else would move the free memory's borders to no address, for good.
+    if (!Number.isSafeInteger(bytes) || bytes < 0) throw new Error(`Arena: ${bytes} is no number of bytes.`);
     const size = Math.max(ALIGN, Math.ceil(bytes / ALIGN) * ALIGN);
     const { chunk, interval } = this.bestFit(size) ?? this.grow(size);
     // What is kept goes to the far end, so that what comes and goes beside it finds its room in one piece.

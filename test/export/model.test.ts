@@ -385,7 +385,7 @@ test("weights that are not finite are refused, and no file is left", () => {
 
 test("numbers that half precision has not", () => {
   const dir = make("large", {}, golden("llama3"), [65504, -65520]);
-  expect(() => exportGguf(dir, join(root, "large.gguf"), "f16")).toThrow(/beyond 65,504.*another --type/);
+  expect(() => exportGguf(dir, join(root, "large.gguf"), "f16")).toThrow(/beyond 65,504.*another type/);
   expect(exportGguf(dir, join(root, "large.gguf"), "bf16").type).toBe("bf16");
 });
 

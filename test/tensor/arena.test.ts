@@ -135,3 +135,11 @@ test("closed, it gives all back; what is kept can be read until it is released",
   arena.close();
   expect(chunks.size).toBe(0);
 });
+
+test("what is no number of bytes is refused, and moves nothing", () => {
+  const { arena } = fake();
+  const first = arena.alloc(64);
+  for (const bytes of [Number.NaN, undefined, -64, 1.5, Number.POSITIVE_INFINITY] as number[])
+    expect(() => arena.alloc(bytes)).toThrow(`${bytes} is no number of bytes`);
+  expect(arena.alloc(64)).toBe(first + 64);
+});
