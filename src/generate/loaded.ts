@@ -1,3 +1,5 @@
+// For programs whose own libraries have no Symbol.dispose.
+/// <reference lib="esnext.disposable" preserve="true" />
 /** A model folder ready to answer: weights, tokenizer, and the tokens that end a reply. */
 import { existsSync, readFileSync } from "node:fs";
 import { openCpu } from "../device/cpu.js";
