@@ -14,23 +14,32 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
+import { z } from "zod";
 import type { Device } from "../device/device.js";
 import type { TokenBatch } from "../nn/llama.js";
-import { UserError } from "../run/errors.js";
+import { naming, UserError } from "../run/errors.js";
 import type { Tokenizer } from "../tokenizer/tokenizer.js";
 import type { Document } from "./read.js";
 
-export interface Manifest {
-  tokens: number;
-  documents: number;
-  bytes: number;
-  dtype: "uint16" | "uint32";
-  vocabSize: number;
-  tokenizer: string;
-}
+const count = z.int().min(0);
+const manifestSchema = z.object({
+  tokens: count,
+  documents: count,
+  bytes: count,
+  dtype: z.enum(["uint16", "uint32"]),
+  vocabSize: count,
+  tokenizer: z.string(),
+});
+export type Manifest = z.output<typeof manifestSchema>;
+
+const damaged = (dir: string, file: string, why: string): UserError =>
+  new UserError(
+    `${dir}/${file}: ${why}: the shards are damaged. Delete ${dir} and start again: a run makes its own shards anew, also with --resume, and those of a corpus come of building it again.`,
+  );
 
 /** Tokenizes documents into `dir`, which appears whole or not at all. */
 export async function writeShards(
@@ -90,8 +99,27 @@ export async function writeShards(
 
 /** The manifest of a folder of shards; undefined when there is none. */
 export function readManifest(dir: string): Manifest | undefined {
-  if (!existsSync(`${dir}/manifest.json`)) return undefined;
-  return JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8")) as Manifest;
+  const name = "manifest.json";
+  const path = `${dir}/${name}`;
+  if (!existsSync(path)) return undefined;
+  const text = naming(path, () => readFileSync(path, "utf8"));
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch {
+    throw damaged(dir, name, "it is not JSON, or was cut short");
+  }
+  const { data, error } = manifestSchema.safeParse(json);
+  if (data) return data;
+  const { path: key, message } = error.issues[0];
+  throw damaged(dir, name, [...key.map(String), message].join(": "));
+}
+
+/** Throws where a file has not as many bytes as the manifest says; one that is missing has none. */
+function mustHave(dir: string, file: string, bytes: number): void {
+  const there = statSync(`${dir}/${file}`, { throwIfNoEntry: false });
+  const size = there?.isFile() ? there.size : 0;
+  if (size !== bytes) throw damaged(dir, file, `it has ${size} bytes, but its manifest promises ${bytes}`);
 }
 
 /** A batch of rows of `contextLength` tokens, with the token that each one should predict (-1: none). */
@@ -121,12 +149,10 @@ export class Shards {
         `${dir} was made with another tokenizer (${m.tokenizer.slice(0, 12)}) than this run's (${tokenizer.fingerprint.slice(0, 12)}). Tokenize the corpus again.`,
       );
     if (m.tokens === 0) throw new UserError(`${dir} holds no tokens.`);
-    this.mapping = device.mapFile(`${dir}/tokens.bin`);
     const width = m.dtype === "uint16" ? 2 : 4;
-    if (this.mapping.bytes !== m.tokens * width)
-      throw new UserError(
-        `${dir}/tokens.bin has ${this.mapping.bytes} bytes, but its manifest promises ${m.tokens * width}: the file is damaged.`,
-      );
+    mustHave(dir, "tokens.bin", m.tokens * width);
+    mustHave(dir, "documents.bin", m.documents * 4);
+    this.mapping = device.mapFile(`${dir}/tokens.bin`);
     const bytes = device.bytes(this.mapping.ptr, this.mapping.bytes);
     this.tokens =
       width === 2
@@ -135,10 +161,14 @@ export class Shards {
     // An earlier version closed documents by eos, whatever that was.
     this.closed = [tokenizer.separatorId, tokenizer.eosId].includes(this.tokens[m.tokens - 1]);
     const lengths = readFileSync(`${dir}/documents.bin`);
-    this.starts = new Float64Array(lengths.length / 4 + 1);
-    for (let i = 0; i < lengths.length / 4; i++) this.starts[i + 1] = this.starts[i] + lengths.readUInt32LE(i * 4);
+    this.starts = new Float64Array(m.documents + 1);
+    for (let i = 0; i < m.documents; i++) this.starts[i + 1] = this.starts[i] + lengths.readUInt32LE(i * 4);
     if (this.starts[m.documents] !== m.tokens)
-      throw new UserError(`${dir}/documents.bin does not fit tokens.bin: the shards are damaged.`);
+      throw damaged(
+        dir,
+        "documents.bin",
+        `its documents have ${this.starts[m.documents]} tokens, and tokens.bin ${m.tokens}`,
+      );
   }
 
   /** Whole rows of `contextLength` tokens; a corpus shorter than one row is one short row. */
@@ -187,9 +217,7 @@ export class Shards {
   private tokenAt(index: number): number {
     const id = this.tokens[index];
     if (id < this.manifest.vocabSize) return id;
-    throw new UserError(
-      `${this.dir}/tokens.bin: token ${index} is ${id}, but the vocabulary has ${this.manifest.vocabSize}: the shards are damaged.`,
-    );
+    throw damaged(this.dir, "tokens.bin", `token ${index} is ${id}, but the vocabulary has ${this.manifest.vocabSize}`);
   }
 
   /** The first document that ends behind a token. */

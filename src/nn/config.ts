@@ -76,74 +76,124 @@ export function readLlamaConfig(dir: string): LlamaConfig {
 export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
   if (typeof json !== "object" || json === null || Array.isArray(json))
     throw new UserError(`${path} holds no JSON object, which a model's config.json is.`);
+  const keys = keysOf(json, path);
+  const { real, whole, flag, wrong } = keys;
   const type = (json.model_type ?? "llama") as ModelType;
-  if (!Object.hasOwn(CLASSES, type))
-    throw new UserError(`${path}: model_type is "${type}"; Lyceum runs ${MODEL_TYPES.join(", ")}.`);
-  if (json.hidden_act !== undefined && json.hidden_act !== "silu")
-    throw new UserError(`${path}: hidden_act is "${json.hidden_act}"; only "silu" (SwiGLU) is implemented.`);
+  if (typeof type !== "string" || !Object.hasOwn(CLASSES, type))
+    throw new UserError(`${path}: model_type is ${JSON.stringify(type)}; Lyceum runs ${MODEL_TYPES.join(", ")}.`);
+  if ((json.hidden_act ?? "silu") !== "silu")
+    throw new UserError(
+      `${path}: hidden_act is ${JSON.stringify(json.hidden_act)}; only "silu" (SwiGLU) is implemented.`,
+    );
   // Qwen2's classes have their own biases and Mistral's none, whatever these keys say.
   for (const key of ["attention_bias", "mlp_bias"])
-    if (json[key] && (type === "llama" || type === "qwen3"))
+    if ((type === "llama" || type === "qwen3") && flag(key))
       throw new UserError(`${path}: ${key} is true; biases are not implemented.`);
-  const int = (key: string, fallback?: number): number => {
-    const value = json[key] ?? fallback;
-    if (typeof value !== "number" || !Number.isInteger(value) || value <= 0)
-      throw new UserError(`${path}: ${key} must be a positive whole number, not ${JSON.stringify(json[key])}.`);
-    return value;
-  };
-  const real = (value: unknown, fallback: number): number => (typeof value === "number" ? value : fallback);
-  const hiddenSize = int("hidden_size");
-  const numHeads = int("num_attention_heads");
-  const numKvHeads = int("num_key_value_heads", numHeads);
-  const headDim = int("head_dim", type === "qwen3" ? 128 : Math.floor(hiddenSize / numHeads));
-  const positions = int("max_position_embeddings", 2048);
+  const hiddenSize = whole("hidden_size");
+  const numHeads = whole("num_attention_heads");
+  const numKvHeads = whole("num_key_value_heads", numHeads);
+  const headDim = whole("head_dim", type === "qwen3" ? 128 : Math.floor(hiddenSize / numHeads));
+  const positions = whole("max_position_embeddings", 2048);
+  const vocabSize = whole("vocab_size");
+  const numLayers = whole("num_hidden_layers", undefined, { to: MAX_LAYERS });
   if (numHeads % numKvHeads !== 0)
     throw new UserError(
       `${path}: num_attention_heads (${numHeads}) must be a multiple of num_key_value_heads (${numKvHeads}).`,
     );
   if (headDim % 2 !== 0) throw new UserError(`${path}: the head size (${headDim}) must be even for rotary embeddings.`);
-  const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
-  if (typeof rope !== "object")
-    throw new UserError(`${path}: the rotary settings must be a JSON object, not ${JSON.stringify(rope)}.`);
-  const token = (key: string): number | undefined =>
-    typeof json[key] === "number" ? (json[key] as number) : undefined;
-  const sliding = slidingOf(json, type, int("num_hidden_layers"), positions);
+  const spelling = (json.rope_parameters ?? null) === null ? "rope_scaling" : "rope_parameters";
+  const rope = (json[spelling] ?? {}) as Json;
+  if (typeof rope !== "object" || Array.isArray(rope)) throw wrong(spelling, "a JSON object");
+  const isToken = (id: unknown): id is number =>
+    Number.isInteger(id) && (id as number) >= 0 && (id as number) < vocabSize;
+  const token = (key: string): number | undefined => {
+    const id = json[key] ?? undefined;
+    if (id === undefined || isToken(id)) return id;
+    throw wrong(key, `the number of a token, from 0 to ${vocabSize - 1} (vocab_size - 1), or null`);
+  };
+  const ends = json.eos_token_id;
+  const sliding = slidingOf(json, keys, type, numLayers, positions);
   return {
     modelType: type,
-    vocabSize: int("vocab_size"),
+    vocabSize,
     hiddenSize,
-    intermediateSize: int("intermediate_size"),
-    numLayers: int("num_hidden_layers"),
+    intermediateSize: whole("intermediate_size"),
+    numLayers,
     numHeads,
     numKvHeads,
     headDim,
     maxPositionEmbeddings: Math.min(positions, sliding?.window ?? positions),
     ...(sliding && { sliding }),
-    rmsNormEps: real(json.rms_norm_eps, 1e-6),
-    ropeTheta: real(rope.rope_theta ?? json.rope_theta, 10000),
-    ropeScaling: parseRopeScaling(rope, positions, path),
-    tieWordEmbeddings: json.tie_word_embeddings === true,
-    initializerRange: real(json.initializer_range, 0.02),
+    rmsNormEps: real("rms_norm_eps", 1e-6),
+    ropeTheta: keysOf({ rope_theta: rope.rope_theta ?? json.rope_theta }, path).real("rope_theta", 10000),
+    ropeScaling: parseRopeScaling(rope, positions, `${path}, ${spelling}`),
+    tieWordEmbeddings: flag("tie_word_embeddings"),
+    initializerRange: real("initializer_range", 0.02, { from: 0 }),
     bosTokenId: token("bos_token_id"),
-    eosTokenId: Array.isArray(json.eos_token_id) ? (json.eos_token_id as number[]) : token("eos_token_id"),
-    padTokenId: token("pad_token_id"),
+    eosTokenId: Array.isArray(ends) && ends.every(isToken) ? ends : token("eos_token_id"),
+    // Some models pad with a token that they have no row for: nothing here does. The first Llama 2 said -1 for none.
+    padTokenId: (json.pad_token_id ?? -1) === -1 ? undefined : whole("pad_token_id", undefined, { from: 0 }),
   };
 }
+
+/** No model has nearly as many; what reads a damaged file, and would make a list of them all, would never end. */
+const MAX_LAYERS = 10_000;
+/** Kernels count in 32 bits. */
+const MAX_SIZE = 2 ** 31 - 1;
+
+/**
+ * Reads a JSON object key by key. One that is absent or null, as Transformers writes what is not set, has its default; one that is something
+ * else than what it should be is an error, and never its default.
+ */
+function keysOf(json: Json, path: string) {
+  const wrong = (key: string, wanted: string): UserError => {
+    const value = json[key] ?? undefined;
+    const told = typeof value === "number" ? value : JSON.stringify(value);
+    return new UserError(
+      `${path}: ${key} must be ${wanted}, ${value === undefined ? "and is missing" : `not ${told}`}.`,
+    );
+  };
+  return {
+    wrong,
+    whole(key: string, fallback?: number, { from = 1, to = MAX_SIZE } = {}): number {
+      const value = json[key] ?? fallback;
+      if (Number.isInteger(value) && (value as number) >= from && (value as number) <= to) return value as number;
+      throw wrong(key, `a whole number from ${from} to ${to}`);
+    },
+    real(key: string, fallback?: number, { from = Number.MIN_VALUE } = {}): number {
+      const value = json[key] ?? fallback;
+      if (Number.isFinite(value) && (value as number) >= from) return value as number;
+      throw wrong(key, from === 0 ? "a number from 0" : "a number above 0");
+    },
+    flag(key: string, fallback = false): boolean {
+      const value = json[key] ?? fallback;
+      if (typeof value === "boolean") return value;
+      throw wrong(key, "true or false");
+    },
+  };
+}
+type Keys = ReturnType<typeof keysOf>;
 
 const SLIDING_KEYS = ["sliding_window", "use_sliding_window", "max_window_layers", "layer_types"];
 /**
  * The window of a model in which some layer has one that is shorter than its positions, with the defaults of Transformers: a token sees
  * so many tokens at most. Beyond it is not implemented.
  */
-function slidingOf(json: Json, type: ModelType, layers: number, positions: number): LlamaConfig["sliding"] {
+function slidingOf(
+  json: Json,
+  { whole, flag }: Keys,
+  type: ModelType,
+  layers: number,
+  positions: number,
+): LlamaConfig["sliding"] {
   if (type === "llama" || json.sliding_window === null) return undefined;
   if (type !== "mistral") {
-    if (json.use_sliding_window !== true) return undefined;
+    if (!flag("use_sliding_window")) return undefined;
     const kinds = json.layer_types;
-    const from = typeof json.max_window_layers === "number" ? json.max_window_layers : 28;
+    const from = whole("max_window_layers", 28, { from: 0 });
     if (Array.isArray(kinds) ? !kinds.includes("sliding_attention") : from >= layers) return undefined;
   }
-  const window = typeof json.sliding_window === "number" ? json.sliding_window : 4096;
+  const window = whole("sliding_window", 4096);
   if (window >= positions) return undefined;
   const keys = Object.fromEntries(SLIDING_KEYS.flatMap((key) => (key in json ? [[key, json[key]]] : [])));
   return { window, maxPositionEmbeddings: positions, keys };
@@ -159,38 +209,33 @@ export const describePositions = ({ maxPositionEmbeddings: n, sliding }: LlamaCo
 export const architecture = (c: LlamaConfig, head: "CausalLM" | "SequenceClassification"): string =>
   `${CLASSES[c.modelType]}For${head}`;
 
+/** `path`: with the key under which the rotary settings stand. */
 function parseRopeScaling(rope: Json, maxPositions: number, path: string): RopeScaling | undefined {
   const type = (rope.rope_type ?? rope.type ?? "default") as string;
   if (type === "default") return undefined;
-  const number = (key: string, fallback?: number): number => {
-    const value = rope[key] ?? fallback;
-    if (typeof value !== "number") throw new UserError(`${path}: rotary scaling "${type}" needs the number ${key}.`);
-    return value;
-  };
-  const factor = number("factor");
+  const keys = keysOf(rope, path);
+  const { real } = keys;
+  const factor = real("factor");
   if (type === "linear") return { type, factor };
   if (type === "dynamic") return { type, factor, original: maxPositions }; // Transformers asks for no other length here
-  const original = number("original_max_position_embeddings", maxPositions);
+  const original = real("original_max_position_embeddings", maxPositions);
   if (type === "llama3")
     return {
       type,
       factor,
-      lowFreqFactor: number("low_freq_factor"),
-      highFreqFactor: number("high_freq_factor"),
+      lowFreqFactor: real("low_freq_factor"),
+      highFreqFactor: real("high_freq_factor"),
       original,
     };
-  if (type === "yarn") return yarn(rope, factor, original);
+  if (type === "yarn") return yarn(keys, factor, original);
   throw new UserError(
-    `${path}: rotary scaling "${type}" is not implemented; known are linear, dynamic, yarn and llama3.`,
+    `${path}: rotary scaling ${JSON.stringify(type)} is not implemented; known are linear, dynamic, yarn and llama3.`,
   );
 }
 
 /** YaRN (Peng et al. 2023) with the defaults of Transformers; `mscale` and `mscale_all_dim` are DeepSeek's. */
-function yarn(rope: Json, factor: number, original: number): RopeScaling {
-  const optional = (key: string): number | undefined => {
-    const value = rope[key];
-    return typeof value === "number" && value !== 0 ? value : undefined;
-  };
+function yarn({ real, flag }: Keys, factor: number, original: number): RopeScaling {
+  const optional = (key: string): number | undefined => real(key, 0, { from: 0 }) || undefined;
   const scale = (m = 1): number => (factor <= 1 ? 1 : 0.1 * m * Math.log(factor) + 1);
   const [mscale, all] = [optional("mscale"), optional("mscale_all_dim")];
   return {
@@ -200,7 +245,7 @@ function yarn(rope: Json, factor: number, original: number): RopeScaling {
     betaFast: optional("beta_fast") ?? 32,
     betaSlow: optional("beta_slow") ?? 1,
     attentionFactor: optional("attention_factor") ?? (mscale && all ? scale(mscale) / scale(all) : scale()),
-    truncate: rope.truncate !== false,
+    truncate: flag("truncate", true),
   };
 }
 

@@ -21,6 +21,7 @@ export interface LoraConfig {
   targets: readonly LoraTarget[];
 }
 
+const NEW_ROWS = ".new_rows";
 const PATTERNS: Record<LoraTarget, RegExp> = {
   qkv: /q_proj/,
   o_proj: /o_proj/,
@@ -60,7 +61,7 @@ export function attachLora(model: Llama, config: LoraConfig, seed: number, token
   for (const { name, shape } of matrices)
     specs.push({
       shape: [to - from, shape[1]],
-      parts: [{ name: `${name}.new_rows`, rows: to - from }],
+      parts: [{ name: `${name}${NEW_ROWS}`, rows: to - from }],
       init: "zeros",
       unit: "new tokens",
     });
@@ -130,31 +131,41 @@ export function mergeLora(model: Llama): void {
   for (const p of model.parameters.parameters) p.requiresGrad = p.trainable;
 }
 
+/** What a file calls the type of the adapters' numbers. */
+const typeIn = ({ precision }: Llama): string => (precision === "bf16" ? "BF16" : "F32");
+
 /** The adapters as adapter.safetensors, under the names of the parameters they sit on. */
 export function saveAdapter(model: Llama, dir: string): void {
   const { parameters } = model.lora!;
   const { storage } = parameters;
-  const bf16 = model.precision === "bf16";
-  const list = [...parameters.tensors()].map(({ name, shape }) => ({ name, dtype: bf16 ? "BF16" : "F32", shape }));
+  const dtype = typeIn(model);
+  const list = [...parameters.tensors()].map(({ name, shape }) => ({ name, dtype, shape }));
   const file = new SharedWriter(`${dir}/adapter.safetensors`, [list], storage.writer);
   for (const t of parameters.named()) {
-    const data = storage.whole(t, t.ptr, bf16 ? 2 : 4);
+    const data = storage.whole(t, t.ptr, dtype === "BF16" ? 2 : 4);
     file.offer(t.name, () => data);
   }
   file.finish();
 }
 
 export function loadAdapter(model: Llama, dir: string): void {
-  const file = openSafetensors(`${dir}/adapter.safetensors`);
+  const path = `${dir}/adapter.safetensors`;
+  const file = openSafetensors(path);
   try {
     const names = new Set(file.names());
+    const own = typeIn(model);
     for (const t of model.lora!.parameters.named(true)) {
       if (!names.has(t.name))
         throw new UserError(
-          `${dir}/adapter.safetensors has no ${t.name}: this run was begun by an earlier version, which did not train rows of new tokens. Finish it with that version, or start a new run.`,
+          `${path} has no ${t.name}: ${t.name.endsWith(NEW_ROWS) ? "this run was begun by an earlier version, which did not train rows of new tokens. Finish it with that version, or start a new run" : "the checkpoint is damaged or of another run"}.`,
         );
-      const info = file.info(t.name);
-      file.readInto(t.name, model.device.bytes(t.ptr, info.bytes));
+      // What the file says decides how many bytes are read, and the tensor how many there is room for.
+      const { dtype, shape, bytes } = file.info(t.name);
+      if (dtype !== own || shape.join() !== t.shape.join())
+        throw new UserError(
+          `${path}: the tensor ${t.name} has shape [${shape}] and type ${dtype}, this run's has [${t.shape}] and ${own}: the checkpoint is damaged or of another run.`,
+        );
+      file.readInto(t.name, model.device.bytes(t.ptr, bytes));
     }
   } finally {
     file.close();

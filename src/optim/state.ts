@@ -58,6 +58,12 @@ export function loadOptimizer(o: AdamW, path: string): void {
   const { device, keeper } = o.parameters;
   const file = openSafetensors(path);
   try {
+    const { step: said } = file.metadata();
+    const step = /^\d+$/.test(said) ? Number(said) : Number.NaN;
+    if (!Number.isSafeInteger(step))
+      throw new UserError(
+        `${path} does not say how many updates have been made: its step is ${JSON.stringify(said) ?? "not there"}, and must be a whole number. The checkpoint is damaged.`,
+      );
     const known = new Set(file.names());
     const tensors = [...o.parameters.tensors()];
     for (const piece of keeper.mine()) {
@@ -66,10 +72,14 @@ export function loadOptimizer(o: AdamW, path: string): void {
       for (const kind of kinds(o)) {
         for (const t of tensors.filter((t) => t.unit === unit)) {
           const name = `${kind}.${t.name}`;
-          const shape = known.has(name) ? file.info(name).shape : undefined;
-          if (shape?.join() !== t.whole.join())
+          const info = known.has(name) ? file.info(name) : undefined;
+          if (info?.shape.join() !== t.whole.join())
             throw new UserError(
-              `${path} belongs to another model: it has ${shape ? `${name} of shape [${shape}]` : `no ${name}`}, this model's is [${t.whole}]. Resume with the configuration that the run began with.`,
+              `${path} belongs to another model: it has ${info ? `${name} of shape [${info.shape}]` : `no ${name}`}, this model's is [${t.whole}]. Resume with the configuration that the run began with.`,
+            );
+          if (info.dtype !== "F32")
+            throw new UserError(
+              `${path}: the tensor ${name} is of type ${info.dtype}, and an optimizer's are F32: the checkpoint is damaged.`,
             );
           const to = whole + t.inUnit * 4;
           if (!t.cut) file.readInto(name, device.bytes(to, t.size * 4));
@@ -90,8 +100,7 @@ export function loadOptimizer(o: AdamW, path: string): void {
       device.free(whole, unit.length * 4);
     }
     keeper.updated();
-    o.step = Number(file.metadata().step);
-    if (!Number.isSafeInteger(o.step)) throw new UserError(`${path} does not say how many updates have been made.`);
+    o.step = step;
   } finally {
     file.close();
   }

@@ -42,6 +42,16 @@ export function systemMessage(error: unknown, file?: string): string | undefined
   return SYSTEM[code] ? `${what} ${SYSTEM[code]}.` : `${what}: ${message}.`;
 }
 
+/** Runs `work`, whose errors of the operating system are about `path`: those of reading do not say so. */
+export function naming<T>(path: string, work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    if (error instanceof Error && "syscall" in error) (error as NodeJS.ErrnoException).path ??= path;
+    throw error;
+  }
+}
+
 /** A loss, gradient, reward or log-probability is NaN or infinite: thrown before it can reach the parameters. */
 export class NonFiniteError extends Error {
   constructor(readonly what: string) {

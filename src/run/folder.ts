@@ -94,6 +94,7 @@ export class RunFolder {
       for (const name of readdirSync(`${dir}/checkpoints`))
         if (PARTIAL.test(name)) rmSync(`${dir}/checkpoints/${name}`, { recursive: true });
       const start = latestStep(dir);
+      if (start > 0) mustHoldSomething(dir, start);
       const inputs = checkInputs(dir, config, start);
       const changes = [...changedSettings(dir, config, start), ...inputs.changes];
       if (start > 0 && changes.length > 0) console.error(`since the run began: ${changes.join("; ")}`);
@@ -281,6 +282,16 @@ export function checkpointSteps(dir: string): number[] {
     .filter((name) => CHECKPOINT.test(name))
     .map(Number)
     .sort((a, b) => a - b);
+}
+/** A checkpoint is whole when it has its name: one that is empty, or a file, lost its contents later. */
+function mustHoldSomething(dir: string, step: number): void {
+  const path = `${dir}/checkpoints/${stepName(step)}`;
+  const folder = statSync(path).isDirectory();
+  if (folder && readdirSync(path).length > 0) return;
+  const older = checkpointSteps(dir).at(-2);
+  throw new UserError(
+    `The checkpoint ${path} is damaged: it is ${folder ? "an empty folder" : "a file, where a folder is meant"}. Delete it; --resume then ${older === undefined ? "has none to go on from, and begins with step 1" : `goes on from the one before, of step ${older}`}.`,
+  );
 }
 export const latestStep = (dir: string): number => checkpointSteps(dir).at(-1) ?? 0;
 

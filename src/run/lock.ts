@@ -22,7 +22,7 @@ import {
 import { hostname } from "node:os";
 import { basename, dirname } from "node:path";
 import { Worker } from "node:worker_threads";
-import { UserError } from "./errors.js";
+import { naming, UserError } from "./errors.js";
 
 /** Milliseconds for the owner to end: mpirun returns a moment before the last of its processes. */
 const PATIENCE = 3000;
@@ -182,16 +182,17 @@ function look(path: string): Seen | undefined {
     throw error;
   }
   try {
-    return { text: readFileSync(fd, "utf8"), beat: fstatSync(fd).mtimeMs };
+    return { text: naming(path, () => readFileSync(fd, "utf8")), beat: fstatSync(fd).mtimeMs };
   } finally {
     closeSync(fd);
   }
 }
-/** Undefined where the owner was killed while it wrote. */
+/** Undefined where the owner was killed while it wrote, and of a file that is damaged. */
 function ownerOf({ text }: Seen): Owner | undefined {
   try {
     const owner = JSON.parse(text) as Owner;
-    return owner.pid > 0 ? owner : undefined;
+    const whole = Number.isInteger(owner.pid) && typeof owner.host === "string" && typeof owner.started === "string";
+    return whole && owner.pid > 0 ? owner : undefined;
   } catch {
     return undefined;
   }

@@ -3,9 +3,12 @@
  * An event file is a sequence of TFRecords (length, crc, data, crc; CRC-32C masked) holding Event protocol buffers.
  */
 import { appendFileSync, closeSync, existsSync, openSync, readFileSync, truncateSync, writeSync } from "node:fs";
+import { naming } from "./errors.js";
 
 /** A list holds one number for each process. */
 export type MetricValues = Record<string, number | string | readonly number[]>;
+/** What is written of them; null stands for a number that was not finite. */
+export type Row = { step: number } & Record<string, number | string | readonly (number | null)[] | null>;
 
 export class Metrics {
   private readonly path: string;
@@ -21,15 +24,17 @@ export class Metrics {
     this.path = `${dir}/metrics.jsonl`;
     if (!writes || !existsSync(this.path)) return;
     // They are the last ones, so the file is cut: writing it again could lose the others on a full disk.
-    const text = readFileSync(this.path, "utf8");
+    // Its bytes are counted, and not the letters they stand for: damaged ones stand for others, of another length.
+    const rows = naming(this.path, () => readFileSync(this.path));
     let end = 0;
-    for (let at = 0; at < text.length; ) {
-      const next = text.indexOf("\n", at) + 1 || text.length + 1;
-      if (stepOf(text.slice(at, next - 1)) <= startStep) end = next;
+    for (let at = 0; at < rows.length; ) {
+      const next = rows.indexOf("\n", at) + 1 || rows.length + 1;
+      const row = rowOf(rows.toString("utf8", at, next - 1));
+      if (row && row.step <= startStep) end = next;
       at = next;
     }
-    if (end > text.length) appendFileSync(this.path, "\n");
-    else if (end < text.length) truncateSync(this.path, Buffer.byteLength(text.slice(0, end)));
+    if (end > rows.length) appendFileSync(this.path, "\n");
+    else if (end < rows.length) truncateSync(this.path, end);
   }
 
   /** Adds one row. Numbers that are not finite are written as null, since JSON has no name for them. */
@@ -64,13 +69,24 @@ export class Metrics {
   }
 }
 
-function stepOf(row: string): number {
+/** A row of metrics.jsonl; undefined of a line that is none: cut short when the run was killed, or damaged. */
+export function rowOf(line: string): Row | undefined {
+  let row: unknown;
   try {
-    return (JSON.parse(row) as { step: number }).step;
+    row = JSON.parse(line);
   } catch {
-    return Number.POSITIVE_INFINITY; // cut short when the run was killed, or the end of the file
+    return undefined;
   }
+  if (typeof row !== "object" || row === null || Array.isArray(row)) return undefined;
+  const { step } = row as { step?: unknown };
+  return Number.isSafeInteger(step) && Object.values(row).every(isValue) ? (row as Row) : undefined;
 }
+/** JSON has numbers that are read as infinite: 1e999. */
+const isValue = (value: unknown): boolean =>
+  value === null ||
+  typeof value === "string" ||
+  Number.isFinite(value) ||
+  (Array.isArray(value) && value.every((v) => v === null || Number.isFinite(v)));
 
 // Protocol buffers: a field is its number and wire type, then its value (https://protobuf.dev/programming-guides/encoding).
 function varint(n: number): Buffer {

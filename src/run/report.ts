@@ -2,7 +2,9 @@
 import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
 import { parse } from "yaml";
+import { naming, systemMessage } from "./errors.js";
 import type { RunFolder } from "./folder.js";
+import { type Row, rowOf } from "./metrics.js";
 import { type Curve, type Point, renderRun } from "./report-page.js";
 
 /** Points of a curve at most: more could not be seen. */
@@ -13,30 +15,40 @@ const REJECTED = 10;
 /** Not drawn: they follow from what is, or stand in the figures above. */
 const NO_CURVE = new Set(["step", "seconds", "mfu", "peakMemoryMiB", "perplexity"]);
 
-type Row = Record<string, unknown> & { step: number };
-
-/** Writes report.html into a run's folder, from its metrics, samples, settings and rejected records. `steps`: of the whole run. */
+/**
+ * Writes report.html into a run's folder, from its metrics, samples, settings and rejected records. `steps`: of the whole run. Where a
+ * file cannot be read or written, that is told, and ends no run: the page can be had later.
+ */
 export function writeReport(run: RunFolder, steps: number): void {
   if (!run.first || !existsSync(`${run.dir}/metrics.jsonl`)) return;
-  writeFileSync(`${run.dir}/report.html.partial`, reportOf(run.dir, steps));
-  renameSync(`${run.dir}/report.html.partial`, `${run.dir}/report.html`);
+  try {
+    writeFileSync(`${run.dir}/report.html.partial`, reportOf(run.dir, steps));
+    renameSync(`${run.dir}/report.html.partial`, `${run.dir}/report.html`);
+  } catch (error) {
+    const why = systemMessage(error);
+    if (why === undefined) throw error;
+    console.error(`no report: ${why} When that is mended, lyceum report ${run.dir} writes it.`);
+  }
 }
 
 /** The page of a run's folder; without `steps` the run is taken to have as many as its settings say, or as it did. */
 export function reportOf(dir: string, steps?: number): string {
-  const rows = metricsOf(dir);
+  const { rows, damaged } = rowsOf(`${dir}/metrics.jsonl`, rowOf);
   const done = rows.at(-1)?.step ?? 0;
   const settings = read(`${dir}/config.yaml`);
+  const asked = setting(settings, "steps");
+  const number = (r: Row, key: string): number => (typeof r[key] === "number" ? r[key] : 0);
   const last = (key: string): number | undefined => rows.findLast((r) => typeof r[key] === "number")?.[key] as number;
-  const sum = (of: (r: Row) => number): number => rows.reduce((n, r) => n + (of(r) || 0), 0);
-  const seconds = sum((r) => r.seconds as number);
-  const tokens = sum((r) => (r.tokensPerSecond as number) * (r.seconds as number));
-  const mfu = sum((r) => (r.mfu as number) * (r.seconds as number)) / seconds;
-  const rejected = read(`${dir}/rejected.jsonl`).split("\n").filter(Boolean);
+  const sum = (...keys: string[]): number =>
+    rows.reduce((n, r) => n + keys.reduce((m, key) => m * number(r, key), 1), 0);
+  const seconds = sum("seconds");
+  const tokens = sum("tokensPerSecond", "seconds");
+  const mfu = sum("mfu", "seconds") / seconds;
+  const rejected = rowsOf(`${dir}/rejected.jsonl`, rejectedOf);
   return renderRun({
     name: basename(dir),
     stage: String(setting(settings, "stage") ?? ""),
-    steps: { done, all: steps ?? Number(setting(settings, "steps") ?? done) },
+    steps: { done, all: steps ?? (typeof asked === "number" ? asked : done) },
     figures: [
       ["loss", last("loss")],
       ["validation loss", last("validationLoss")],
@@ -47,25 +59,37 @@ export function reportOf(dir: string, steps?: number): string {
       ["MFU, percent", mfu > 0 ? Math.round(mfu * 100) : undefined],
       ["peak memory, MiB", last("peakMemoryMiB")],
       ["seconds of steps", seconds < 10 ? Number(seconds.toPrecision(2)) : Math.round(seconds)],
+      ["damaged rows of metrics.jsonl, left out", damaged || undefined],
+      ["damaged rows of rejected.jsonl, left out", rejected.damaged || undefined],
     ],
     curves: curvesOf(rows),
     samples: samplesOf(dir),
     settings,
-    rejected: { count: rejected.length, first: rejected.slice(0, REJECTED).map((row) => JSON.parse(row)) },
+    rejected: { count: rejected.rows.length, first: rejected.rows.slice(0, REJECTED) },
   });
 }
 
-const read = (file: string): string => (existsSync(file) ? readFileSync(file, "utf8") : "");
+const read = (file: string): string => (existsSync(file) ? naming(file, () => readFileSync(file, "utf8")) : "");
 
-function metricsOf(dir: string): Row[] {
-  const rows: Row[] = [];
-  for (const line of read(`${dir}/metrics.jsonl`).split("\n"))
-    try {
-      if (line !== "") rows.push(JSON.parse(line) as Row);
-    } catch {
-      break; // cut short by a kill; what follows will be done again
-    }
-  return rows;
+/** What the lines of a file hold, and how many of them hold nothing that could be used. */
+function rowsOf<T>(file: string, of: (line: string) => T | undefined): { rows: T[]; damaged: number } {
+  const lines = read(file).split("\n");
+  const all = lines.map(of);
+  const ended = lines.length - 1; // behind the last line's end is nothing, or what a kill cut short: that will be done again
+  return {
+    rows: all.filter((row) => row !== undefined),
+    damaged: all.slice(0, ended).filter((row, i) => row === undefined && lines[i] !== "").length,
+  };
+}
+
+function rejectedOf(line: string): { file: string; line: number; reason: string } | undefined {
+  try {
+    const { file, line: at, reason } = JSON.parse(line);
+    const whole = typeof file === "string" && typeof at === "number" && typeof reason === "string";
+    return whole ? { file, line: at, reason } : undefined;
+  } catch {
+    return undefined; // not JSON, or null
+  }
 }
 
 function setting(settings: string, key: string): unknown {

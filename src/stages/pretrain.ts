@@ -39,7 +39,7 @@ export const modelSchema = z
     modelType: z.enum(MODEL_TYPES).optional(),
     hiddenSize: natural,
     intermediateSize: natural,
-    numLayers: natural,
+    numLayers: natural.max(10_000),
     numHeads: natural,
     numKvHeads: natural.optional(),
     headDim: natural.optional(),

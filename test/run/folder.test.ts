@@ -17,6 +17,7 @@ import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, expect, test, vi } from "vitest";
+import { systemMessage } from "../../src/run/errors.js";
 import { RunFolder } from "../../src/run/folder.js";
 import { takeLock } from "../../src/run/lock.js";
 import { crc32c } from "../../src/run/metrics.js";
@@ -69,7 +70,8 @@ test("two processes never write one run; the lock of a dead one is taken over", 
     { ...lock, pid: 2 ** 22 + 1 },
     { ...lock, started: "1" },
   ].map((l) => JSON.stringify(l));
-  for (const text of [...stale, "{", "123"]) {
+  const damaged = ["{", "123", "null", '{"pid":1}', '{"pid":1,"host":3}', '{"pid":"1","host":"a","started":"1"}'];
+  for (const text of [...stale, ...damaged]) {
     writeFileSync(`${dir}/run.lock`, text);
     open(dir, true).close();
   }
@@ -284,6 +286,57 @@ test("on resume, metrics after the checkpoint are dropped, a torn last line too"
   again.metrics.write(3, { loss: 1 });
   again.close();
   expect(readFileSync(`${dir}/metrics.jsonl`, "utf8").trim().split("\n")).toHaveLength(3);
+});
+
+test("on resume, metrics in which some bytes are damaged are cut where their rows end", () => {
+  const dir = fresh();
+  const run = open(dir);
+  for (const step of [1, 2, 3, 4]) run.metrics.write(step, { loss: 1 / step });
+  run.checkpoint(2, (d) => writeFileSync(`${d}/x`, ""));
+  run.close();
+  const file = `${dir}/metrics.jsonl`;
+  const bytes = readFileSync(file);
+  bytes.fill(0xff, 2, 12); // no letter of UTF-8: each is read as one that takes three bytes
+  writeFileSync(file, bytes);
+  open(dir, true).close();
+  const end = bytes.indexOf("\n", bytes.indexOf('"step":2')) + 1;
+  expect(readFileSync(file)).toEqual(bytes.subarray(0, end));
+});
+
+test("a lock, or metrics, in whose place a folder is: it is named", () => {
+  for (const name of ["run.lock", "metrics.jsonl"]) {
+    const dir = fresh();
+    const run = open(dir);
+    run.checkpoint(1, (d) => writeFileSync(`${d}/x`, ""));
+    run.close();
+    mkdirSync(`${dir}/${name}`);
+    let told: string | undefined;
+    try {
+      open(dir, true);
+    } catch (error) {
+      told = systemMessage(error);
+    }
+    expect(told).toBe(`${dir}/${name} is a folder, where a file is meant.`);
+  }
+});
+
+test("a checkpoint that has lost its contents is named, and which one is before it", () => {
+  const dir = fresh();
+  const run = open(dir);
+  run.checkpoint(6, (d) => writeFileSync(`${d}/x`, ""));
+  run.close();
+  const path = `${dir}/checkpoints/000009`;
+  mkdirSync(path);
+  expect(() => open(dir, true)).toThrow(
+    `The checkpoint ${path} is damaged: it is an empty folder. Delete it; --resume then goes on from the one before, of step 6.`,
+  );
+  rmSync(path, { recursive: true });
+  writeFileSync(path, "");
+  rmSync(`${dir}/checkpoints/000006`, { recursive: true });
+  expect(() => open(dir, true)).toThrow(
+    /is a file, where a folder is meant.*has none to go on from, and begins with step 1/,
+  );
+  expect(existsSync(`${dir}/run.lock`)).toBe(false);
 });
 
 test("TensorBoard's event files: records with right checksums, the scalars inside", () => {

@@ -1,9 +1,10 @@
 /** The page of a run: what it holds, and that nothing of what people wrote gets out of its place. */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, expect, test } from "vitest";
-import { reportOf, thinned } from "../../src/run/report.js";
+import { afterAll, expect, test, vi } from "vitest";
+import { RunFolder } from "../../src/run/folder.js";
+import { reportOf, thinned, writeReport } from "../../src/run/report.js";
 import { shown, ticksOf } from "../../src/run/report-page.js";
 
 const dir = mkdtempSync(join(tmpdir(), "lyceum-report-"));
@@ -51,6 +52,55 @@ test("a run of one step, and numbers that do not change", () => {
   const page = reportOf(run, 1);
   expect(page).toContain("1 steps, finished");
   expect(page).not.toMatch(/NaN|Infinity|undefined/);
+});
+
+test("rows that are damaged are left out, counted, and end nothing", () => {
+  const run = join(dir, "damaged");
+  mkdirSync(run);
+  const row = (step: number): string =>
+    JSON.stringify({ step, loss: 4 / step, seconds: 1, note: "x", perRank: [1, null] });
+  const damaged = [
+    "no JSON",
+    "null",
+    "5",
+    '"x"',
+    "[1]",
+    "{}",
+    '{"step":"3"}',
+    '{"step":1.5}',
+    '{"step":1e999}',
+    '{"step":2,"loss":1e999}',
+    '{"step":2,"loss":{}}',
+    '{"step":2,"seconds":[[1]]}',
+  ];
+  writeFileSync(`${run}/metrics.jsonl`, [damaged[0], row(1), ...damaged.slice(1), row(2), '{"step":3,"lo'].join("\n"));
+  const aside = ["null", "no JSON", "7", "{}", '{"file":3,"line":1,"reason":"r"}', '{"file":"a","reason":"r"}'];
+  writeFileSync(
+    `${run}/rejected.jsonl`,
+    [...aside, JSON.stringify({ file: "a.jsonl", line: 3, reason: "why" }), ""].join("\n"),
+  );
+  writeFileSync(`${run}/config.yaml`, "steps: [1]\n");
+  const page = reportOf(run);
+  expect(page).toContain("2 steps, finished");
+  expect(page).toContain("<dt>seconds of steps</dt><dd>2</dd>");
+  expect(page).toContain("<dt>damaged rows of metrics.jsonl, left out</dt><dd>12</dd>");
+  expect(page).toContain("<dt>damaged rows of rejected.jsonl, left out</dt><dd>6</dd>");
+  expect(page).toContain("a.jsonl:3</td><td>why");
+  expect(page).not.toMatch(/NaN|Infinity|undefined/);
+});
+
+test("a page that cannot be written is told of, and does not end the run", () => {
+  const run = RunFolder.open(join(dir, "unwritten"), { steps: 1 }, { keepCheckpoints: 1 });
+  run.metrics.write(1, { loss: 1 });
+  run.close();
+  mkdirSync(`${run.dir}/rejected.jsonl`);
+  const told = vi.spyOn(console, "error").mockImplementation(() => {});
+  writeReport(run, 1);
+  expect(told.mock.calls.join()).toBe(
+    `no report: ${run.dir}/rejected.jsonl is a folder, where a file is meant. When that is mended, lyceum report ${run.dir} writes it.`,
+  );
+  told.mockRestore();
+  expect(existsSync(`${run.dir}/report.html`)).toBe(false);
 });
 
 test("thinning keeps every value within a band, and the order", () => {
