@@ -137,7 +137,7 @@ export function parseLlamaConfig(json: Json, path: string): LlamaConfig {
 }
 
 /** No model has nearly as many; what reads a damaged file, and would make a list of them all, would never end. */
-const MAX_LAYERS = 10_000;
+export const MAX_LAYERS = 10_000;
 /** Kernels count in 32 bits. */
 const MAX_SIZE = 2 ** 31 - 1;
 

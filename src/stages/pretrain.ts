@@ -13,7 +13,14 @@ import { openCpu } from "../device/cpu.js";
 import type { Device } from "../device/device.js";
 import { readConversations } from "../dialogue/records.js";
 import { generate } from "../generate/generate.js";
-import { describePositions, type LlamaConfig, MODEL_TYPES, parseLlamaConfig, readLlamaConfig } from "../nn/config.js";
+import {
+  describePositions,
+  type LlamaConfig,
+  MAX_LAYERS,
+  MODEL_TYPES,
+  parseLlamaConfig,
+  readLlamaConfig,
+} from "../nn/config.js";
 import { loadLlama } from "../nn/folder.js";
 import { Llama } from "../nn/llama.js";
 import { Trainer } from "../optim/trainer.js";
@@ -39,7 +46,7 @@ export const modelSchema = z
     modelType: z.enum(MODEL_TYPES).optional(),
     hiddenSize: natural,
     intermediateSize: natural,
-    numLayers: natural.max(10_000),
+    numLayers: natural.max(MAX_LAYERS),
     numHeads: natural,
     numKvHeads: natural.optional(),
     headDim: natural.optional(),
