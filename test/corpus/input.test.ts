@@ -277,8 +277,45 @@ describe("JSONL", () => {
     const all = await read(file);
     expect(all[all.length - 1].record.reason).toMatch(/truncated/);
     expect(told(await read(put("u.jsonl.gz", "no gzip at all")))).toEqual(["not gzip data"]);
-    expect(told(await read(put("u.jsonl.zst", "no zstd at all")))[0]).toMatch(/zstd data is damaged/);
+    expect(told(await read(put("u.jsonl.zst", "no zstd at all")))[0]).toBe(
+      "zstd data at byte 0: no frame begins there; reading ends there",
+    );
     expect(told(await read(put("v.jsonl", "")))).toEqual(["the file is empty"]);
+  });
+  it("lists what is wrong with a zstd file, as the zstd command does", async () => {
+    const zstd = (data: string): Buffer =>
+      execFileSync("zstd", ["-qc", "--check", put("z.jsonl", data)], { maxBuffer: 1 << 28 });
+    const packed = zstd(lines[0]);
+    const changed = (at: number): Buffer => packed.map((b, i) => (i === at ? b ^ 1 : b)) as Buffer;
+    const reasons = async (data: Uint8Array): Promise<string[]> => told(await read(put("z.jsonl.zst", data)));
+    const damaged = (byte: number, why: string): string => `zstd data at byte ${byte}: ${why}; reading ends there`;
+    const nonsense = "the frame is damaged (error 20 of the zstd library)";
+    const checksum = "the frame is damaged: its checksum is wrong";
+    expect(await reasons(packed)).toEqual([lines[0]]);
+    expect(await reasons(changed(packed.length - 1))).toEqual([damaged(0, checksum)]);
+    expect(await reasons(changed(5))).toEqual([damaged(0, nonsense)]); // the size of its content
+    // Frames one after another, of which one that can be skipped and one with nothing in it; and bytes that are no frame.
+    const frames = [packed, Buffer.from("502a4d18020000006162", "hex"), zstd(""), zstd("\n{}\n"), Buffer.from("more")];
+    const all = Buffer.concat(frames);
+    expect(await reasons(all.subarray(0, -4))).toEqual([lines[0], "{}"]);
+    expect(await reasons(all)).toEqual([lines[0], "{}", damaged(all.length - 4, "no frame begins there")]);
+    // fzstd read the first for ever, and the second as an empty file.
+    const hang =
+      "28b52ffd04589d270016bcce46f0ffffffff9f6ca9111687c561d128c00786c9915936bce587989e101161e6a1bd45e37333e0960b20254d80862a908b686269304c34ccccc8c20ac82f47e21f914d44cd9406".padEnd(
+        2560,
+        "0",
+      );
+    const silent = "28b52ffd04589d000000800000000001301c00040000000000018744a3001e1b24";
+    expect(await reasons(Buffer.from(hang, "hex"))).toEqual([damaged(0, nonsense)]);
+    expect(await reasons(Buffer.from(silent, "hex"))).toEqual([damaged(0, nonsense)]);
+    const wide = "the frame was packed with a window of more than 128 MiB: unpack the file first (zstd -d --long=31)";
+    expect(await reasons(Buffer.from("28b52ffd0090", "hex"))).toEqual([damaged(0, wide)]);
+    // Of a frame that is cut off the lines before count, and of a large one that is damaged.
+    const large = zstd(`${lines[0]}\n${"x".repeat(20 << 20)}`);
+    expect((await reasons(large.subarray(0, -3)))[0]).toBe(lines[0]);
+    large[large.length - 1] ^= 1;
+    expect((await reasons(large))[0]).toBe(lines[0]);
+    expect((await reasons(large)).at(-1)).toContain(damaged(0, checksum));
   });
 });
 

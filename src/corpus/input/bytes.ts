@@ -5,12 +5,12 @@
  * Damage is reported, not thrown: what came before it counts, and a gzip file goes on at its next whole member (unless looking for one
  * costs too much: then the report says that reading ends). A member that unpacks to
  * no more than 16 MiB is compared with its checksum before anything of it is given out; of one that a wrong byte is in, nothing counts. Of a
- * larger member all that came before the damage is out already. The checksums of zstd frames are not compared (fzstd does not).
+ * larger member all that came before the damage is out already. So it is with zstd's frames; but a zstd file ends with its first damage.
  */
 import { createReadStream } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import zlib, { constants, createInflateRaw, inflateRawSync } from "node:zlib";
-import { Decompress } from "fzstd";
+import { zstdFrames } from "./zstd.js";
 
 export interface Piece {
   data: Uint8Array;
@@ -33,7 +33,7 @@ const MAX_VAIN = 1 << 28;
 
 export async function* readPieces(file: string, start = 0): AsyncGenerator<Piece> {
   if (/\.gz$/i.test(file)) yield* gzipMembers(file, start);
-  else if (/\.zst$/i.test(file)) yield* zstd(file);
+  else if (/\.zst$/i.test(file)) yield* zstdFrames(file, MAX_UNPACKED);
   else {
     let offset = start;
     for await (const data of createReadStream(file, { start, highWaterMark: CHUNK })) {
@@ -374,30 +374,4 @@ async function readLarge(file: string, window: Window, header: number): Promise<
   let step = await pieces.next();
   while (!step.done) step = await pieces.next();
   return step.value;
-}
-
-/** zstd frames (RFC 8878) by fzstd, which unpacks block by block: memory is bounded by the frame's window. */
-async function* zstd(file: string): AsyncGenerator<Piece> {
-  let out: Uint8Array[] = [];
-  const unpacker = new Decompress((data) => void out.push(data));
-  try {
-    let size = 0;
-    for await (const chunk of createReadStream(file, { highWaterMark: 1 << 16 })) {
-      size += chunk.length;
-      unpacker.push(chunk);
-      for (const data of out) yield { data, offset: undefined };
-      out = [];
-    }
-    if (size === 0) return;
-    unpacker.push(new Uint8Array(0), true);
-    for (const data of out) yield { data, offset: undefined };
-  } catch (error) {
-    if ((error as { code?: unknown }).code === "ENOENT") throw error;
-    for (const data of out) yield { data, offset: undefined };
-    yield {
-      data: new Uint8Array(0),
-      offset: undefined,
-      damage: `the zstd data is damaged or truncated: ${(error as Error).message}`,
-    };
-  }
 }
