@@ -5,7 +5,9 @@
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { resolve } from "node:path";
+import { setImmediate as turn } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
+import { inspect, types } from "node:util";
 import type { Device } from "../device/device.js";
 import { contentOf } from "../dialogue/templates.js";
 import { readLlamaConfig } from "../nn/config.js";
@@ -108,10 +110,10 @@ export async function loadRewardFunction(source: string): Promise<RewardFunction
     );
   let module: { default?: unknown };
   try {
-    module = (await import(pathToFileURL(resolve(source)).href)) as { default?: unknown };
+    module = (await watched(() => import(pathToFileURL(resolve(source)).href))) as { default?: unknown };
   } catch (error) {
     const line = error instanceof SyntaxError ? faultyLine(source) : undefined;
-    throw new UserError(`${source}${line ? `:${line}` : ""} cannot be loaded: ${(error as Error).message}`);
+    throw new UserError(`${source}${line ? `:${line}` : ""} cannot be loaded: ${said(error)}`);
   }
   const { default: found } = module as { default?: { default?: unknown } };
   // TypeScript's CommonJS has the default export as a property of it.
@@ -139,20 +141,33 @@ export function checkRewardModule(source: string): void {
     throw new UserError(`${source} has no default export that is a function (prompt, reply) => number.`, 2);
 }
 
-/** What a promise gives. One that nothing works on any more, so that it can never settle, would else end the program without a word. */
-async function settled<T>(value: T | Promise<T>): Promise<T> {
-  if (!(value instanceof Promise)) return value;
-  let abandoned = (): void => {};
-  const never = new Promise<never>((_, reject) => {
-    abandoned = () => reject(new Error("its promise never settles: nothing is left that could answer it"));
+/**
+ * What a module's work gives in the end. Rejects, too, where it would else end the program: without a word when nothing works any more on what
+ * was promised, with Node's own when an error is thrown, or a promise rejected, beside the work.
+ */
+async function watched(work: () => unknown): Promise<unknown> {
+  let fail = (_: unknown): void => {};
+  const trouble = new Promise<never>((_, reject) => {
+    fail = reject;
   });
-  process.once("beforeExit", abandoned);
+  const abandoned = (): void => fail("its promise never settles: nothing is left that could answer it");
+  const told = (error: unknown): void => fail(error);
+  process.on("beforeExit", abandoned).on("uncaughtException", told).on("unhandledRejection", told);
   try {
-    return await Promise.race([value, never]);
+    const result = await Promise.race([work(), trouble]);
+    // Node tells of rejections that nobody handles when the turn ends.
+    await Promise.race([turn(), trouble]);
+    return result;
   } finally {
-    process.off("beforeExit", abandoned);
+    process.off("beforeExit", abandoned).off("uncaughtException", told).off("unhandledRejection", told);
   }
 }
+
+/** Whatever a module has thrown, or given: it may have no toString, or one that throws. */
+const said = (value: unknown): string =>
+  types.isNativeError(value) ? value.message : typeof value === "string" ? value : shown(value);
+const shown = (value: unknown): string =>
+  inspect(value, { depth: 0, maxStringLength: 100, breakLength: Infinity, customInspect: false, showProxy: true });
 
 async function moduleJudge(source: string): Promise<Judge> {
   const reward = await loadRewardFunction(source);
@@ -166,15 +181,13 @@ async function moduleJudge(source: string): Promise<Judge> {
         const at = `${prompt.source.file}:${prompt.source.line}`;
         let score: unknown;
         try {
-          score = await settled(reward(contentOf(prompt.messages.at(-1)!), text));
+          score = await watched(() => reward(contentOf(prompt.messages.at(-1)!), text));
         } catch (error) {
-          throw new UserError(
-            `${source} failed on the prompt of ${at}: ${error instanceof Error ? error.message : error}`,
-          );
+          throw new UserError(`${source} failed on the prompt of ${at}: ${said(error)}`);
         }
         if (typeof score !== "number" || !Number.isFinite(score))
           throw new UserError(
-            `${source} gave ${String(score)} for a reply to the prompt of ${at}; it must give a finite number.`,
+            `${source} gave ${shown(score)} for a reply to the prompt of ${at}; it must give a finite number.`,
           );
         scores.push(score);
       }

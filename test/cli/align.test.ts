@@ -117,6 +117,34 @@ test.each([
   30_000,
 );
 
+test.each([
+  ["await new Promise(() => {}); export default () => 1", /cannot be loaded: its promise never settles/],
+  ["throw null; export default 1", /cannot be loaded: null/],
+  ["Promise.reject(new Error('beside')); export default () => 1", /cannot be loaded: beside/],
+  ["export default () => new Promise(() => {})", /failed on the prompt of .*: its promise never settles/],
+  ["export default () => ({ then() {} })", /failed on the prompt of .*: its promise never settles/],
+  ["export default () => { throw Object.create(null) }", /failed on the prompt of .*: \[Object: null prototype\] \{\}/],
+  ["export default () => Object.create(null)", /gave \[Object: null prototype\] \{\} for a reply/],
+  ["export default () => ({ toString() { throw 5 } })", /gave \{ toString: \[Function: toString\] \} for a reply/],
+  ["export default () => '3'", /gave '3' for a reply/],
+  [
+    "export default () => { setTimeout(() => { throw new Error('later') }); return new Promise((r) => setTimeout(r, 99, 1)) }",
+    /failed on the prompt of .*: later/,
+  ],
+  ["export default () => { Promise.reject(new Error('beside')); return 1 }", /failed on the prompt of .*: beside/],
+])(
+  "a reward module that is no good is told by its name: %s",
+  (code, message) => {
+    writeFileSync(join(dir, "odd.mjs"), `${code};\n`);
+    const r = lyceum("grpo", "grpo.yaml", "--out", "odd", "--set", "reward=odd.mjs", "steps=1");
+    rmSync(join(dir, "odd"), { recursive: true, force: true });
+    expect(r.err).toMatch(new RegExp(`error: odd\\.mjs ${message.source}`));
+    expect(r.err).not.toMatch(/\n\s+at .*:\d+|a bug in Lyceum/);
+    expect(r.code).toBe(1);
+  },
+  30_000,
+);
+
 test("a reward that fails loses nothing: the steps before it are saved, and a mended module goes on", () => {
   const failing = (after: number): string =>
     `let calls = 0;\nexport default (prompt, reply) => {\n  if (++calls > ${after}) throw new Error("quota");\n  return reply.length % 3;\n};\n`;
