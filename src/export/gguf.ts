@@ -3,6 +3,7 @@
  * tensors, and their bytes, each at a multiple of 32. Everything is little-endian; dimensions are listed from the innermost.
  */
 import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
+import { UserError } from "../run/errors.js";
 
 /** A value of a key, with the type that readers of this key expect. */
 export type GgufValue =
@@ -69,7 +70,10 @@ function encoded(value: GgufValue): Buffer {
 const sizeOf = ({ type, shape }: GgufTensor): number =>
   (shape.reduce((a, b) => a * b, 1) / GGUF_TYPES[type].block) * GGUF_TYPES[type].bytes;
 
-/** Writes a file beside its final name, syncs it and renames it: it is there whole or not at all. Returns its bytes. */
+/**
+ * Writes a file beside its final name, syncs it and renames it: it is there whole or not at all. Returns its bytes. Throws UserError for a
+ * number that its key has no room for.
+ */
 export function writeGguf(
   path: string,
   pairs: Readonly<Record<string, GgufValue>>,
@@ -84,6 +88,11 @@ export function writeGguf(
     return Buffer.concat(info);
   });
   const keys = Object.entries(pairs);
+  for (const [key, value] of keys)
+    if ("u32" in value && value.u32 !== value.u32 >>> 0)
+      throw new UserError(
+        `${path} cannot be written: ${key} would be ${value.u32}, and a GGUF file has a whole number from 0 to 4,294,967,295 there. Mend the model's config.json.`,
+      );
   const head = Buffer.concat([
     Buffer.from("GGUF"),
     u32(3),

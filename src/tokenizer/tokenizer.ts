@@ -58,6 +58,12 @@ const SEPARATORS = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
 /** Below this many characters the engine's start costs more than it saves. */
 const ENGINE_FROM = 20_000;
 
+/** Jinja; older folders have several, each with a name. */
+const isTemplate = (found: unknown): boolean =>
+  found === undefined ||
+  typeof found === "string" ||
+  (Array.isArray(found) && found.every((t) => typeof t?.name === "string" && typeof t.template === "string"));
+
 export class Tokenizer {
   private readonly model: BpeModel;
   private readonly ids: Map<string, number>;
@@ -192,6 +198,11 @@ export class Tokenizer {
     if (typeof config !== "object" || config === null || Array.isArray(config))
       throw new UserError(`${configFile} holds no JSON object.`);
     if (templateFile !== file && existsSync(templateFile)) config.chat_template = readFileSync(templateFile, "utf8");
+    if (config.chat_template === null) delete config.chat_template;
+    else if (!isTemplate(config.chat_template))
+      throw new UserError(
+        `${configFile}: chat_template must be a text, or a list of {"name", "template"}, which are texts. Mend it, or take it out.`,
+      );
     return new Tokenizer(read(file), config, file);
   }
 

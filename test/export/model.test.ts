@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { openCpu } from "../../src/device/cpu.js";
+import { writeGguf } from "../../src/export/gguf.js";
 import { exportGguf } from "../../src/export/model.js";
 import { type LlamaConfig, parseLlamaConfig } from "../../src/nn/config.js";
 import { saveLlama } from "../../src/nn/folder.js";
@@ -547,4 +548,12 @@ test("byte fallback: SentencePiece's kind, whose scores give the same ids", () =
     (_, id) => [5, 6, 7].some((n) => model.vocab[run(n)] === id),
   );
   expect(new Set(tiedScores).size).toBe(1);
+});
+
+test.each([-1, 1.5, 2 ** 32, 1e15, Number.NaN])("a whole number that a file has no room for is refused: %d", (u32) => {
+  const out = join(root, "no-room.gguf");
+  expect(() => writeGguf(out, { "llama.context_length": { u32 } }, [])).toThrow(
+    `no-room.gguf cannot be written: llama.context_length would be ${u32}, and a GGUF file has a whole number from 0 to`,
+  );
+  expect(readdirSync(root).filter((name) => name.startsWith("no-room"))).toEqual([]);
 });

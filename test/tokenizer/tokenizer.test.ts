@@ -214,6 +214,25 @@ describe("refused", () => {
     writeFileSync(join(empty, "chat_template.jinja"), "x");
     expect(() => Tokenizer.load(empty)).toThrow(/tokenizer_config.json holds no JSON object/);
   });
+
+  test("a chat template that is neither a text nor a list of them with names", () => {
+    const odd = join(dir, "odd");
+    fromJson(golden("llama3.json") as Json).save(odd);
+    const load = (chat_template: unknown): Tokenizer => {
+      writeFileSync(join(odd, "tokenizer_config.json"), JSON.stringify({ chat_template }));
+      return Tokenizer.load(odd);
+    };
+    for (const template of [5, true, {}, [null], ["x"], [{ name: "default" }], [{ name: 1, template: "" }]])
+      expect(() => load(template), JSON.stringify(template)).toThrow(
+        /odd\/tokenizer_config\.json: chat_template must be a text, or a list/,
+      );
+    const named = [{ name: "default", template: "x" }];
+    expect([undefined, null, "x", named].map((t) => load(t).chatTemplate)).toEqual([undefined, undefined, "x", named]);
+    load("x");
+    writeFileSync(join(odd, "tokenizer_config.json"), '{"chat_template": 5}');
+    writeFileSync(join(odd, "chat_template.jinja"), "y");
+    expect(Tokenizer.load(odd).chatTemplate).toBe("y");
+  });
 });
 
 test("between documents stands a base model's eos, and of a chat model the usual token, where it has one", () => {
