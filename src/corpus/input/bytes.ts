@@ -10,15 +10,8 @@
 import { createReadStream } from "node:fs";
 import { type FileHandle, open } from "node:fs/promises";
 import zlib, { constants, createInflateRaw, inflateRawSync } from "node:zlib";
+import type { Piece } from "./record.js";
 import { zstdFrames } from "./zstd.js";
-
-export interface Piece {
-  data: Uint8Array;
-  /** Offset in the file, when reading can begin at this piece (a gzip member; any place in a plain file). */
-  offset: number | undefined;
-  /** Something is missing here: the pieces after it do not go on with those before it. */
-  damage?: string;
-}
 
 const NOTHING = new Uint8Array(0);
 const CHUNK = 1 << 18;

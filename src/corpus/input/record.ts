@@ -1,4 +1,4 @@
-/** A record as it lies in the input, before anything has been made of it; and where to go on reading. */
+/** A record as it lies in the input, before anything has been made of it; the bytes of a file; and where to go on reading. */
 
 export interface RawRecord {
   /** What `bytes` are: a page, a text, or a JSON object on one line. */
@@ -36,6 +36,15 @@ export interface Limits {
   maxRecordBytes: number;
   /** Nobody can set it, so that no message names the setting. */
   fixed?: boolean;
+}
+
+/** Unpacked bytes of a file, in order. */
+export interface Piece {
+  data: Uint8Array;
+  /** Offset in the file, when reading can begin at this piece (a gzip member; any place in a plain file). */
+  offset: number | undefined;
+  /** Something is missing here: the pieces after it do not go on with those before it. */
+  damage?: string;
 }
 
 const EMPTY = new Uint8Array(0);

@@ -1,8 +1,8 @@
 /** Plain text: a file is one document, or those are that lie between lines of <|endoftext|>, as TinyStories and others have it. */
 import { isUtf8 } from "node:buffer";
-import { Held, headOf, type Piece, readPieces } from "./bytes.js";
+import { Held, headOf, readPieces } from "./bytes.js";
 import { oversized } from "./lines.js";
-import { type Limits, type Position, type RawRecord, unusable } from "./record.js";
+import { type Limits, type Piece, type Position, type RawRecord, unusable } from "./record.js";
 
 const SEPARATOR = "<|endoftext|>";
 const LINE_FEED = 10;

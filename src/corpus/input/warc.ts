@@ -3,10 +3,10 @@
  * `resource` records a page without HTTP. Own framing in place of a library's, because lengths must be checked:
  * a wrong Content-Length or a truncated file is listed with its offset, and reading goes on at the next record.
  */
-import { type Piece, readPieces } from "./bytes.js";
+import { readPieces } from "./bytes.js";
 import { endOfHeader } from "./http.js";
 import { oversized } from "./lines.js";
-import { type Limits, type Position, type RawRecord, unusable } from "./record.js";
+import { type Limits, type Piece, type Position, type RawRecord, unusable } from "./record.js";
 
 const MAX_HEADER = 1 << 16;
 /** What stands between two records. */

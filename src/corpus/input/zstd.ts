@@ -5,7 +5,7 @@
 import { createReadStream } from "node:fs";
 import { ZSTDDecoder } from "zstddec/stream";
 import { UserError } from "../../run/errors.js";
-import type { Piece } from "./bytes.js";
+import type { Piece } from "./record.js";
 
 interface Library {
   memory: { buffer: ArrayBuffer };
