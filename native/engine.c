@@ -140,8 +140,7 @@ enum { ITEM_BITS = 20, ITEMS = 1 << ITEM_BITS };
  * time does not meet. It goes when the thread ends. */
 typedef struct pool pool;
 struct pool {
-  int threads, workers, backward;
-  uint64_t round;
+  int threads, workers;
   struct { pthread_t handle; pool *of; } seats[MAX_THREADS];
   pthread_mutex_t lock;
   pthread_cond_t wake;
@@ -155,8 +154,11 @@ struct pool {
    * items are done, and nobody has to come by and say that he had none. */
   struct { _Alignas(64) _Atomic uint64_t left; } parts[MAX_THREADS];
   _Alignas(64) _Atomic int64_t done;
+  /* What the owner alone counts, in every kernel: beside what the others read, it cost a small kernel a microsecond. */
+  _Alignas(64) uint64_t round;
+  int backward;
   /* Per thread and slot, grown to the largest request and kept. */
-  struct { void *p; size_t bytes; } scratch[MAX_THREADS + 1][SLOTS];
+  _Alignas(64) struct { void *p; size_t bytes; } scratch[MAX_THREADS + 1][SLOTS];
 };
 /* Of the thread that asks: its own, or the one that it works for. */
 static _Thread_local pool *mine;
