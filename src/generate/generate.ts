@@ -161,6 +161,11 @@ function* generation(
 }
 
 function checkPrompts(prompts: readonly ArrayLike<number>[], context: number, vocabSize: number): void {
+  if (!Array.isArray(prompts) || prompts.some((p) => typeof p !== "object" || p === null))
+    throw new UserError(
+      "prompts must be a list of prompts, each an array of token ids: [ids], and not ids, for one.",
+      2,
+    );
   prompts.forEach((p, i) => {
     if (p.length === 0) throw new UserError(`Prompt ${i + 1} is empty: give at least one token to continue from.`);
     if (p.length >= context)

@@ -17,7 +17,7 @@ const ROUND = 1 << 22;
 /** Ids and ranks have 21 bits in the engine's table. */
 const LARGEST = 1 << 21;
 
-/** The engine; null where it cannot be opened, and in worker threads, since its pool serves one caller at a time. */
+/** The engine; null where it cannot be opened, and in worker threads, each of which would have a pool of threads of its own beside the others. */
 function engine(): Device | null {
   if (!isMainThread) return null;
   try {

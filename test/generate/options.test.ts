@@ -33,6 +33,11 @@ test.each([
   }
 });
 
+test("one prompt that is no list of them is told as such", () => {
+  for (const prompts of [[1, 2, 3], "abc", ["abc"], Int32Array.of(1, 2), [null], undefined])
+    expect(() => generate(loaded.model, prompts as never, { maxTokens: 1 })).toThrow(/a list of prompts.*\[ids\]/);
+});
+
 test("an option that there is not is named, with the nearest", async () => {
   expect(told({ max_new_tokens: 3 })).toThrow(/no option "max_new_tokens". .*maxTokens/);
   expect(told({ topp: 0.5 })).toThrow(/no option "topp". Did you mean "topP"\?/);
